@@ -1,0 +1,288 @@
+"""The command line: parse first, import heavy things late; `--help` answers without torch.
+
+Every mistake a user can mend is one line on stderr and exit status 2.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from epistill.errors import EpistillError
+
+app = typer.Typer(
+    help="A laboratory for on-policy self-distillation of language models.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+lab = typer.Typer(help="The laptop world's model.", no_args_is_help=True)
+tasks = typer.Typer(help="Problems: what is asked and how it is graded.", no_args_is_help=True)
+app.add_typer(lab, name="lab")
+app.add_typer(tasks, name="tasks")
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for a machine to read.")]
+
+
+def main() -> None:
+    """Entry point of the `epistill` command."""
+    try:
+        result = app(standalone_mode=False)
+        sys.exit(result if isinstance(result, int) else 0)
+    except EpistillError as error:
+        _fail(str(error))
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.ctx.get_help())
+        sys.exit(2)
+    except click.ClickException as error:
+        _fail(f"{error.format_message()} (see --help)")
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+
+
+def _fail(message: str) -> None:
+    print("epistill: " + " ".join(message.split()), file=sys.stderr)
+    sys.exit(2)
+
+
+def _say(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+@app.command()
+def study(
+    name: Annotated[str, typer.Argument(help="A shipped study (lab, lab-phase) or a TOML file.")],
+    preset: Annotated[str | None, typer.Option(help="A smaller version, e.g. quick.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder; default runs/NAME.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes; default all cores.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Train, compare and report: arms x coverage x seeds. The same command resumes."""
+    from epistill.study.spec import load_study
+
+    spec = load_study(name)
+    if preset is not None:
+        spec = spec.with_preset(preset)
+    _at_least("--workers", workers, 1)
+    folder = out or Path("runs") / spec.name
+    from epistill.study.runner import run_study
+
+    console = Console(stderr=True)
+    report = run_study(spec, folder, workers=workers, console=console)
+    if as_json:
+        from epistill.store import read_json
+
+        _say({"report": str(report), "claims": read_json(folder / "report.json")["claims"]})
+    else:
+        print(report)
+
+
+@app.command()
+def train(
+    config: Annotated[Path | None, typer.Argument(help="A TOML file; flags change it.")] = None,
+    out: Annotated[Path, typer.Option(help="Run directory.")] = Path("runs/train"),
+    model: Annotated[str | None, typer.Option(help="Directory, hub name, or lab.")] = None,
+    data: Annotated[str | None, typer.Option(help="File, dataset, or star-search[:5x3].")] = None,
+    method: Annotated[str | None, typer.Option(help="See `epistill methods`.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Rollout batches.")] = None,
+    coverage: Annotated[int | None, typer.Option(help="Distinct training problems.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Default: the method's.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Names every random draw.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Train one model with one method. The same command resumes."""
+    from epistill.inputs import load_run_config
+
+    flags = {
+        "model": model,
+        "task": data,
+        "method": method,
+        "steps": steps,
+        "coverage": coverage,
+        "learning_rate": learning_rate,
+        "seed": seed,
+    }
+    run_config = load_run_config(config, {k: v for k, v in flags.items() if v is not None})
+    from epistill.study.run import run
+
+    console = Console(stderr=True)
+    with console.status("loading") as status:
+        store = run(
+            run_config,
+            out,
+            on_step=lambda done: status.update(f"step {done} of {run_config.steps}"),
+        )
+    result = store.result or {}
+    if as_json:
+        _say({"folder": str(store.folder), **result})
+        return
+    _print_evaluations(result["evaluations"])
+    print(store.folder)
+
+
+@app.command(name="eval")
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Directory, hub name, or lab.")],
+    data: Annotated[str, typer.Option(help="File, dataset, or star-search[:5x3].")],
+    k: Annotated[int, typer.Option("-k", "--samples", help="Samples per problem.")] = 4,
+    problems: Annotated[int, typer.Option(help="First so many problems.")] = 128,
+    temperature: Annotated[float, typer.Option()] = 1.0,
+    top_p: Annotated[float, typer.Option()] = 1.0,
+    top_k: Annotated[int | None, typer.Option()] = None,
+    max_new_tokens: Annotated[int, typer.Option()] = 256,
+    seed: Annotated[int, typer.Option(help="Names every random draw.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Write every record here (JSONL).")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure avg@k, pass@k, maj@k, length and marker density of a model."""
+    from epistill.inputs import evaluation_settings
+
+    chosen, sampling = evaluation_settings(
+        data, k, problems, temperature, top_p, top_k, max_new_tokens
+    )
+    from epistill.evaluate.run import as_rows, summarise
+    from epistill.evaluate.run import evaluate as run_evaluation
+    from epistill.rollouts.model import load_model
+    from epistill.store import write_jsonl
+    from epistill.tasks.grading import Grader
+
+    loaded = load_model(model)
+    with Grader() as grader:
+        records = run_evaluation(loaded, chosen, grader, sampling=sampling, seed=seed)
+    rows = as_rows(records)
+    if out is not None:
+        write_jsonl(out, rows)
+    summary = {name: estimate.as_dict() for name, estimate in summarise(rows).items()}
+    described = {
+        "problems": len({row["problem_id"] for row in rows}),
+        "samples": k,
+        "sampling": sampling.model_dump(),
+        **summary,
+    }
+    if as_json:
+        _say(described)
+    else:
+        _print_evaluations({chosen.name: described})
+
+
+@lab.command("pretrain")
+def lab_pretrain(
+    out: Annotated[Path, typer.Option(help="Folder for the model.")],
+    seed: Annotated[int, typer.Option()] = 0,
+    steps: Annotated[int | None, typer.Option(help="Default: the shipped model's.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Default: all cores.")] = None,
+) -> None:
+    """Train the lab's base model from nothing (under 30 minutes on two cores)."""
+    _at_least("--steps", steps, 1)
+    from epistill.lab.pretrain import pretrain_to
+
+    pretrain_to(out, seed=seed, steps=steps, threads=threads, say=Console(stderr=True).print)
+    print(out)
+
+
+@lab.command("card")
+def lab_card(as_json: Json = False) -> None:
+    """Measure the shipped weights again and show what the model card claims beside it."""
+    from epistill.lab.card import measure_card, read_card
+
+    claimed, found = read_card(), measure_card()
+    if as_json:
+        _say({"claimed": claimed, "measured": found})
+        return
+    table = Table("world", "score claimed", "score measured")
+    for name, value in found["score"].items():
+        table.add_row(name, f"{claimed['score'][name]:.3f}", f"{value:.3f}")
+    Console().print(table)
+
+
+@tasks.command("show")
+def tasks_show(
+    source: Annotated[str, typer.Argument(help="File, dataset, or star-search[:5x3].")],
+    split: Annotated[str, typer.Option(help="Of a dataset.")] = "train",
+    as_json: Json = False,
+) -> None:
+    """Say what was read: rows, distinct problems, first prompt and answer, grader."""
+    from epistill.inputs import describe_task
+
+    described = describe_task(source, split)
+    if as_json:
+        _say(described)
+        return
+    for name, value in described.items():
+        print(f"{name}: {value}")
+
+
+@app.command()
+def methods(as_json: Json = False) -> None:
+    """List the published methods as points on the five axes."""
+    from epistill.methods import METHODS, describe_method
+
+    if as_json:
+        _say({name: point.model_dump(mode="json") for name, point in METHODS.items()})
+        return
+    rows = [describe_method(point) for point in METHODS.values()]
+    table = Table(*rows[0])
+    for row in rows:
+        table.add_row(*row.values())
+    Console().print(table)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="A study's folder (with report.json).")],
+    out: Annotated[Path | None, typer.Option(help="Default: report.html in the folder.")] = None,
+) -> None:
+    """Draw a study's page again from its report.json."""
+    from epistill.store import read_json
+
+    source = folder / "report.json"
+    if not source.is_file():
+        raise EpistillError(
+            f"no report.json in {folder}; expected the folder of a study; run `epistill study` first"
+        )
+    from epistill.report.page import write_report
+
+    print(write_report(read_json(source), out or folder / "report.html"))
+
+
+@app.command()
+def env(as_json: Json = False) -> None:
+    """Versions, commit and machine, for a bug report."""
+    from epistill.environment import describe_environment
+
+    described = describe_environment()
+    if as_json:
+        _say(described)
+        return
+    for name, value in described.items():
+        if isinstance(value, Mapping):
+            for inner, version in value.items():
+                print(f"{inner}: {version}")
+        else:
+            print(f"{name}: {value}")
+
+
+def _print_evaluations(evaluations: Mapping[str, Mapping[str, Any]]) -> None:
+    from epistill.report.page import format_estimate
+
+    for name, values in evaluations.items():
+        table = Table("measure", "value [95 % interval]", title=f"{name}, n = {values['problems']}")
+        for measure, value in values.items():
+            if isinstance(value, Mapping) and "low" in value:
+                table.add_row(measure, format_estimate(value))
+        Console().print(table)
+
+
+def _at_least(flag: str, value: int | None, least: int) -> None:
+    if value is not None and value < least:
+        raise EpistillError(f"{flag} is {value}; expected at least {least}")

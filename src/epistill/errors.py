@@ -1,0 +1,16 @@
+"""One exception for everything a person can mend.
+
+Enters: what was found, what was expected, what to do. Leaves: one line on stderr and exit status 2
+(`cli`), or an ordinary `ValueError` for callers of the library. Programming errors stay assertions.
+"""
+
+
+class EpistillError(ValueError):
+    """A mistake in the input or its surroundings that the user can correct.
+
+    The message is one line: what was found, what was expected, what to do.
+    """
+
+
+class BudgetExceeded(EpistillError):
+    """A prompt, context and response together exceed what the model can read."""

@@ -1,0 +1,201 @@
+"""avg@k, pass@k, maj@k and the problem-cluster bootstrap. numpy only; imports no torch.
+
+Enters: outcomes as [problems, samples], or per seed. Leaves: an `Estimate` (value, n, interval): a
+number never travels alone. Responses to one problem are not independent, so problems are what is
+resampled; over several training seeds, seeds are resampled too.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from itertools import combinations
+from math import comb
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from epistill.seeds import derive_seed, named_random
+
+Floats = NDArray[np.float64]
+RESAMPLES = 10_000
+MAX_SUBSETS = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A number with its uncertainty.
+
+    Attributes:
+        value: The point estimate.
+        low, high: 95 % interval; None where one problem (or none) leaves nothing to resample.
+        problems: Clusters resampled.
+        seeds: Training seeds behind it.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    problems: int
+    seeds: int = 1
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def pass_at_k(n: int, correct: int, k: int) -> float:
+    """Unbiased estimate of P(at least one of k samples is correct): 1 - C(n-c, k) / C(n, k).
+
+    Args:
+        n: Samples drawn.
+        correct: How many of them are correct.
+        k: At most n.
+
+    Raises:
+        ValueError: k outside 1..n, or correct outside 0..n.
+
+    Source: Chen et al. 2021 (2107.03374), Eq. 1.
+
+    Example:
+        >>> pass_at_k(4, 2, 2)
+        0.8333333333333334
+    """
+    if not 1 <= k <= n:
+        raise ValueError(f"pass@k with k={k} and n={n} samples; expected 1 <= k <= n")
+    if not 0 <= correct <= n:
+        raise ValueError(f"{correct} correct of {n} samples; expected 0 <= correct <= n")
+    return 1.0 - comb(n - correct, k) / comb(n, k)
+
+
+def maj_at_k(
+    answers: Sequence[str | None], correct: Sequence[bool], k: int, *, seed: int = 0
+) -> float:
+    """Expected correctness of the majority answer of k samples; ties are shared equally.
+
+    Unreadable answers (None) do not vote. Exact over all subsets of size k where there are at most
+    500, else over 500 drawn ones.
+
+    Args:
+        answers: The n extracted answers.
+        correct: Whether each is correct.
+        k: At most n.
+        seed: Names the drawn subsets.
+
+    Raises:
+        ValueError: k outside 1..n, or lengths differ.
+
+    Example:
+        >>> maj_at_k(["a", "a", "b"], [True, True, False], 3)
+        1.0
+    """
+    n = len(answers)
+    if len(correct) != n:
+        raise ValueError(f"{n} answers but {len(correct)} grades")
+    if not 1 <= k <= n:
+        raise ValueError(f"maj@k with k={k} and n={n} samples; expected 1 <= k <= n")
+    if comb(n, k) <= MAX_SUBSETS:
+        subsets = list(combinations(range(n), k))
+    else:
+        rng = named_random("maj_at_k", seed, n, k)
+        subsets = [tuple(rng.sample(range(n), k)) for _ in range(MAX_SUBSETS)]
+    return float(np.mean([_majority(answers, correct, subset) for subset in subsets]))
+
+
+def _majority(
+    answers: Sequence[str | None], correct: Sequence[bool], subset: Sequence[int]
+) -> float:
+    votes = Counter(answers[i] for i in subset if answers[i] is not None)
+    if not votes:
+        return 0.0
+    most = max(votes.values())
+    leaders = {answer for answer, count in votes.items() if count == most}
+    right = {answers[i] for i in subset if correct[i]}
+    return len(leaders & right) / len(leaders)
+
+
+def bootstrap_mean(per_problem: Floats, *, seed: int = 0, resamples: int = RESAMPLES) -> Estimate:
+    """Mean over problems with a 95 % percentile interval.
+
+    Args:
+        per_problem: [problems], or [seeds, problems] with the same problems for every seed; then
+            seeds and problems are resampled independently (crossed). With three seeds the seeds'
+            share of the interval is too narrow by about a third; see `docs/metrics.md`.
+        seed: Names the resampling.
+        resamples: Draws.
+
+    Raises:
+        ValueError: No problems, or NaN.
+
+    Example:
+        >>> bootstrap_mean(np.array([1.0, 0.0, 1.0, 1.0])).value
+        0.75
+    """
+    table = np.atleast_2d(np.asarray(per_problem, dtype=np.float64))
+    seeds, problems = table.shape
+    if problems == 0 or np.isnan(table).any():
+        raise ValueError(f"expected at least one problem and no NaN; found shape {table.shape}")
+    value = float(table.mean())
+    if problems == 1:
+        return Estimate(value, None, None, problems, seeds)
+    by_seed = _shares(problems, resamples, seed) @ table.T  # [resamples, seeds]
+    if seeds == 1:
+        means = by_seed[:, 0]
+    else:
+        means = (by_seed * _shares(seeds, resamples, derive_seed("seeds", seed))).sum(1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Estimate(value, float(low), float(high), problems, seeds)
+
+
+@lru_cache(maxsize=16)
+def _shares(clusters: int, resamples: int, seed: int) -> Floats:
+    """[resamples, clusters]: the share of each cluster in each resample."""
+    rng = np.random.default_rng(derive_seed("bootstrap", seed, clusters))
+    return rng.multinomial(clusters, np.full(clusters, 1 / clusters), size=resamples) / clusters
+
+
+def t_interval(per_seed: Floats) -> Estimate:
+    """Mean over training seeds with a Student-t 95 % interval; for numbers with no problems below.
+
+    Args:
+        per_seed: One number (or paired difference) per seed.
+
+    Example:
+        >>> t_interval(np.array([1.0, 2.0, 3.0])).value
+        2.0
+    """
+    from scipy import stats
+
+    values = np.asarray(per_seed, dtype=np.float64)
+    if values.size == 0 or np.isnan(values).any():
+        raise ValueError(f"expected at least one number and no NaN; found {values}")
+    mean = float(values.mean())
+    if values.size == 1:
+        return Estimate(mean, None, None, 0, 1)
+    half = float(stats.t.ppf(0.975, values.size - 1) * values.std(ddof=1) / np.sqrt(values.size))
+    return Estimate(mean, mean - half, mean + half, 0, int(values.size))
+
+
+def paired_bootstrap(
+    ours: Floats, theirs: Floats, *, seed: int = 0, resamples: int = RESAMPLES
+) -> Estimate:
+    """Difference of means, ours minus theirs, on the same problems (and seeds).
+
+    Args:
+        ours, theirs: Equal shapes, [problems] or [seeds, problems], aligned.
+        seed, resamples: As in `bootstrap_mean`.
+
+    Raises:
+        ValueError: Shapes differ.
+
+    Example:
+        >>> paired_bootstrap(np.array([1.0, 1.0]), np.array([0.0, 1.0])).value
+        0.5
+    """
+    ours, theirs = np.atleast_2d(ours), np.atleast_2d(theirs)
+    if ours.shape != theirs.shape:
+        raise ValueError(f"paired arrays of shapes {ours.shape} and {theirs.shape}")
+    return bootstrap_mean(ours - theirs, seed=seed, resamples=resamples)

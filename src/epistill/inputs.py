@@ -1,0 +1,132 @@
+"""What the command line reads: run configurations, task names, evaluation settings. Torch-free."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from epistill.config import (
+    EvalSet,
+    FileTask,
+    RunConfig,
+    SamplingConfig,
+    Settings,
+    StarSearchTask,
+    TaskConfig,
+)
+from epistill.errors import EpistillError
+from epistill.methods import method
+
+_STAR = re.compile(r"star-search(?::(\d+)x(\d+))?")
+
+
+def task_from_name(name: str) -> TaskConfig:
+    """ "star-search", "star-search:6x3", a file, or a dataset name."""
+    if found := _STAR.fullmatch(name):
+        arms, depth = found.groups()
+        return StarSearchTask() if arms is None else StarSearchTask(arms=int(arms), depth=int(depth))
+    return FileTask(path=name)
+
+
+def describe_task(source: str, split: str) -> dict[str, Any]:
+    """rows, problems (distinct), the first prompt and answer, the grader chosen."""
+    task = task_from_name(source)
+    if isinstance(task, StarSearchTask):
+        from epistill.tasks.star_search import star_problem
+
+        first, rows, problems = star_problem(task.arms, task.depth, 0, task.split, 0), None, None
+    else:
+        from epistill.tasks.files import load_problems
+
+        read = load_problems(source, split=split)
+        first, rows, problems = read.problems[0], read.rows, len(read.problems)
+    return {
+        "source": source,
+        "rows": rows,
+        "problems": problems,
+        "first_prompt": [{"role": m.role, "content": m.content} for m in first.messages],
+        "first_answer": first.answer,
+        "grader": first.grader,
+        "has_solutions": first.solution is not None,
+    }
+
+
+def load_run_config(path: Path | None, flags: Mapping[str, Any]) -> RunConfig:
+    """A run's configuration from a TOML file, flags on top.
+
+    Raises:
+        EpistillError: No such file, not TOML, or settings that do not fit.
+    """
+    settings: dict[str, Any] = {}
+    if path is not None:
+        if not path.is_file():
+            raise EpistillError(f"no file {path}; expected a TOML run configuration")
+        try:
+            settings = tomllib.loads(path.read_text(encoding="utf-8"))
+        except tomllib.TOMLDecodeError as error:
+            raise EpistillError(f"{path} is not TOML: {error}") from error
+    flags = dict(flags)
+    if "task" in flags:
+        flags["task"] = task_from_name(flags["task"]).model_dump()
+    chosen = settings.pop("method", {})
+    chosen = {"name": chosen} if isinstance(chosen, str) else dict(chosen)
+    if "method" in flags:
+        chosen = {"name": flags.pop("method")}
+    missing = [n for n, v in (("method", chosen.get("name")),) if v is None]
+    missing += [n for n in ("model", "task") if n not in settings and n not in flags]
+    if missing:
+        raise EpistillError(
+            f"nothing says which {' and which '.join(missing)} to use; pass --"
+            f"{' and --'.join({'task': 'data'}.get(n, n) for n in missing)}, or a TOML file"
+        )
+    settings["method"] = method(chosen.pop("name"), **chosen).model_dump()
+    return _validated(RunConfig, {**settings, **flags})
+
+
+def evaluation_settings(
+    data: str,
+    samples: int,
+    problems: int,
+    temperature: float,
+    top_p: float,
+    top_k: int | None,
+    max_new_tokens: int,
+) -> tuple[EvalSet, SamplingConfig]:
+    """Checked settings of `epistill eval`."""
+    chosen = _validated(
+        EvalSet,
+        {
+            "name": data,
+            "task": task_from_name(data).model_dump(),
+            "samples": samples,
+            "problems": problems,
+        },
+    )
+    sampling = _validated(
+        SamplingConfig,
+        {
+            "temperature": temperature,
+            "top_p": top_p,
+            "top_k": top_k,
+            "max_new_tokens": max_new_tokens,
+        },
+    )
+    return chosen, sampling
+
+
+_Record = TypeVar("_Record", bound=Settings)
+
+
+def _validated(kind: type[_Record], settings: Mapping[str, Any]) -> _Record:
+    try:
+        return kind.model_validate(settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        found = f" (found {first['input']!r})" if where and "input" in first else ""
+        raise EpistillError(f"{where or 'the settings'}: {first['msg']}{found}"[:400]) from error

@@ -1,0 +1,58 @@
+"""The shipped model's card: what it claims, and the measurement that a test repeats.
+
+    epistill lab card
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from epistill.config import EvalSet, SamplingConfig, StarSearchTask
+from epistill.evaluate.run import as_rows, evaluate, summarise
+from epistill.rollouts.model import LAB_NAME, lab_directory, load_model
+from epistill.tasks.grading import Grader
+
+WORLDS = ((5, 3), (6, 3), (4, 4), (5, 1))
+PROBLEMS, SAMPLES, SEED = 400, 4, 0
+
+
+def read_card() -> dict[str, Any]:
+    """card.json beside the weights."""
+    return json.loads((lab_directory() / "card.json").read_text())
+
+
+def measure_card(name: str = LAB_NAME) -> dict[str, Any]:
+    """Score, length and density per world, at temperature 1.
+
+    Args:
+        name: The model to measure.
+    """
+    model = load_model(name)
+    measures = ("score", "length_tokens", "density_per_1k_tokens")
+    card: dict[str, Any] = {
+        "problems": PROBLEMS,
+        "samples": SAMPLES,
+        "temperature": 1.0,
+        "split": "card",
+        **{measure: {} for measure in measures},
+    }
+    with Grader() as grader:
+        for arms, depth in WORLDS:
+            task = StarSearchTask(arms=arms, depth=depth, split="card")
+            chosen = EvalSet(
+                name=f"{arms}x{depth}", task=task, problems=PROBLEMS, samples=SAMPLES
+            )
+            rows = as_rows(
+                evaluate(
+                    model,
+                    chosen,
+                    grader,
+                    sampling=SamplingConfig(max_new_tokens=120),
+                    seed=SEED,
+                )
+            )
+            estimates = summarise(rows)
+            for measure in measures:
+                card[measure][chosen.name] = round(estimates[measure].value, 4)
+    return card

@@ -1,0 +1,71 @@
+"""On which tokens student and teacher are compared: the vocabulary, or the top k with or without tail.
+
+Enters: logits [..., V] of both. Leaves: log-probabilities [..., K] of both over one support, each
+normalised over it. The support is a choice, not a quantity: no gradient flows through which tokens
+are in it.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+TINY_TAIL = 1e-12
+
+
+def log_tail_mass(
+    log_probs: Float[Tensor, "*batch K"],
+) -> Float[Tensor, "*batch 1"]:
+    """log of the probability left outside a top-k set, safe where the set holds everything.
+
+    log(1 - sum p) through log1p/expm1, with the sum kept a hair below one: a distribution whose
+    top k already hold all its mass has a tail of (about) nothing, not NaN.
+    """
+    inside = log_probs.logsumexp(-1, keepdim=True)
+    limit = max(torch.finfo(log_probs.dtype).eps, TINY_TAIL)
+    return torch.log(-torch.expm1(inside.clamp(max=-limit)))
+
+
+def aligned_log_probs(
+    student_logits: Float[Tensor, "*batch V"],
+    teacher_logits: Float[Tensor, "*batch V"],
+    *,
+    top_k: int | None = None,
+    add_tail: bool = False,
+    chosen_by: Literal["student", "teacher"] = "student",
+) -> tuple[Float[Tensor, "*batch K"], Float[Tensor, "*batch K"]]:
+    """Log-probabilities of both over the support.
+
+    Args:
+        student_logits: At the loss temperature already.
+        teacher_logits: Over the same vocabulary.
+        top_k: Keep that many tokens; None, or at least V, keeps all.
+        add_tail: Add the mass left over as one bucket (K = top_k + 1); else both are renormalised
+            over the kept tokens. The divergence with tail is a lower bound of the full one
+            (coarse-graining) and grows with k.
+        chosen_by: Whose top k.
+
+    Returns:
+        (student, teacher) log-probabilities [..., K].
+
+    Raises:
+        ValueError: top_k below 1.
+    """
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k is {top_k}; expected a positive integer, or None for all tokens")
+    student = student_logits.log_softmax(-1)
+    teacher = teacher_logits.log_softmax(-1)
+    if top_k is None or top_k >= student_logits.shape[-1]:
+        return student, teacher
+    chooser = student if chosen_by == "student" else teacher
+    kept = chooser.detach().topk(top_k, dim=-1).indices
+    student, teacher = student.gather(-1, kept), teacher.gather(-1, kept)
+    if add_tail:
+        return (
+            torch.cat([student, log_tail_mass(student)], -1),
+            torch.cat([teacher, log_tail_mass(teacher)], -1),
+        )
+    return student.log_softmax(-1), teacher.log_softmax(-1)

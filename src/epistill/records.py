@@ -1,0 +1,164 @@
+"""The records that stages hand to each other. Frozen; ids as tuples; imports no torch.
+
+Each docstring states what is aligned with what and what None means; `__post_init__` checks it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Any, Literal
+
+GraderName = Literal["math", "choice", "exact"]
+StopReason = Literal["eos", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a chat."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One question with the answer it is graded against.
+
+    Attributes:
+        id: Unique within its task; the cluster of every bootstrap.
+        messages: The chat the student sees.
+        answer: The reference answer, as the grader expects it.
+        grader: Which grader reads the response.
+        solution: A worked solution, thinking included where it has one; None where the source has
+            none (contexts that need one then refuse).
+        meta: What the source says besides (difficulty, origin), for grouping only.
+    """
+
+    id: str
+    messages: tuple[Message, ...]
+    answer: str
+    grader: GraderName
+    solution: str | None = None
+    meta: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+
+    def __post_init__(self) -> None:
+        if not self.messages:
+            raise ValueError(f"problem {self.id!r} has no messages")
+
+
+class GradeStatus(StrEnum):
+    """How grading a response ended."""
+
+    CORRECT = "correct"
+    WRONG = "wrong"
+    UNREADABLE = "unreadable"
+    TIMEOUT = "timeout"
+
+
+@dataclass(frozen=True, slots=True)
+class Grade:
+    """The verdict on one response.
+
+    Attributes:
+        status: Correct, wrong, or why no verdict could be reached.
+        extracted: The answer that was read; None where none could be.
+        reason: One line for a person; empty for a plain correct or wrong.
+    """
+
+    status: GradeStatus
+    extracted: str | None
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        if self.extracted is None and self.status in (GradeStatus.CORRECT, GradeStatus.WRONG):
+            raise ValueError(f"a grade of {self.status.value!r} must say which answer it read")
+
+    @property
+    def score(self) -> float:
+        """1.0 for a correct answer, else 0.0: an answer nobody can read earns nothing."""
+        return 1.0 if self.status is GradeStatus.CORRECT else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One sampled response.
+
+    Attributes:
+        problem_id: The problem it answers.
+        sample: Index within the problem's group, from 0.
+        prompt_ids: What the model read.
+        completion_ids: What it wrote, the end token included if it wrote one.
+        logprobs: log-probability (nats) of each completion token at the sampling temperature,
+            before top-p and top-k; aligned with completion_ids.
+        stop_reason: "eos", or "length" for a truncated response.
+        text: completion_ids decoded without the end token, `<think>` tags kept.
+        policy_version: Optimiser steps the weights had seen when it was sampled.
+        entropies: Entropy (nats) of the distribution each token was drawn from, before top-p and
+            top-k; None where the engine cannot tell.
+    """
+
+    problem_id: str
+    sample: int
+    prompt_ids: tuple[int, ...]
+    completion_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    stop_reason: StopReason
+    text: str
+    policy_version: int = 0
+    entropies: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.entropies is not None and len(self.entropies) != len(self.completion_ids):
+            raise ValueError(
+                f"{len(self.completion_ids)} completion ids but {len(self.entropies)} entropies"
+            )
+        if len(self.completion_ids) != len(self.logprobs):
+            raise ValueError(
+                f"{len(self.completion_ids)} completion ids but {len(self.logprobs)} log-probs"
+            )
+        if not self.completion_ids:
+            raise ValueError(f"rollout of problem {self.problem_id!r} is empty")
+
+
+@dataclass(frozen=True, slots=True)
+class GradedRollout:
+    """A rollout with the problem it answers and its grade.
+
+    Attributes:
+        opened_thinking: The prompt ended inside an open `<think>`.
+    """
+
+    problem: Problem
+    rollout: Rollout
+    grade: Grade
+    opened_thinking: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class EvalRecord:
+    """What one graded response contributes to an evaluation.
+
+    Attributes:
+        correct: The grade's score as a bool.
+        status: The grade's status, so that "unreadable" is not silently "wrong".
+        n_tokens: Completion tokens.
+        n_words: Words of the response (see metrics).
+        n_markers: Epistemic markers on word boundaries.
+        answer: The extracted answer (for maj@k); None where unreadable.
+        truncated: The response hit the token limit.
+        text: The response; None where it was not kept.
+    """
+
+    problem_id: str
+    sample: int
+    correct: bool
+    status: str
+    n_tokens: int
+    n_words: int
+    n_markers: int
+    answer: str | None
+    truncated: bool
+    text: str | None = None

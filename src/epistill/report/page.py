@@ -1,0 +1,123 @@
+"""Render report.json as one HTML file that opens offline.
+
+Enters: the report's dict. Leaves: report.html. Every text is escaped by the template; data reach the
+page's script as JSON in which no tag can close; a content security policy forbids any request.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, select_autoescape
+from markupsafe import Markup, escape
+from plotly.offline import get_plotlyjs
+
+from epistill.metrics.epistemic import marker_spans
+from epistill.report.figures import plots_of
+from epistill.store import write_atomic
+
+VERDICT_CLASSES = {
+    "reproduced": "yes",
+    "not reproduced": "no",
+    "not distinguishable": "open",
+    "not measured": "open",
+}
+
+
+def write_report(report: Mapping[str, Any], path: Path) -> Path:
+    """Write the page.
+
+    Args:
+        report: What `study.summary` collected.
+        path: Where; written whole or not at all.
+
+    Returns:
+        The path.
+    """
+    environment = Environment(
+        loader=PackageLoader("epistill.report"), autoescape=select_autoescape(default=True)
+    )
+    environment.filters |= {
+        "estimate": format_estimate,
+        "signed": format_signed,
+        "minutes": lambda seconds: f"{seconds / 60:.1f}",
+        "verdict_class": VERDICT_CLASSES.__getitem__,
+        "pretty": lambda value: json.dumps(value, indent=2, ensure_ascii=False),
+    }
+    plots = plots_of(report)
+    html = environment.get_template("study.html.j2").render(
+        report=report,
+        plots=plots,
+        figures=as_script_json({plot.id: json.loads(plot.figure.to_json()) for plot in plots}),
+        traces=as_script_json(_marked_traces(report)),
+        plotly=Markup(get_plotlyjs()),
+    )
+    write_atomic(path, html)
+    return path
+
+
+def as_script_json(value: Any) -> Markup:
+    """JSON that is safe inside a script element: no `<`, so nothing can close it."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    return Markup(
+        text.replace("&", "\\u0026")
+        .replace("<", "\\u003c")
+        .replace(">", "\\u003e")
+        .replace("\u2028", "\\u2028")
+        .replace("\u2029", "\\u2029")
+    )
+
+
+def highlight_markers(text: str) -> Markup:
+    """Text as HTML, escaped, each epistemic marker in `<mark>`.
+
+    Example:
+        >>> str(highlight_markers("Wait, <b>"))
+        '<mark>Wait</mark>, &lt;b&gt;'
+    """
+    parts: list[str] = []
+    position = 0
+    for start, stop in marker_spans(text):
+        parts += [escape(text[position:start]), Markup("<mark>"), escape(text[start:stop])]
+        parts.append(Markup("</mark>"))
+        position = stop
+    return Markup("").join([*parts, escape(text[position:])])
+
+
+def format_estimate(estimate: Mapping[str, Any] | None, digits: int = 3) -> str:
+    """ "0.512 [0.480, 0.544]", or a dash where there is nothing."""
+    if estimate is None:
+        return "–"
+    value = f"{estimate['value']:.{digits}f}"
+    if estimate["low"] is None:
+        return value
+    return f"{value} [{estimate['low']:.{digits}f}, {estimate['high']:.{digits}f}]"
+
+
+def format_signed(estimate: Mapping[str, Any] | None, digits: int = 3) -> str:
+    """The same for a difference, with its sign."""
+    if estimate is None:
+        return "–"
+    value = f"{estimate['value']:+.{digits}f}"
+    if estimate["low"] is None:
+        return value
+    return f"{value} [{estimate['low']:+.{digits}f}, {estimate['high']:+.{digits}f}]"
+
+
+def _marked_traces(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    labels = {arm["id"]: arm["label"] for arm in report["arms"]}
+    return [
+        {
+            "problem": entry["problem_id"],
+            "kind": entry["kind"],
+            "responses": [
+                {**response, "label": labels[response["arm"]]}
+                | {"html": str(highlight_markers(response["text"])), "text": None}
+                for response in entry["responses"]
+            ],
+        }
+        for entry in report["traces"]
+    ]

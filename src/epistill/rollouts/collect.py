@@ -1,0 +1,66 @@
+"""From problems to graded rollouts: render, sample, split, grade. Used by every stage that samples.
+
+Enters: problems with the chat to show for each (the student's own, or the teacher's with a
+context). Leaves: `GradedRollout`s, groups together, in order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from epistill.config import SamplingConfig
+from epistill.records import GradedRollout, Message, Problem
+from epistill.rollouts.model import LanguageModel
+from epistill.rollouts.prompts import render_prompt, split_thinking
+from epistill.rollouts.sampler import PromptRequest, sample
+from epistill.tasks.grading import Grader
+
+
+def sample_and_grade(
+    model: LanguageModel,
+    asked: Sequence[tuple[Problem, Sequence[Message]]],
+    grader: Grader,
+    *,
+    samples: int,
+    sampling: SamplingConfig,
+    seed: int,
+    policy_version: int = 0,
+) -> list[GradedRollout]:
+    """Sample `samples` responses to each chat and grade them against its problem.
+
+    Args:
+        model: In eval mode.
+        asked: Problem and chat; repeats make separate groups.
+        grader: Grades the answer parts.
+        samples: Responses per chat.
+        sampling: How they are drawn.
+        seed: Names the draws.
+        policy_version: Stamped on the rollouts.
+    """
+    prompts = [
+        render_prompt(model.tokenizer, messages, thinking=sampling.thinking)
+        for _, messages in asked
+    ]
+    rollouts = sample(
+        model,
+        [
+            PromptRequest(problem.id, prompt.ids)
+            for (problem, _), prompt in zip(asked, prompts, strict=True)
+        ],
+        samples=samples,
+        sampling=sampling,
+        seed=seed,
+        policy_version=policy_version,
+    )
+    problems = [problem for problem, _ in asked for _ in range(samples)]
+    opened = [prompt.opens_thinking for prompt in prompts for _ in range(samples)]
+    grades = grader.grade(
+        [
+            (problem.grader, problem.answer, split_thinking(r.text, opened_in_prompt=o).answer)
+            for problem, r, o in zip(problems, rollouts, opened, strict=True)
+        ]
+    )
+    return [
+        GradedRollout(*parts)
+        for parts in zip(problems, rollouts, grades, opened, strict=True)
+    ]

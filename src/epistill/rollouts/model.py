@@ -1,0 +1,216 @@
+"""Loading any Hugging Face causal LM, and the two halves of its forward pass.
+
+Enters: a directory or name. Leaves: a `LanguageModel` whose decoder gives hidden states and whose
+head turns them into logits, kept apart so that the logits of a whole sequence with a large
+vocabulary need never exist at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.modeling_utils import PreTrainedModel
+
+from epistill.errors import EpistillError
+
+DTypeName = Literal["float32", "bfloat16"]
+LAB_NAME = "lab"
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The output layer as numbers: logits = cap(scale * (hidden W^T + b)).
+
+    Attributes:
+        weight: [V, H].
+        bias: [V], or None.
+        scale: Multiplier of the logits (Cohere, Granite); 1.0 elsewhere.
+        softcap: cap * tanh(logits / cap) (Gemma 2); None for none.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def logits(self, hidden: Float[Tensor, "*batch H"]) -> Float[Tensor, "*batch V"]:
+        """Logits of some positions."""
+        return self.finish(nn.functional.linear(hidden, self.weight, self.bias))
+
+    def finish(self, logits: Float[Tensor, "*batch V"]) -> Float[Tensor, "*batch V"]:
+        """Scale and cap what the matrix product gave."""
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        if self.softcap is not None:
+            logits = torch.tanh(logits / self.softcap) * self.softcap
+        return logits
+
+
+class LanguageModel:
+    """A causal LM with its tokenizer, as every stage uses it.
+
+    Args:
+        network: The Hugging Face model (or a peft wrapper of one).
+        tokenizer: Its tokenizer, with a chat template.
+        name: Where it came from, for messages and logs.
+    """
+
+    def __init__(
+        self, network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str
+    ) -> None:
+        self.network = network
+        self.tokenizer = tokenizer
+        self.name = name
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return next(self.network.parameters()).device
+
+    @property
+    def max_positions(self) -> int | None:
+        """Longest sequence the model can read; None where its configuration does not say."""
+        return getattr(self.network.config, "max_position_embeddings", None)
+
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        """Every token id that ends a response."""
+        generation = getattr(self.network, "generation_config", None)
+        found: set[int] = set()
+        for value in (
+            getattr(generation, "eos_token_id", None),
+            self.network.config.eos_token_id,
+            self.tokenizer.eos_token_id,
+        ):
+            if value is not None:
+                found.update(value if isinstance(value, list | tuple) else [value])
+        return frozenset(found)
+
+    @property
+    def pad_id(self) -> int:
+        """A token id to fill with; never read by attention, so any will do."""
+        return self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
+
+    def decoder(self) -> nn.Module:
+        """The network without its head."""
+        return self._causal_lm().get_decoder()
+
+    def head(self) -> Head:
+        """The output layer with the model's own scaling."""
+        network = self._causal_lm()
+        config = network.config
+        linear = network.get_output_embeddings()
+        scale = getattr(config, "logit_scale", None) or 1.0
+        if dividing := getattr(config, "logits_scaling", None):
+            scale = 1.0 / dividing
+        softcap = getattr(config, "final_logit_softcapping", None)
+        return Head(linear.weight, getattr(linear, "bias", None), scale, softcap)
+
+    def hidden(
+        self, input_ids: Int[Tensor, "B W"], rows: Int[Tensor, "N"], columns: Int[Tensor, "N"]
+    ) -> Float[Tensor, "N H"]:
+        """Hidden states at chosen positions of right-padded sequences.
+
+        Padding is on the right, so causal attention never reads it and no mask is needed.
+        """
+        states = self.decoder()(input_ids=input_ids, use_cache=False)[0]
+        return states[rows, columns]
+
+    def _causal_lm(self) -> PreTrainedModel:
+        get_base = getattr(self.network, "get_base_model", None)
+        return get_base() if get_base is not None else self.network
+
+
+def lab_directory() -> Path:
+    """Where the package keeps the lab's base model."""
+    return Path(str(resources.files("epistill.lab"))) / "star-search-base"
+
+
+def load_model(
+    name: str,
+    *,
+    dtype: DTypeName = "float32",
+    device: str = "cpu",
+    trust_remote_code: bool = False,
+) -> LanguageModel:
+    """Load a model and its tokenizer from a directory, a hub name, or "lab".
+
+    Args:
+        name: "lab" for the shipped model, a directory, or a name on the hub.
+        dtype: Of the weights.
+        device: Of the weights.
+        trust_remote_code: Run code that came with the model; off unless asked.
+
+    Raises:
+        EpistillError: Not found, no tokenizer, pickled weights only, or a head whose logits this
+            package would compute differently from the model itself.
+    """
+    directory = lab_directory() if name == LAB_NAME else Path(name)
+    looks_local = name.startswith((".", "/", "~")) or directory.exists() or name == LAB_NAME
+    if looks_local:
+        directory = directory.expanduser()
+        if not (directory / "config.json").is_file():
+            found = "no such directory" if not directory.is_dir() else "no config.json in it"
+            raise EpistillError(
+                f"model {name!r}: {found}; expected a Hugging Face model directory, a hub name or "
+                f"{LAB_NAME!r}"
+            )
+    source = str(directory) if looks_local else name
+    tokenizer = _load_tokenizer(source, name, trust_remote_code)
+    try:
+        network = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+        )
+    except (OSError, ValueError) as error:
+        raise EpistillError(
+            f"model {name!r} could not be loaded: {_first_line(error)}; expected a causal LM with "
+            "safetensors weights"
+        ) from error
+    model = LanguageModel(network.to(device).eval(), tokenizer, name)
+    _check_head(model)
+    return model
+
+
+def _load_tokenizer(source: str, name: str, trust: bool) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust)
+    except (OSError, ValueError) as error:
+        raise EpistillError(
+            f"model {name!r} has no usable tokenizer: {_first_line(error)}; expected tokenizer.json "
+            "and tokenizer_config.json beside the weights"
+        ) from error
+    if not getattr(tokenizer, "is_fast", False):
+        raise EpistillError(
+            f"model {name!r} has a slow tokenizer; expected a fast one (tokenizer.json), which maps "
+            "tokens to text offsets"
+        )
+    return tokenizer
+
+
+def _check_head(model: LanguageModel) -> None:
+    """Our head and the model's own must agree, or an unknown scaling would go unnoticed."""
+    ids = torch.arange(4, device=model.device).unsqueeze(0)
+    rows, columns = torch.zeros(4, dtype=torch.long, device=model.device), ids[0]
+    with torch.no_grad():
+        ours = model.head().logits(model.hidden(ids, rows, columns)).float()
+        theirs = model.network(input_ids=ids, use_cache=False).logits[0].float()
+    if not torch.allclose(ours, theirs, rtol=1e-2, atol=1e-2):
+        raise EpistillError(
+            f"model {model.name!r} ({type(model.network).__name__}) computes its logits in a way "
+            f"this package does not know (gap {(ours - theirs).abs().max().item():.3g}); expected "
+            "hidden @ W^T with scale, bias or soft-cap; report the architecture"
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

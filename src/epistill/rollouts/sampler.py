@@ -1,0 +1,239 @@
+"""The in-process sampler: batched, cached, prompts computed once per group, ended rows leave.
+
+Enters: prompts as token ids, how many samples of each, `SamplingConfig`, a seed. Leaves: `Rollout`s
+in the order of the prompts. It knows token ids only; `prompts` renders, `tasks.grading` grades.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from epistill.config import SamplingConfig
+from epistill.errors import BudgetExceeded
+from epistill.objective import entropy
+from epistill.records import Rollout
+from epistill.rollouts.cache import make_cache, select_rows
+from epistill.rollouts.model import LanguageModel
+from epistill.seeds import derive_seed
+
+# Ended rows leave once they are this share of the batch: every departure copies the cache.
+LEAVE_SHARE = 0.125
+
+
+@dataclass(frozen=True, slots=True)
+class PromptRequest:
+    """One prompt to sample from."""
+
+    problem_id: str
+    ids: tuple[int, ...]
+
+
+def sample(
+    model: LanguageModel,
+    requests: Sequence[PromptRequest],
+    *,
+    samples: int,
+    sampling: SamplingConfig,
+    seed: int,
+    policy_version: int = 0,
+    max_rows: int = 256,
+) -> list[Rollout]:
+    """Sample responses.
+
+    Args:
+        model: The model, in eval mode.
+        requests: Prompts; equally long ones share batches without padding.
+        samples: Responses per prompt; the prompt is computed once for all of them.
+        sampling: Temperature, top-p, top-k, token limit.
+        seed: Names every draw; the same call gives the same responses.
+        policy_version: Stamped on each rollout.
+        max_rows: Rows decoded together.
+
+    Returns:
+        `samples` rollouts per request, in request order.
+
+    Raises:
+        BudgetExceeded: A prompt plus `max_new_tokens` is longer than the model can read.
+    """
+    _check_budget(model, requests, sampling)
+    order = sorted(range(len(requests)), key=lambda i: len(requests[i].ids))
+    per_batch = max(1, max_rows // samples)
+    found: dict[int, list[Rollout]] = {}
+    for start in range(0, len(order), per_batch):
+        chosen = order[start : start + per_batch]
+        generator = torch.Generator(model.device).manual_seed(derive_seed("sample", seed, start))
+        decoded = _decode(
+            model, [requests[i].ids for i in chosen], samples, sampling, generator
+        )
+        for position, index in enumerate(chosen):
+            found[index] = [
+                decoded.rollout(
+                    model, requests[index], position * samples + k, k, policy_version
+                )
+                for k in range(samples)
+            ]
+    return [rollout for index in range(len(requests)) for rollout in found[index]]
+
+
+@dataclass(slots=True)
+class _Decoded:
+    """Result buffers of one batch: [rows, max_new_tokens], and the length of each row."""
+
+    tokens: Tensor
+    log_probs: Tensor
+    entropies: Tensor
+    lengths: Tensor
+    ended: Tensor
+
+    def rollout(
+        self, model: LanguageModel, request: PromptRequest, row: int, sample: int, version: int
+    ) -> Rollout:
+        length = int(self.lengths[row])
+        ids = tuple(self.tokens[row, :length].tolist())
+        ended = bool(self.ended[row])
+        return Rollout(
+            problem_id=request.problem_id,
+            sample=sample,
+            prompt_ids=request.ids,
+            completion_ids=ids,
+            logprobs=tuple(self.log_probs[row, :length].tolist()),
+            entropies=tuple(self.entropies[row, :length].tolist()),
+            stop_reason="eos" if ended else "length",
+            text=decode_text(model, ids),
+            policy_version=version,
+        )
+
+
+def decode_text(model: LanguageModel, ids: Sequence[int]) -> str:
+    """A response as text: the end token dropped, everything else kept, `<think>` tags too."""
+    end = len(ids) - 1 if ids and ids[-1] in model.eos_ids else len(ids)
+    return str(model.tokenizer.decode(list(ids[:end]), skip_special_tokens=False))
+
+
+def _check_budget(
+    model: LanguageModel, requests: Sequence[PromptRequest], sampling: SamplingConfig
+) -> None:
+    limit = model.max_positions
+    longest = max((len(request.ids) for request in requests), default=0)
+    if limit is not None and longest + sampling.max_new_tokens > limit:
+        raise BudgetExceeded(
+            f"a prompt of {longest} tokens plus max_new_tokens={sampling.max_new_tokens} is longer "
+            f"than the {limit} positions of {model.name!r}; lower max_new_tokens or drop long "
+            "problems"
+        )
+
+
+@torch.inference_mode()
+def _decode(
+    model: LanguageModel,
+    prompts: Sequence[tuple[int, ...]],
+    samples: int,
+    sampling: SamplingConfig,
+    generator: torch.Generator,
+) -> _Decoded:
+    device, limit = model.device, sampling.max_new_tokens
+    decoder, head = model.decoder(), model.head()
+    rows = len(prompts) * samples
+    width = max(len(prompt) for prompt in prompts)
+    ids, mask = _left_pad(prompts, width, model.pad_id, device)
+    cache = make_cache(model.network.config, limit)
+    hidden = decoder(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=None if mask is None else (mask.cumsum(1) - 1).clamp(min=0),
+        past_key_values=cache,
+        use_cache=True,
+    )[0][:, -1]
+    repeat = torch.arange(len(prompts), device=device).repeat_interleave(samples)
+    select_rows(cache, repeat)
+    hidden = hidden[repeat]
+    if mask is not None:
+        mask = mask[repeat]
+    positions = torch.tensor([len(prompt) for prompt in prompts], device=device)[repeat]
+    out = _Decoded(
+        tokens=torch.full((rows, limit), model.pad_id, device=device),
+        log_probs=torch.zeros(rows, limit, device=device),
+        entropies=torch.zeros(rows, limit, device=device),
+        lengths=torch.full((rows,), limit, device=device),
+        ended=torch.zeros(rows, dtype=torch.bool, device=device),
+    )
+    ends = torch.tensor(sorted(model.eos_ids), device=device)
+    here = torch.arange(rows, device=device)  # which result row each row of the batch writes to
+    alive = torch.ones(rows, dtype=torch.bool, device=device)
+    for step in range(limit):
+        log_probs = _tempered(head.logits(hidden).float(), sampling.temperature).log_softmax(-1)
+        chosen = _draw(log_probs, sampling, generator)
+        out.tokens[here, step] = chosen
+        out.log_probs[here, step] = log_probs.gather(1, chosen.unsqueeze(1)).squeeze(1)
+        out.entropies[here, step] = entropy(log_probs)
+        finished = torch.isin(chosen, ends) & alive
+        if finished.any():
+            out.lengths[here[finished]] = step + 1
+            out.ended[here[finished]] = True
+            alive = alive & ~finished
+            living = int(alive.sum())
+            if living == 0:
+                break
+            if len(alive) - living >= LEAVE_SHARE * len(alive):
+                kept = alive.nonzero().squeeze(1)
+                select_rows(cache, kept)
+                here, chosen, positions = here[kept], chosen[kept], positions[kept]
+                alive = alive[kept]
+                mask = None if mask is None else mask[kept]
+        if step + 1 == limit:
+            break
+        if mask is not None:
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+        hidden = decoder(
+            input_ids=chosen.unsqueeze(1),
+            attention_mask=mask,
+            position_ids=None if mask is None else (positions + step).unsqueeze(1),
+            past_key_values=cache,
+            use_cache=True,
+        )[0][:, -1]
+    return out
+
+
+def _left_pad(
+    prompts: Sequence[tuple[int, ...]], width: int, pad: int, device: torch.device
+) -> tuple[Tensor, Tensor | None]:
+    """ids [P, width] and a mask, or None for the mask where all prompts are equally long."""
+    ids = torch.full((len(prompts), width), pad)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.tensor(prompt)
+    if all(len(prompt) == width for prompt in prompts):
+        return ids.to(device), None
+    starts = torch.tensor([width - len(prompt) for prompt in prompts]).unsqueeze(1)
+    mask = (torch.arange(width).unsqueeze(0) >= starts).long()
+    return ids.to(device), mask.to(device)
+
+
+def _tempered(logits: Tensor, temperature: float) -> Tensor:
+    return logits if temperature in (0.0, 1.0) else logits / temperature
+
+
+def _draw(log_probs: Tensor, sampling: SamplingConfig, generator: torch.Generator) -> Tensor:
+    """One token per row from the filtered distribution; temperature 0 takes the most likely."""
+    if sampling.temperature == 0.0:
+        return log_probs.argmax(-1)
+    filtered = filter_log_probs(log_probs, top_k=sampling.top_k, top_p=sampling.top_p)
+    noise = torch.empty_like(filtered).exponential_(generator=generator)
+    # argmax of p / Exp(1) is a draw from p, in one pass and without normalising p.
+    return (filtered - noise.log()).argmax(-1)
+
+
+def filter_log_probs(log_probs: Tensor, *, top_k: int | None, top_p: float) -> Tensor:
+    """Set to -inf what top-k and then top-p leave out (the smallest set with mass >= top_p)."""
+    if top_k is not None and top_k < log_probs.shape[-1]:
+        threshold = log_probs.topk(top_k, dim=-1).values[..., -1:]
+        log_probs = log_probs.masked_fill(log_probs < threshold, -torch.inf)
+    if top_p < 1.0:
+        ordered, order = log_probs.sort(dim=-1, descending=True)
+        mass = ordered.softmax(-1)
+        outside = mass.cumsum(-1) - mass >= top_p
+        log_probs = log_probs.masked_fill(outside.gather(-1, order.argsort(-1)), -torch.inf)
+    return log_probs

@@ -1,0 +1,205 @@
+"""A run directory as a typed interface: the only thing that training, reports and studies share.
+
+    config.json        the resolved configuration; a directory with another one is refused
+    environment.json   versions, commit, machine
+    metrics.jsonl      one line per step, no wall-clock in it: equal configs give equal files
+    timing.jsonl       seconds per step, apart from the metrics for that reason
+    evaluations/*.jsonl, rollouts/*.jsonl, traces.jsonl
+    checkpoints/step-N/   see train.checkpoint
+    result.json        written last: its presence means the run is finished
+
+Files are written to a temporary name and renamed. A lock keeps a second process out.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from epistill.errors import EpistillError
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write a whole file or nothing: temporary file in the same folder, flush, rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    data = content.encode() if isinstance(content, str) else content
+    try:
+        with temporary.open("wb") as out:
+            out.write(data)
+            out.flush()
+            os.fsync(out.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise EpistillError(
+            f"could not write {path}: {error.strerror}; make room or choose another folder"
+        ) from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON that keeps nulls and never holds NaN."""
+    write_atomic(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_jsonl(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Write records, one per line, whole or not at all."""
+    lines = [json.dumps(r, allow_nan=False, ensure_ascii=False) + "\n" for r in records]
+    write_atomic(path, "".join(lines))
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Read records; a half-written last line (a killed writer) is left out."""
+    if not path.is_file():
+        return []
+    records = []
+    text = path.read_text(encoding="utf-8")
+    for line in text.split("\n")[:-1]:
+        records.append(json.loads(line))
+    return records
+
+
+class RunStore:
+    """One run's directory.
+
+    Args:
+        folder: Where; created on first write.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+
+    # ---- identity
+
+    def begin(self, config: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
+        """Write the configuration before step 0, or check it against the one that is there.
+
+        Raises:
+            EpistillError: The directory holds a run of another configuration.
+        """
+        path = self.folder / "config.json"
+        if path.is_file():
+            different = _differing_keys(read_json(path), dict(config))
+            if different:
+                raise EpistillError(
+                    f"{self.folder} holds a run of another configuration (differs in "
+                    f"{', '.join(different[:5])}); use another folder, or remove this one"
+                )
+            return
+        write_json(path, config)
+        write_json(self.folder / "environment.json", environment)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The resolved configuration."""
+        return read_json(self.folder / "config.json")
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """Versions, commit and machine of the process that began the run."""
+        return read_json(self.folder / "environment.json")
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the directory; a second process is refused.
+
+        Raises:
+            EpistillError: Another process holds it.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / ".lock").open("w") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise EpistillError(
+                    f"{self.folder} is in use by another process; wait for it, or use another "
+                    "folder"
+                ) from error
+            yield
+
+    # ---- metrics
+
+    def append_metrics(self, record: Mapping[str, Any]) -> None:
+        """Add one step's numbers."""
+        _append(self.folder / "metrics.jsonl", record)
+
+    def append_timing(self, record: Mapping[str, Any]) -> None:
+        """Add one step's seconds."""
+        _append(self.folder / "timing.jsonl", record)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All steps so far."""
+        return read_jsonl(self.folder / "metrics.jsonl")
+
+    def timing(self) -> list[dict[str, Any]]:
+        """Seconds of all steps so far."""
+        return read_jsonl(self.folder / "timing.jsonl")
+
+    def rewind(self, step: int) -> None:
+        """Drop what was recorded at or after `step`: a resumed run writes it again."""
+        for name in ("metrics", "timing"):
+            path = self.folder / f"{name}.jsonl"
+            if path.is_file():
+                write_jsonl(path, [r for r in read_jsonl(path) if r["step"] < step])
+
+    # ---- larger records
+
+    def write_records(self, kind: str, name: str, records: Iterable[Mapping[str, Any]]) -> None:
+        """Write a table under `kind/name.jsonl` ("evaluations", "rollouts", "traces")."""
+        write_jsonl(self.folder / kind / f"{name}.jsonl", records)
+
+    def read_records(self, kind: str, name: str) -> list[dict[str, Any]] | None:
+        """A table, or None where it was never written."""
+        path = self.folder / kind / f"{name}.jsonl"
+        return read_jsonl(path) if path.is_file() else None
+
+    def record_names(self, kind: str) -> list[str]:
+        """Tables of a kind, sorted."""
+        return sorted(path.stem for path in (self.folder / kind).glob("*.jsonl"))
+
+    # ---- end
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """Write the result; the run counts as finished from here."""
+        write_json(self.folder / "result.json", result)
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """The result, or None while the run is unfinished."""
+        path = self.folder / "result.json"
+        return read_json(path) if path.is_file() else None
+
+
+def _append(path: Path, record: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    line = json.dumps(record, allow_nan=False, ensure_ascii=False) + "\n"
+    try:
+        with path.open("a", encoding="utf-8") as out:
+            out.write(line)
+    except OSError as error:
+        raise EpistillError(
+            f"could not write {path}: {error.strerror}; make room or choose another folder"
+        ) from error
+
+
+def _differing_keys(old: Any, new: Any, prefix: str = "") -> list[str]:
+    """Dotted names of the settings in which two configurations differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        found: list[str] = []
+        for key in sorted(set(old) | set(new)):
+            if key not in old or key not in new:
+                found.append(f"{prefix}{key}")
+            else:
+                found += _differing_keys(old[key], new[key], f"{prefix}{key}.")
+        return found
+    return [] if old == new else [prefix.rstrip(".") or "everything"]

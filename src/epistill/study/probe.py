@@ -1,0 +1,77 @@
+"""A model's own generations under each context: the jobs behind the paper's section 3.
+
+Enters: a `Probe`, a seed, a folder. Leaves: one evaluation table per context. All contexts are
+measured on the same problems: those that every context exists for.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from epistill.environment import describe_environment
+from epistill.evaluate.run import as_rows, eval_records, summarise
+from epistill.records import GradedRollout
+from epistill.rollouts.collect import sample_and_grade
+from epistill.rollouts.model import load_model
+from epistill.seeds import derive_seed
+from epistill.store import RunStore
+from epistill.study.spec import Probe
+from epistill.tasks.coverage import load_eval_problems
+from epistill.tasks.grading import Grader
+from epistill.teacher.context import NAMED_CONTEXTS
+from epistill.teacher.guided import guided_rollouts
+
+
+def run_probe(probe: Probe, seed: int, folder: Path) -> RunStore:
+    """Carry out a probe; a finished one is returned as it is."""
+    store = RunStore(folder)
+    with store.locked():
+        store.begin(
+            {"probe": probe.model_dump(mode="json"), "seed": seed}, describe_environment()
+        )
+        if store.result is not None:
+            return store
+        model = load_model(probe.model)
+        problems = load_eval_problems(probe.task, probe.problems)
+        with Grader() as grader:
+            # Contexts come from one set of rollouts, measurements from fresh ones: the response
+            # that served as a context must not be counted as its own result.
+            source = sample_and_grade(
+                model,
+                [(problem, problem.messages) for problem in problems],
+                grader,
+                samples=probe.samples,
+                sampling=probe.sampling,
+                seed=derive_seed("probe_source", seed),
+            )
+            measured = {
+                name: guided_rollouts(
+                    model,
+                    NAMED_CONTEXTS[name],
+                    source,
+                    grader,
+                    samples=probe.samples,
+                    sampling=probe.sampling,
+                    seed=derive_seed("probe", name, seed),
+                )
+                for name in probe.contexts
+            }
+        common = set.intersection(
+            *({item.problem.id for item in items} for items in measured.values())
+        )
+        summaries = {}
+        for name, items in measured.items():
+            rows = as_rows(eval_records(_only(items, common), keep_texts=1))
+            store.write_records("evaluations", f"final-{name}", rows)
+            summaries[name] = {
+                "kind": name,
+                "problems": len(common),
+                "samples": probe.samples,
+                **{measure: e.as_dict() for measure, e in summarise(rows).items()},
+            }
+        store.finish({"evaluations": summaries})
+    return store
+
+
+def _only(items: list[GradedRollout], problems: set[str]) -> list[GradedRollout]:
+    return [item for item in items if item.problem.id in problems]

@@ -1,0 +1,236 @@
+"""Runs a study: every arm and probe at every seed, in worker processes, resumably.
+
+Enters: a `StudySpec` and a folder. Leaves: a run directory per job, `report.json` and
+`report.html`, renewed while it runs. A job is one folder; a finished one is never redone, a folder
+of other settings is refused. Results do not depend on the number of workers: each has one thread.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections.abc import Iterable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pebble import ProcessExpired, ProcessPool
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from epistill.errors import EpistillError
+from epistill.report.page import write_report
+from epistill.store import RunStore, read_json, write_json
+from epistill.study.spec import Arm, Probe, StudySpec
+from epistill.study.summary import summarise_study
+
+FIRST_REPORT_S = 120.0
+REPORT_EVERY_S = 120.0
+POLL_S = 0.5
+RETRIES = 1  # of a job whose worker died (killed by the system, say)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One arm or probe at one seed."""
+
+    item: Arm | Probe
+    seed: int
+    folder: Path
+    payload: dict[str, Any]
+    steps: int
+
+    @property
+    def name(self) -> str:
+        """For the progress display."""
+        return f"{self.item.id} seed {self.seed}"
+
+
+def jobs_of(spec: StudySpec, out: Path) -> list[Job]:
+    """All jobs, seed after seed, so that a first picture of every arm comes early."""
+    jobs: list[Job] = []
+    for seed in spec.seeds:
+        for probe in spec.probes:
+            payload = {"probe": probe.model_dump(mode="json"), "seed": seed}
+            jobs.append(Job(probe, seed, out / "runs" / probe.id / f"seed-{seed}", payload, 1))
+        for arm in spec.arms:
+            config = spec.config_of(arm, seed)
+            folder = out / "runs" / arm.id / f"seed-{seed}"
+            payload = {"run": config.model_dump(mode="json")}
+            jobs.append(Job(arm, seed, folder, payload, max(config.steps, 1)))
+    return jobs
+
+
+def run_study(
+    spec: StudySpec,
+    out: Path,
+    *,
+    workers: int | None = None,
+    console: Console | None = None,
+) -> Path:
+    """Run a study, or go on with one.
+
+    Args:
+        spec: The study.
+        out: Its folder.
+        workers: Processes; None takes the number of processors this process may use.
+        console: Where progress is shown; None shows none.
+
+    Returns:
+        The path of report.html.
+
+    Raises:
+        EpistillError: The folder holds another study, is in use, or a job failed.
+    """
+    store = RunStore(out)
+    with store.locked():
+        _claim_folder(spec, out)
+        clock = _Clock(out)
+        jobs = jobs_of(spec, out)
+        waiting = [job for job in jobs if RunStore(job.folder).result is None]
+        count = max(1, min(workers or len(os.sched_getaffinity(0)), len(waiting) or 1))
+        with Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=console or Console(quiet=True),
+        ) as progress:
+            _run_jobs(spec, out, jobs, waiting, count, progress, clock)
+        return _render(spec, out, jobs, clock)
+
+
+def _claim_folder(spec: StudySpec, out: Path) -> None:
+    path, settings = out / "study.json", spec.model_dump(mode="json")
+    if path.is_file():
+        if read_json(path) != settings:
+            raise EpistillError(
+                f"{out} holds a study with other settings; choose another --out, or remove it"
+            )
+        return
+    write_json(path, settings)
+
+
+class _Clock:
+    """Wall-clock of the study over all its sittings, kept in the folder."""
+
+    def __init__(self, out: Path) -> None:
+        self._path = out / "duration.json"
+        self._before = read_json(self._path)["seconds"] if self._path.is_file() else 0.0
+        self._start = time.monotonic()
+
+    def seconds(self) -> float:
+        total = self._before + time.monotonic() - self._start
+        write_json(self._path, {"seconds": total})
+        return total
+
+    def since_start(self) -> float:
+        return time.monotonic() - self._start
+
+
+def _run_jobs(
+    spec: StudySpec,
+    out: Path,
+    jobs: list[Job],
+    waiting: list[Job],
+    workers: int,
+    progress: Progress,
+    clock: _Clock,
+) -> None:
+    overall = progress.add_task("all runs", total=len(jobs), completed=len(jobs) - len(waiting))
+    if not waiting:
+        return
+    context = multiprocessing.get_context("spawn")
+    attempts: dict[str, int] = {}
+    next_report = FIRST_REPORT_S
+    with ProcessPool(max_workers=workers, context=context, initializer=_one_thread) as pool:
+        running: dict[str, tuple[Job, Future[None]]] = {
+            job.name: (job, pool.schedule(run_job, args=(job.payload, str(job.folder))))
+            for job in waiting
+        }
+        bars: dict[str, Any] = {}
+        try:
+            while running:
+                time.sleep(POLL_S)
+                for name, (job, future) in list(running.items()):
+                    _show(progress, bars, job, future)
+                    if not future.done():
+                        continue
+                    del running[name]
+                    try:
+                        future.result()
+                    except ProcessExpired as error:
+                        attempts[name] = attempts.get(name, 0) + 1
+                        if attempts[name] > RETRIES:
+                            raise EpistillError(
+                                f"{name}: its process died {attempts[name]} times ({error}); see "
+                                "the memory of this machine; the same command goes on"
+                            ) from error
+                        again = pool.schedule(run_job, args=(job.payload, str(job.folder)))
+                        running[name] = (job, again)
+                        continue
+                    progress.advance(overall)
+                if clock.since_start() > next_report:
+                    next_report = clock.since_start() + REPORT_EVERY_S
+                    path = _render(spec, out, jobs, clock)
+                    progress.console.print(f"a first picture: {path}")
+        except BaseException:
+            pool.stop()
+            raise
+
+
+def _show(progress: Progress, bars: dict[str, Any], job: Job, future: Future[None]) -> None:
+    """A bar for each job that is under way."""
+    if future.running() and job.name not in bars:
+        bars[job.name] = progress.add_task(job.name, total=job.steps)
+    if job.name in bars:
+        progress.update(bars[job.name], completed=_steps_done(job.folder))
+        if future.done():
+            progress.remove_task(bars.pop(job.name))
+
+
+def _steps_done(folder: Path) -> int:
+    try:
+        return (folder / "metrics.jsonl").read_bytes().count(b"\n")
+    except OSError:
+        return 0
+
+
+def _one_thread() -> None:
+    # Two processes with two threads each on two cores are slower than two with one.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    import torch
+    from transformers.utils import logging
+
+    torch.set_num_threads(1)
+    logging.disable_progress_bar()
+
+
+def run_job(payload: dict[str, Any], folder: str) -> None:
+    """Carry out one job in a worker process."""
+    from epistill.config import RunConfig
+    from epistill.study.probe import run_probe
+    from epistill.study.run import run
+
+    if "probe" in payload:
+        run_probe(Probe.model_validate(payload["probe"]), payload["seed"], Path(folder))
+    else:
+        run(RunConfig.model_validate(payload["run"]), Path(folder), save_model=False)
+
+
+def _render(spec: StudySpec, out: Path, jobs: Iterable[Job], clock: _Clock) -> Path:
+    stores: dict[str, dict[int, RunStore]] = {}
+    total = finished = 0
+    for job in jobs:
+        total += 1
+        store = RunStore(job.folder)
+        if store.result is not None:
+            finished += 1
+            stores.setdefault(job.item.id, {})[job.seed] = store
+    data = summarise_study(
+        spec, stores, finished=finished, total=total, seconds=clock.seconds()
+    )
+    write_json(out / "report.json", data)
+    return write_report(data, out / "report.html")

@@ -1,0 +1,244 @@
+"""What a study is: arms, seeds, claims; a TOML file in, a validated record out. Torch-free.
+
+    epistill study FILE.toml
+
+`[run]` holds what all arms share, each `[[arms]]` changes some of it, each `[[probes]]` measures a
+model's own generations by context, each `[[claims]]` is a sentence with the tests that decide it.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from epistill.config import (
+    EvalSet,
+    RunConfig,
+    SamplingConfig,
+    Settings,
+    TaskConfig,
+)
+from epistill.errors import EpistillError
+from epistill.methods import method
+
+Expectation = Literal["above", "below", "not_above", "not_below"]
+
+
+class Arm(Settings):
+    """One training configuration.
+
+    Attributes:
+        id: Folder name and handle in claims.
+        label: For people.
+        method: Named method; None for the untrained base.
+        method_settings: Changes to the method's defaults.
+        coverage: Distinct training problems; None for a new one every time.
+        changes: Changes to `[run]`, for example another task.
+        evaluations: Replaces the study's evaluation sets.
+        baseline: The arm its differences are reported against.
+        series: Arms of one series are one line of the coverage plot.
+    """
+
+    id: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    label: str
+    method: str | None = None
+    method_settings: dict[str, Any] = {}
+    coverage: int | None = Field(None, ge=1)
+    changes: dict[str, Any] = {}
+    evaluations: tuple[EvalSet, ...] | None = None
+    baseline: str | None = "base"
+    series: str | None = None
+
+
+class Probe(Settings):
+    """A model's own generations under each context: section 3 of the paper.
+
+    Attributes:
+        reference: Published numbers to show beside ours, context -> column -> number.
+    """
+
+    id: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    label: str
+    model: str
+    task: TaskConfig
+    contexts: tuple[str, ...]
+    problems: int = Field(100, ge=1)
+    samples: int = Field(8, ge=2)
+    sampling: SamplingConfig
+    reference: dict[str, dict[str, float]] = {}
+
+
+class Comparison(Settings):
+    """One comparison that a claim rests on.
+
+    Attributes:
+        measure: A measure of evaluation records (score, length_tokens, density_per_1k_tokens...),
+            or of the training curve: "train_reward" (mean over all steps: how fast it rises) and
+            "train_length_tokens", "train_density_per_1k_tokens" (last tenth of the steps).
+        on: "in_domain" or "ood" pools the sets of that kind; "training" for curve measures; or a
+            context of a probe.
+        arm, versus: What is compared: value of `arm` minus value of `versus`.
+        versus_on: `on` for the second, where it differs (another context of the same probe).
+        expect: "above"/"below": the 95 % interval must exclude 0 on that side. "not_below"/
+            "not_above": it must exclude a difference worse than the margin.
+        margin: Of "not_" expectations, as a share of the second value (measures other than score)
+            or in score points.
+    """
+
+    measure: str
+    on: str
+    arm: str
+    versus: str
+    versus_on: str | None = None
+    expect: Expectation
+    margin: float = Field(0.02, ge=0.0)
+
+
+class Claim(Settings):
+    """A sentence and its tests; reproduced only if every one of them is."""
+
+    id: str
+    text: str
+    tests: tuple[Comparison, ...] = Field(min_length=1)
+
+
+class Preset(Settings):
+    """A smaller version of the study. `note` is printed on the page."""
+
+    arms: tuple[str, ...]
+    probes: tuple[str, ...] = ()
+    seeds: tuple[int, ...]
+    changes: dict[str, Any] = {}
+    note: str
+
+
+class StudySpec(Settings):
+    """A whole study."""
+
+    name: str
+    question: str
+    about: str
+    seeds: tuple[int, ...] = Field(min_length=1)
+    run: dict[str, Any]
+    evaluations: tuple[EvalSet, ...] = ()
+    learning_rates: dict[str, float] = {}
+    arms: tuple[Arm, ...] = Field(min_length=1)
+    probes: tuple[Probe, ...] = ()
+    claims: tuple[Claim, ...] = ()
+    controls: tuple[Claim, ...] = ()
+    presets: dict[str, Preset] = {}
+    note: str | None = None
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> StudySpec:
+        known = [arm.id for arm in self.arms] + [probe.id for probe in self.probes]
+        if len(set(known)) != len(known):
+            raise ValueError(f"ids of arms and probes repeat: {sorted(known)}")
+        for claim in (*self.claims, *self.controls):
+            for test in claim.tests:
+                for name in (test.arm, test.versus):
+                    if name not in known:
+                        raise ValueError(
+                            f"claim {claim.id!r} names {name!r}; expected an arm or probe of this "
+                            f"study: {', '.join(known)}"
+                        )
+        return self
+
+    def config_of(self, arm: Arm, seed: int) -> RunConfig:
+        """The resolved run of one arm and seed."""
+        evaluations = self.evaluations if arm.evaluations is None else arm.evaluations
+        settings = _merge(self.run, arm.changes)
+        if arm.method is None:
+            chosen, settings["steps"] = method("grpo"), 0
+        else:
+            chosen = method(arm.method, **arm.method_settings)
+            if (rate := self.learning_rates.get(arm.method)) is not None:
+                settings["learning_rate"] = rate
+        return RunConfig.model_validate(
+            {
+                **settings,
+                "method": chosen.model_dump(),
+                "coverage": arm.coverage,
+                "evaluations": [e.model_dump() for e in evaluations],
+                "seed": seed,
+            }
+        )
+
+    def with_preset(self, name: str) -> StudySpec:
+        """The smaller study of a preset.
+
+        Raises:
+            EpistillError: No such preset.
+        """
+        if name not in self.presets:
+            raise EpistillError(
+                f"study {self.name!r} has no preset {name!r}; expected one of "
+                f"{', '.join(self.presets) or 'none'}, or leave it out for the whole study"
+            )
+        preset = self.presets[name]
+        arms = tuple(arm for arm in self.arms if arm.id in preset.arms)
+        probes = tuple(probe for probe in self.probes if probe.id in preset.probes)
+        there = {item.id for item in (*arms, *probes)}
+
+        def possible(claims: tuple[Claim, ...]) -> tuple[Claim, ...]:
+            return tuple(c for c in claims if all({t.arm, t.versus} <= there for t in c.tests))
+
+        return self.model_copy(
+            update={
+                "name": f"{self.name}-{name}",
+                "arms": arms,
+                "probes": probes,
+                "seeds": preset.seeds,
+                "run": _merge(self.run, preset.changes),
+                "claims": possible(self.claims),
+                "controls": possible(self.controls),
+                "note": preset.note,
+            }
+        )
+
+
+def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def shipped_studies() -> list[str]:
+    """Names of the studies in the package."""
+    folder = resources.files("epistill.study") / "presets"
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir())
+
+
+def load_study(name: str) -> StudySpec:
+    """Load a shipped study by name, or a TOML file by path.
+
+    Raises:
+        EpistillError: Not found, not TOML, or settings that do not fit.
+    """
+    path = Path(name)
+    if name in shipped_studies():
+        text = (resources.files("epistill.study") / "presets" / f"{name}.toml").read_text()
+    elif path.is_file():
+        text = path.read_text(encoding="utf-8")
+    else:
+        raise EpistillError(
+            f"no study {name!r}; expected one of {', '.join(shipped_studies())}, or a TOML file"
+        )
+    try:
+        spec = StudySpec.model_validate(tomllib.loads(text))
+        for arm in spec.arms:
+            spec.config_of(arm, spec.seeds[0])
+        return spec
+    except tomllib.TOMLDecodeError as error:
+        raise EpistillError(f"study {name!r} is not TOML: {error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise EpistillError(f"study {name!r}: {where}: {first['msg']}") from error

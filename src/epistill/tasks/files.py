@@ -1,0 +1,230 @@
+"""Problems from files people already have: JSONL, parquet, Hugging Face datasets.
+
+Enters: a path or dataset name. Leaves: a `TaskFile` (rows read, distinct problems, the grader). The
+known shapes, by their columns:
+
+    prompt + reward_model   what RL trainers use: `prompt` a list of messages or a JSON string of
+                            one, `reward_model` a dict or a JSON string with `ground_truth`
+    prompt + answer (+ system, kind)    multiple choice as in SciKnowEval
+    question + answer       GSM8K (`#### 18` ends the solution), or plain
+    problem + answer (+ solution)       plain
+
+Several rows of one problem (a file that repeats it to fill a batch) are one problem.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from epistill.errors import EpistillError
+from epistill.records import GraderName, Message, Problem
+
+QUESTION_FIELDS = ("question", "problem", "prompt", "input", "instruction")
+ANSWER_FIELDS = ("answer", "final_answer", "target", "ground_truth", "expected_answer")
+SOLUTION_FIELDS = ("solution", "rationale", "reasoning", "explanation")
+ID_FIELDS = ("problem_id", "id", "idx", "unique_id")
+EXPECTED = (
+    "expected `prompt` with `reward_model`, or one of "
+    f"{', '.join(QUESTION_FIELDS)} with one of {', '.join(ANSWER_FIELDS)}"
+)
+_GSM8K_END = re.compile(r"####[ \t]*([^\n]+)\s*$")
+_CHOICE = re.compile(r"\(?[A-J]\)?")
+
+
+@dataclass(frozen=True, slots=True)
+class TaskFile:
+    """What was read.
+
+    Attributes:
+        source: The path or name as given.
+        rows: Records read.
+        problems: Distinct problems, in order of first appearance.
+        grader: The grader chosen for all of them.
+    """
+
+    source: str
+    rows: int
+    problems: tuple[Problem, ...]
+    grader: GraderName
+
+
+def load_problems(
+    source: str, *, split: str = "train", grader: GraderName | None = None
+) -> TaskFile:
+    """Read problems from a file, a folder or a dataset name.
+
+    Args:
+        source: A .jsonl/.json/.parquet file, a local folder that `datasets` can load, or a name on
+            the hub (`org/name`, or `org/name:config`).
+        split: Of a dataset; files have none.
+        grader: Overrides the grader that the records suggest.
+
+    Raises:
+        EpistillError: Nothing there, no rows, columns missing, or a record that cannot be read.
+    """
+    records = list(_read_records(source, split))
+    if not records:
+        raise EpistillError(f"{source}: no rows; expected at least one problem")
+    distinct: dict[tuple[Message, ...], Problem] = {}
+    used_ids: set[str] = set()
+    chosen = grader or _choose_grader(records)
+    for number, record in enumerate(records):
+        messages, answer, solution, given_id = _parse(source, number, record)
+        if messages in distinct:
+            if distinct[messages].answer != answer:
+                raise EpistillError(
+                    f"{source}: row {number} repeats problem {distinct[messages].id!r} with another "
+                    f"answer ({answer!r}, before {distinct[messages].answer!r}); remove one of them"
+                )
+            continue
+        identity = given_id if given_id not in used_ids else f"{given_id}-row{number}"
+        used_ids.add(identity)
+        distinct[messages] = Problem(
+            id=identity,
+            messages=messages,
+            answer=answer,
+            grader=chosen,
+            solution=solution,
+            meta=MappingProxyType({"source": source, "row": number}),
+        )
+    return TaskFile(source, len(records), tuple(distinct.values()), chosen)
+
+
+def _read_records(source: str, split: str) -> Iterable[Mapping[str, Any]]:
+    path = Path(source).expanduser()
+    if path.suffix in (".jsonl", ".json", ".ndjson", ".parquet") or path.is_file():
+        if not path.is_file():
+            raise EpistillError(
+                f"no file {source!r}; expected a .jsonl or .parquet file, a folder, or a dataset "
+                "name; check the path"
+            )
+        return _read_parquet(path) if path.suffix == ".parquet" else _read_jsonl(path)
+    return _read_dataset(source, path, split)
+
+
+def _read_parquet(path: Path) -> list[dict[str, Any]]:
+    import polars as pl
+
+    try:
+        return pl.read_parquet(path).to_dicts()
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise EpistillError(
+            f"{path}: not a readable parquet file ({str(error).splitlines()[0]}); write it again"
+        ) from error
+
+
+def _read_jsonl(path: Path) -> list[dict[str, Any]]:
+    records: list[dict[str, Any]] = []
+    with path.open(encoding="utf-8", errors="strict") as lines:
+        try:
+            for number, line in enumerate(lines, 1):
+                if not line.strip():
+                    continue
+                record = json.loads(line)
+                if not isinstance(record, dict):
+                    raise EpistillError(
+                        f"{path}: line {number} is a {type(record).__name__}; expected one JSON "
+                        "object per line"
+                    )
+                records.append(record)
+        except json.JSONDecodeError as error:
+            raise EpistillError(
+                f"{path}: line {len(records) + 1} is not JSON ({error.msg}); expected one JSON "
+                "object per line"
+            ) from error
+        except UnicodeDecodeError as error:
+            raise EpistillError(f"{path}: not UTF-8 ({error.reason}); convert it first") from error
+    return records
+
+
+def _read_dataset(source: str, path: Path, split: str) -> list[dict[str, Any]]:
+    import datasets
+
+    name, _, config = source.partition(":")
+    try:
+        if path.is_dir():
+            loaded = datasets.load_dataset(str(path), split=split)
+        else:
+            loaded = datasets.load_dataset(name, config or None, split=split)
+    except (FileNotFoundError, ValueError, OSError, ConnectionError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise EpistillError(
+            f"no file or folder {source!r}, and as a dataset name with split {split!r} it could not "
+            f"be loaded: {reason}; expected a .jsonl or .parquet file, a folder, or a dataset name"
+        ) from error
+    return [dict(row) for row in loaded]
+
+
+def _parse(
+    source: str, number: int, record: Mapping[str, Any]
+) -> tuple[tuple[Message, ...], str, str | None, str]:
+    """(messages, answer, solution, id) of one record."""
+    extra = _as_mapping(record.get("extra_info")) or {}
+    solution = _first(record, SOLUTION_FIELDS) or _first(extra, SOLUTION_FIELDS)
+    if "reward_model" in record:
+        reward = _as_mapping(record["reward_model"])
+        answer = None if reward is None else reward.get("ground_truth")
+    else:
+        answer = _first(record, ANSWER_FIELDS)
+    question = _first(record, QUESTION_FIELDS)
+    missing = [n for n, v in (("question", question), ("answer", answer)) if v in (None, "")]
+    if missing:
+        raise EpistillError(
+            f"{source}: row {number} has no {' and no '.join(missing)} (columns found: "
+            f"{', '.join(sorted(record)) or 'none'}); {EXPECTED}"
+        )
+    answer = str(answer)
+    if "question" in record and (end := _GSM8K_END.search(answer)):
+        solution, answer = answer, end[1].strip()
+    messages = _messages(source, number, question)
+    if isinstance(record.get("system"), str) and record["system"].strip():
+        messages = (Message("system", record["system"].strip()), *messages)
+    given = _first(record, ID_FIELDS) or extra.get("index")
+    identity = str(number) if given is None else str(given)
+    return messages, answer, solution, identity
+
+
+def _messages(source: str, number: int, question: Any) -> tuple[Message, ...]:
+    """A list of messages, a JSON string of one, or a plain question."""
+    turns = question
+    if isinstance(question, str):
+        turns = _json_or_none(question) if question.lstrip().startswith("[") else None
+        if not isinstance(turns, list) or not all(isinstance(t, dict) for t in turns) or not turns:
+            return (Message("user", question),)
+    try:
+        return tuple(Message(str(turn["role"]), str(turn["content"])) for turn in turns)
+    except (KeyError, TypeError) as error:
+        raise EpistillError(
+            f"{source}: row {number}: `prompt` is {str(question)[:80]!r}; expected text, a list of "
+            "{role, content} messages, or a JSON string of one"
+        ) from error
+
+
+def _choose_grader(records: list[Mapping[str, Any]]) -> GraderName:
+    if any(record.get("kind") == "mcq" for record in records):
+        return "choice"
+    answers = [str(_first(record, ANSWER_FIELDS) or "") for record in records]
+    return "choice" if all(_CHOICE.fullmatch(answer.strip()) for answer in answers) else "math"
+
+
+def _first(record: Mapping[str, Any], names: Iterable[str]) -> Any:
+    return next((record[name] for name in names if record.get(name) is not None), None)
+
+
+def _as_mapping(value: Any) -> Mapping[str, Any] | None:
+    if isinstance(value, str):
+        value = _json_or_none(value)
+    return value if isinstance(value, Mapping) else None
+
+
+def _json_or_none(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return None

@@ -1,0 +1,167 @@
+"""Grading, by the grader a problem names, with a hard time limit; it never takes a run down.
+
+Enters: problems and the answer part of responses. Leaves: a `Grade` each, in order. "exact" and
+"choice" are decided here and now; "math" goes to math-verify in worker processes that are killed
+at the time limit (sympy can hang inside one C call, where no signal reaches it).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from concurrent.futures import TimeoutError as FutureTimeout
+from types import TracebackType
+
+from pebble import ProcessExpired, ProcessPool
+
+from epistill.records import Grade, GraderName, GradeStatus
+from epistill.tasks.answers import extract_answer
+
+NO_ANSWER = "the response has no answer part"
+UNREAD = "no answer was found in the response"
+_LEADING_LETTER = re.compile(r"\(?([A-Z])\)?(?![A-Za-z0-9'])")
+_LETTER = re.compile(r"(?<![A-Za-z0-9'])[A-Z](?![A-Za-z0-9'])")
+
+
+def grade_exact(answer: str, response: str) -> Grade:
+    """Equal after collapsing white space and case."""
+    extracted = extract_answer(response)
+    if extracted is None:
+        return _unreadable(response)
+    same = " ".join(extracted.casefold().split()) == " ".join(answer.casefold().split())
+    return Grade(GradeStatus.CORRECT if same else GradeStatus.WRONG, extracted)
+
+
+def grade_choice(answer: str, response: str) -> Grade:
+    """The letter of a multiple-choice answer.
+
+    Example:
+        >>> grade_choice("B", "<answer>\\nB\\n</answer>").status.value
+        'correct'
+        >>> grade_choice("B", "Answer: (C) 3.5").extracted
+        'C'
+    """
+    extracted = extract_answer(response)
+    if extracted is None:
+        return _unreadable(response)
+    leading = _LEADING_LETTER.match(extracted)
+    letters = {leading[1]} if leading else set(_LETTER.findall(extracted))
+    if len(letters) != 1:
+        reason = f"expected one letter, found {sorted(letters)} in {extracted[:80]!r}"
+        return Grade(GradeStatus.UNREADABLE, None, reason)
+    letter = letters.pop()
+    same = letter == answer.strip().strip("()").upper()
+    return Grade(GradeStatus.CORRECT if same else GradeStatus.WRONG, letter)
+
+
+def grade_math(answer: str, response: str) -> Grade:
+    """Mathematical equality by math-verify. Runs in a worker process; see `Grader`."""
+    from math_verify import parse, verify
+
+    extracted = extract_answer(response)
+    # A frame we recognise is handed over boxed, so that math-verify reads exactly that; without
+    # one, math-verify searches the end of the text itself.
+    text = response[-2000:] if extracted is None else _boxed(extracted)
+    found = parse(text, parsing_timeout=None)  # pyright: ignore[reportArgumentType]
+    if not found:
+        return _unreadable(response)
+    gold = parse(_boxed(answer), parsing_timeout=None)  # pyright: ignore[reportArgumentType]
+    same = verify(gold, found, timeout_seconds=None)
+    shown = extracted if extracted is not None else str(found[-1])
+    return Grade(GradeStatus.CORRECT if same else GradeStatus.WRONG, shown[:200])
+
+
+def _boxed(text: str) -> str:
+    return "\\boxed{" + text + "}"
+
+
+def _unreadable(response: str) -> Grade:
+    return Grade(GradeStatus.UNREADABLE, None, UNREAD if response.strip() else NO_ANSWER)
+
+
+_IN_PROCESS = {"exact": grade_exact, "choice": grade_choice}
+
+
+def _grade_math_quietly(answer: str, response: str) -> Grade:
+    import logging
+
+    logging.getLogger("math_verify").setLevel(logging.ERROR)
+    try:
+        return grade_math(answer, response)
+    except RecursionError:
+        return Grade(GradeStatus.UNREADABLE, None, "the answer is nested too deeply to parse")
+
+
+class Grader:
+    """Grades batches; its worker processes start with the first math problem.
+
+    Args:
+        time_limit_s: Per response; the worker is killed and replaced.
+        workers: Worker processes.
+
+    Use as a context manager, so that workers end with it.
+    """
+
+    def __init__(self, *, time_limit_s: float = 5.0, workers: int = 2) -> None:
+        self.time_limit_s = time_limit_s
+        self.workers = workers
+        self._pool: ProcessPool | None = None
+
+    def __enter__(self) -> Grader:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._pool is not None:
+            self._pool.stop()
+            self._pool.join()
+            self._pool = None
+
+    def grade(self, items: Sequence[tuple[GraderName, str, str]]) -> list[Grade]:
+        """Grade (grader, reference answer, answer part of the response) triples, in order."""
+        math = [i for i, (grader, _, _) in enumerate(items) if grader == "math"]
+        grades = {
+            i: _IN_PROCESS[grader](answer, response)
+            for i, (grader, answer, response) in enumerate(items)
+            if grader != "math"
+        }
+        if math:
+            grades.update(zip(math, self._grade_in_pool([items[i][1:] for i in math]), strict=True))
+        return [grades[i] for i in range(len(items))]
+
+    def _grade_in_pool(self, pairs: Sequence[tuple[str, str]]) -> list[Grade]:
+        if self._pool is None:
+            import multiprocessing
+
+            self._pool = ProcessPool(
+                max_workers=self.workers, context=multiprocessing.get_context("spawn")
+            )
+            # Importing sympy takes longer than grading; it must not count against a response.
+            warm = [self._pool.schedule(_warm_up) for _ in range(self.workers)]
+            for future in warm:
+                future.result()
+        futures = [
+            self._pool.schedule(_grade_math_quietly, args=pair, timeout=self.time_limit_s)
+            for pair in pairs
+        ]
+        grades = []
+        for future in futures:
+            try:
+                grades.append(future.result())
+            except FutureTimeout:
+                reason = f"grading took longer than {self.time_limit_s:g} s"
+                grades.append(Grade(GradeStatus.TIMEOUT, None, reason))
+            except (ProcessExpired, MemoryError, ValueError, ArithmeticError, TypeError) as error:
+                reason = f"grading failed: {type(error).__name__}"
+                grades.append(Grade(GradeStatus.UNREADABLE, None, reason))
+        return grades
+
+
+def _warm_up() -> None:
+    import math_verify
+
+    math_verify.verify(math_verify.parse("$1$"), math_verify.parse("$1$"))

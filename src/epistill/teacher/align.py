@@ -1,0 +1,80 @@
+"""How a prompt joins a completion: the positions that predict each completion token.
+
+Enters: prompts and completions as ids. Leaves: right-padded inputs and, flat over all rows, which
+hidden state predicts which completion token. Student and teacher differ in their prompts only; the
+flat order is that of the completions, so the two are aligned token for token by construction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from epistill.rollouts.model import LanguageModel
+
+
+@dataclass(frozen=True, slots=True)
+class Aligned:
+    """One padded batch.
+
+    Attributes:
+        input_ids: [B, W]: prompt then completion, padded on the right.
+        rows, columns: [N]: where the hidden state that predicts completion token n stands.
+        token_ids: [N]: the completion tokens, row after row.
+    """
+
+    input_ids: Tensor
+    rows: Tensor
+    columns: Tensor
+    token_ids: Tensor
+
+    def hidden(self, model: LanguageModel) -> Tensor:
+        """[N, H]: the hidden states that predict the completion tokens."""
+        return model.hidden(self.input_ids, self.rows, self.columns)
+
+
+def align(
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+    *,
+    pad_id: int,
+    device: torch.device,
+) -> Aligned:
+    """Join prompts and completions.
+
+    Args:
+        prompts: B prompts, each of at least one token (the first completion token is predicted
+            from the prompt's last).
+        completions: B completions.
+        pad_id: Any token id.
+        device: Of the result.
+    """
+    width = max(len(p) + len(c) for p, c in zip(prompts, completions, strict=True))
+    ids = torch.full((len(prompts), width), pad_id)
+    rows: list[Tensor] = []
+    columns: list[Tensor] = []
+    for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+        assert len(prompt) > 0
+        ids[row, : len(prompt) + len(completion)] = torch.tensor([*prompt, *completion])
+        rows.append(torch.full((len(completion),), row))
+        columns.append(torch.arange(len(completion)) + len(prompt) - 1)
+    tokens = torch.tensor([token for completion in completions for token in completion])
+    flat_rows, flat_columns = torch.cat(rows), torch.cat(columns)
+    return Aligned(*(t.to(device) for t in (ids, flat_rows, flat_columns, tokens)))
+
+
+def micro_batches(lengths: Sequence[int], *, max_tokens: int) -> Iterator[list[int]]:
+    """Cut rows, longest first, into batches of at most `max_tokens` padded tokens.
+
+    Sorting keeps padding low; longest first finds out at once whether memory suffices. A single
+    row longer than the limit gets a batch of its own.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    start = 0
+    while start < len(order):
+        count = max(1, max_tokens // max(lengths[order[start]], 1))
+        yield order[start : start + count]
+        start += count

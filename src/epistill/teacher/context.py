@@ -1,0 +1,234 @@
+"""What the teacher additionally sees: from a group of graded rollouts to a context per row.
+
+Enters: a `Context` setting, problems, rollouts and grades of one step. Leaves: the context's text
+per rollout, or None where there is none (that row then costs no teacher), and the teacher's
+messages. Rendering is left to `rollouts.prompts`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+from epistill.config import Context
+from epistill.errors import EpistillError
+from epistill.records import GradedRollout, Message, Problem
+from epistill.rollouts.prompts import split_thinking
+from epistill.seeds import named_random
+
+# {question} and {context} are filled in; the closing sentence is SDPO's (2601.20802).
+SUCCESS_THRESHOLD = 0.5  # a rollout above it may be shown; the paper's success threshold
+_CLOSING = "Correctly solve the original question."
+TEMPLATES: Mapping[str, str] = {
+    "solution": "{question}\n\nSolution:\n{context}\n\n" + _CLOSING,
+    "answer": "{question}\n\nAnswer: {context}\n\n" + _CLOSING,
+    "feedback": "{question}\n\nFeedback on an earlier attempt:\n{context}\n\n" + _CLOSING,
+}
+
+NAMED_CONTEXTS: Mapping[str, Context] = {
+    "none": Context(source="none"),
+    "answer": Context(source="answer"),
+    "solution": Context(source="solution"),
+    "solution-no-think": Context(source="solution", thinking="remove"),
+    "regenerated": Context(source="regenerated"),
+    "sibling": Context(source="sibling"),
+    "sibling-no-think": Context(source="sibling", thinking="remove"),
+    "feedback": Context(source="feedback"),
+    "wrong-answer": Context(source="wrong_answer"),
+    "other-solution": Context(source="solution", problem="other"),
+    "other-sibling": Context(source="sibling", problem="other"),
+    "shuffled-solution": Context(source="solution", shuffled=True),
+}
+
+
+def template_of(context: Context) -> str:
+    """Which template presents this context."""
+    if context.source in ("answer", "wrong_answer"):
+        return "answer"
+    return "feedback" if context.source == "feedback" else "solution"
+
+
+def insert_context(question: str, context: str, template: str) -> str:
+    """The question with a context after it."""
+    return TEMPLATES[template].format(question=question, context=context)
+
+
+def remove_thinking(text: str) -> str:
+    """A response without its thinking, also where only the closing tag is in the text."""
+    return split_thinking(text).answer
+
+
+def teacher_messages(
+    problem: Problem, text: str | None, context: Context
+) -> tuple[Message, ...]:
+    """The chat the teacher sees: the student's, with the context in its last user turn.
+
+    Args:
+        problem: The question.
+        text: The context's text; None leaves the chat as the student sees it.
+        context: Chooses the template.
+    """
+    if text is None:
+        return problem.messages
+    last = max(i for i, message in enumerate(problem.messages) if message.role == "user")
+    turn = problem.messages[last]
+    changed = replace(turn, content=insert_context(turn.content, text, template_of(context)))
+    return (*problem.messages[:last], changed, *problem.messages[last + 1 :])
+
+
+def context_texts(
+    context: Context,
+    graded: Sequence[GradedRollout],
+    *,
+    regenerated: Mapping[str, str] | None = None,
+    seed: int = 0,
+) -> list[str | None]:
+    """The context of every rollout, aligned with `graded`.
+
+    Args:
+        context: What to show.
+        graded: All rollouts of a step, groups together.
+        regenerated: For source "regenerated": a correct text per problem id.
+        seed: Names the draws of the controls.
+
+    Returns:
+        Text, or None where this row has no context.
+
+    Raises:
+        EpistillError: The source needs something no problem here has.
+    """
+    texts = _SOURCES[context.source](graded, regenerated or {}, seed)
+    if context.problem == "other":
+        texts = _of_another_problem(graded, texts)
+    return [
+        None if text is None else _edited(context, text, (seed, index))
+        for index, text in enumerate(texts)
+    ]
+
+
+def needs_regeneration(context: Context) -> bool:
+    """Whether `context_texts` must be given texts that a guided model wrote beforehand."""
+    return context.source == "regenerated"
+
+
+def _edited(context: Context, text: str, key: tuple[int, int]) -> str | None:
+    if context.thinking == "remove":
+        text = remove_thinking(text)
+    if context.fraction < 1.0 or context.shuffled:
+        words = text.split(" ")
+        if context.shuffled:
+            named_random("shuffled_context", *key).shuffle(words)
+        text = " ".join(words[: max(1, round(len(words) * context.fraction))])
+    return text if text.strip() else None
+
+
+_Texts = list[str | None]
+
+
+def _none(graded: Sequence[GradedRollout], *_: object) -> _Texts:
+    return [None] * len(graded)
+
+
+def _answer(graded: Sequence[GradedRollout], *_: object) -> _Texts:
+    return [item.problem.answer for item in graded]
+
+
+def _solution(graded: Sequence[GradedRollout], *_: object) -> _Texts:
+    texts = [item.problem.solution for item in graded]
+    if texts and all(text is None for text in texts):
+        raise EpistillError(
+            "context 'solution' needs worked solutions, and no problem here has one; use 'sibling' "
+            "(a successful rollout), 'answer', or data with a solution column"
+        )
+    return texts
+
+
+def _regenerated(
+    graded: Sequence[GradedRollout], regenerated: Mapping[str, str], _: int
+) -> _Texts:
+    return [regenerated.get(item.problem.id) for item in graded]
+
+
+def _sibling(graded: Sequence[GradedRollout], *_: object) -> _Texts:
+    """The first success of the group that is not the row itself (SDPO; the paper's setting
+    `dont_reprompt_on_self_success`)."""
+    groups = _groups(graded)
+    texts: _Texts = []
+    for index, item in enumerate(graded):
+        chosen = next(
+            (i for i in groups[_group_key(item)] if i != index and graded[i].grade.score > SUCCESS_THRESHOLD),
+            None,
+        )
+        texts.append(None if chosen is None else shown_rollout(graded[chosen]))
+    return texts
+
+
+def _wrong_answer(
+    graded: Sequence[GradedRollout], _: Mapping[str, str], seed: int
+) -> _Texts:
+    """A wrong answer the group itself gave, else another problem's answer."""
+    groups = _groups(graded)
+    all_answers = sorted({item.problem.answer for item in graded})
+    texts: _Texts = []
+    for index, item in enumerate(graded):
+        given = [graded[i].grade for i in groups[_group_key(item)]]
+        wrong = sorted({g.extracted for g in given if g.extracted is not None and g.score == 0.0})
+        wrong = wrong or [answer for answer in all_answers if answer != item.problem.answer]
+        rng = named_random("wrong_answer", seed, index)
+        texts.append(rng.choice(wrong) if wrong else None)
+    return texts
+
+
+def _feedback(graded: Sequence[GradedRollout], *_: object) -> _Texts:
+    """The grader's words on the row itself, without the right answer."""
+    texts: _Texts = []
+    for item in graded:
+        grade = item.grade
+        said = "gave no readable answer" if grade.extracted is None else f"gave {grade.extracted}"
+        verdict = "which is correct" if grade.score > SUCCESS_THRESHOLD else grade.reason or "which is wrong"
+        texts.append(f"The attempt {said}, {verdict}.")
+    return texts
+
+
+_SOURCES: Mapping[
+    str, Callable[[Sequence[GradedRollout], Mapping[str, str], int], _Texts]
+] = {
+    "none": _none,
+    "answer": _answer,
+    "wrong_answer": _wrong_answer,
+    "solution": _solution,
+    "regenerated": _regenerated,
+    "sibling": _sibling,
+    "feedback": _feedback,
+}
+
+
+def shown_rollout(item: GradedRollout) -> str:
+    """A rollout as a context: its text, with the opening tag if the template had written it."""
+    return f"<think>\n{item.rollout.text}" if item.opened_thinking else item.rollout.text
+
+
+def _group_key(item: GradedRollout) -> tuple[str, tuple[int, ...]]:
+    return item.problem.id, item.rollout.prompt_ids
+
+
+def _groups(graded: Sequence[GradedRollout]) -> dict[tuple[str, tuple[int, ...]], list[int]]:
+    groups: dict[tuple[str, tuple[int, ...]], list[int]] = {}
+    for index, item in enumerate(graded):
+        groups.setdefault(_group_key(item), []).append(index)
+    return groups
+
+
+def _of_another_problem(graded: Sequence[GradedRollout], texts: _Texts) -> _Texts:
+    """Give each row the first context of the next problem (cyclically) that has one."""
+    first: dict[str, str | None] = {}
+    for item, text in zip(graded, texts, strict=True):
+        if first.get(item.problem.id) is None:
+            first[item.problem.id] = text
+    names = list(first)
+    out: _Texts = []
+    for item in graded:
+        here = names.index(item.problem.id)
+        others = names[here + 1 :] + names[:here]
+        out.append(next((first[name] for name in others if first[name] is not None), None))
+    return out

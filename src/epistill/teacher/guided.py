@@ -1,0 +1,102 @@
+"""The teacher's own generations: what the model says when it sees a context.
+
+Enters: problems and unguided rollouts of them. Leaves: graded rollouts under a context. This is
+section 3 of the paper, the source of SFT traces, and where "regenerated" contexts come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from epistill.config import Context, SamplingConfig
+from epistill.records import GradedRollout, Problem
+from epistill.rollouts.collect import sample_and_grade
+from epistill.rollouts.model import LanguageModel
+from epistill.seeds import derive_seed
+from epistill.tasks.grading import Grader
+from epistill.teacher.context import (
+    NAMED_CONTEXTS,
+    SUCCESS_THRESHOLD,
+    context_texts,
+    needs_regeneration,
+    shown_rollout,
+    teacher_messages,
+)
+
+
+def guided_rollouts(
+    model: LanguageModel,
+    context: Context,
+    unguided: Sequence[GradedRollout],
+    grader: Grader,
+    *,
+    samples: int,
+    sampling: SamplingConfig,
+    seed: int,
+) -> list[GradedRollout]:
+    """Sample under a context, one context per problem: the first that any of its rollouts has.
+
+    Args:
+        model: The teacher.
+        context: What it sees; source "none" samples the bare question again.
+        unguided: Rollouts without context; siblings, wrong answers and feedback come from them.
+        grader, samples, sampling, seed: As in `sample_and_grade`.
+
+    Returns:
+        Rollouts of the problems that have a context, in order of first appearance.
+    """
+    problems, texts = _one_per_problem(
+        unguided,
+        contexts_of(
+            model, context, unguided, grader, sampling=sampling, seed=derive_seed("context", seed)
+        ),
+    )
+    bare = context.source == "none"
+    asked = [
+        (problem, teacher_messages(problem, None if bare else texts[problem.id], context))
+        for problem in problems
+        if bare or texts.get(problem.id) is not None
+    ]
+    return sample_and_grade(
+        model, asked, grader, samples=samples, sampling=sampling, seed=seed
+    )
+
+
+def contexts_of(
+    model: LanguageModel,
+    context: Context,
+    graded: Sequence[GradedRollout],
+    grader: Grader,
+    *,
+    sampling: SamplingConfig,
+    seed: int,
+) -> list[str | None]:
+    """`context_texts`, with the guided model asked first where the context is its own writing."""
+    regenerated: Mapping[str, str] = {}
+    if needs_regeneration(context):
+        first_round = guided_rollouts(
+            model,
+            NAMED_CONTEXTS["sibling"],
+            graded,
+            grader,
+            samples=2,
+            sampling=sampling,
+            seed=derive_seed("regenerate", seed),
+        )
+        regenerated = {
+            item.problem.id: shown_rollout(item)
+            for item in reversed(first_round)
+            if item.grade.score > SUCCESS_THRESHOLD
+        }
+    return context_texts(context, graded, regenerated=regenerated, seed=seed)
+
+
+def _one_per_problem(
+    graded: Sequence[GradedRollout], texts: Sequence[str | None]
+) -> tuple[list[Problem], dict[str, str]]:
+    problems = list({item.problem.id: item.problem for item in graded}.values())
+    chosen: dict[str, str] = {}
+    for item, text in zip(graded, texts, strict=True):
+        if text is not None:
+            chosen.setdefault(item.problem.id, text)
+    return problems, chosen

@@ -1,0 +1,199 @@
+"""Where training rows come from: the student's own rollouts, or traces sampled beforehand.
+
+Enters: models, a curriculum, a method. Leaves: `Row`s for `train.step`, and the graded rollouts
+behind them for the metrics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from epistill.config import Method, RunConfig, SamplingConfig
+from epistill.errors import EpistillError
+from epistill.objective import group_advantages
+from epistill.records import GradedRollout
+from epistill.rollouts.collect import sample_and_grade
+from epistill.rollouts.model import LanguageModel
+from epistill.rollouts.prompts import render_prompt
+from epistill.seeds import derive_seed, named_random
+from epistill.tasks.coverage import Curriculum
+from epistill.tasks.grading import Grader
+from epistill.teacher.context import context_texts, needs_regeneration, teacher_messages
+from epistill.teacher.guided import contexts_of, guided_rollouts
+from epistill.train.step import Row
+
+TRACE_ROUND = 64  # problems sampled at a time while traces are collected
+MAX_TRACE_ROUNDS = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows of one rollout batch.
+
+    Attributes:
+        rows: Grouped by problem.
+        graded: The rollouts behind them, aligned with rows.
+        too_long: Rows whose context did not fit into the model and was dropped.
+    """
+
+    rows: tuple[Row, ...]
+    graded: tuple[GradedRollout, ...]
+    too_long: int
+
+
+def on_policy_batch(
+    student: LanguageModel,
+    teacher: LanguageModel | None,
+    config: RunConfig,
+    curriculum: Curriculum,
+    grader: Grader,
+    step: int,
+) -> Batch:
+    """Sample, grade and give each response its signal."""
+    problems = curriculum.at(step, config.problems_per_step)
+    graded = sample_and_grade(
+        student,
+        [(problem, problem.messages) for problem in problems],
+        grader,
+        samples=config.samples_per_problem,
+        sampling=config.sampling,
+        seed=derive_seed("rollout", config.seed, step),
+        policy_version=step,
+    )
+    method = config.method
+    prompts: list[tuple[int, ...] | None] = [None] * len(graded)
+    too_long = 0
+    if method.blend.distillation > 0:
+        assert teacher is not None
+        seed = derive_seed("step_context", config.seed, step)
+        if needs_regeneration(method.context):
+            texts = contexts_of(
+                teacher, method.context, graded, grader, sampling=config.sampling, seed=seed
+            )
+        else:
+            texts = context_texts(method.context, graded, seed=seed)
+        prompts, too_long = _teacher_prompts(teacher, method, graded, texts, config.sampling)
+    rewards = torch.tensor([item.grade.score for item in graded], dtype=torch.float64)
+    advantages = [0.0] * len(graded)
+    if method.blend.distillation < 1:
+        advantages = (
+            group_advantages(
+                rewards.view(-1, config.samples_per_problem),
+                normalize_std=method.policy_gradient.normalize_std,
+            )
+            .flatten()
+            .tolist()
+        )
+    rows = tuple(
+        Row(
+            prompt_ids=item.rollout.prompt_ids,
+            completion_ids=item.rollout.completion_ids,
+            old_log_probs=item.rollout.logprobs,
+            advantage=advantage,
+            teacher_prompt_ids=prompt,
+        )
+        for item, advantage, prompt in zip(graded, advantages, prompts, strict=True)
+    )
+    return Batch(rows, tuple(graded), too_long)
+
+
+def _teacher_prompts(
+    teacher: LanguageModel,
+    method: Method,
+    graded: Sequence[GradedRollout],
+    texts: Sequence[str | None],
+    sampling: SamplingConfig,
+) -> tuple[list[tuple[int, ...] | None], int]:
+    """Ids of each row's teacher prompt, and how many contexts were dropped as too long.
+
+    The question is never cut: a context that does not fit is dropped whole, and counted.
+    """
+    rendered: dict[tuple[str, str], tuple[int, ...]] = {}
+    limit = teacher.max_positions
+    prompts: list[tuple[int, ...] | None] = []
+    too_long = 0
+    for item, text in zip(graded, texts, strict=True):
+        if text is None:
+            prompts.append(None)
+            continue
+        key = (item.problem.id, text)
+        if key not in rendered:
+            messages = teacher_messages(item.problem, text, method.context)
+            prompt = render_prompt(teacher.tokenizer, messages, thinking=sampling.thinking)
+            rendered[key] = prompt.ids
+        ids = rendered[key]
+        fits = limit is None or len(ids) + len(item.rollout.completion_ids) <= limit
+        too_long += not fits
+        prompts.append(ids if fits else None)
+    return prompts, too_long
+
+
+def collect_traces(
+    student: LanguageModel, config: RunConfig, curriculum: Curriculum, grader: Grader
+) -> list[GradedRollout]:
+    """Sample correct traces for SFT until there are enough.
+
+    Unguided: the model's own correct responses. Guided: its correct responses under the method's
+    context. Both keep only correct ones (the paper's 800).
+
+    Raises:
+        EpistillError: Too few correct ones after many rounds.
+    """
+    wanted = config.method.traces
+    assert wanted is not None
+    kept: list[GradedRollout] = []
+    for round_number in range(MAX_TRACE_ROUNDS):
+        problems = curriculum.at(round_number, TRACE_ROUND)
+        graded = sample_and_grade(
+            student,
+            [(problem, problem.messages) for problem in problems],
+            grader,
+            samples=config.samples_per_problem,
+            sampling=config.sampling,
+            seed=derive_seed("traces", config.seed, round_number),
+        )
+        if wanted.context.source != "none":
+            bare = {item.problem.id: item.rollout.prompt_ids for item in graded}
+            guided = guided_rollouts(
+                student,
+                wanted.context,
+                graded,
+                grader,
+                samples=config.samples_per_problem,
+                sampling=config.sampling,
+                seed=derive_seed("guided_traces", config.seed, round_number),
+            )
+            graded = [_without_context(item, bare[item.problem.id]) for item in guided]
+        kept += [item for item in graded if item.grade.score == 1.0]
+        if len(kept) >= wanted.count:
+            return kept[: wanted.count]
+    raise EpistillError(
+        f"only {len(kept)} correct traces after {MAX_TRACE_ROUNDS * TRACE_ROUND} problems; expected "
+        f"{wanted.count}; lower method.traces.count or choose easier problems"
+    )
+
+
+def _without_context(item: GradedRollout, prompt_ids: tuple[int, ...]) -> GradedRollout:
+    """The same response as an answer to the bare question: what SFT teaches."""
+    from dataclasses import replace
+
+    return replace(item, rollout=replace(item.rollout, prompt_ids=prompt_ids))
+
+
+def trace_batch(traces: Sequence[GradedRollout], config: RunConfig, step: int) -> Batch:
+    """The traces of one step: whole passes in seeded order; advantage 1, log-likelihood."""
+    size = config.problems_per_step * config.samples_per_problem
+    chosen: list[GradedRollout] = []
+    for position in range(step * size, (step + 1) * size):
+        epoch, offset = divmod(position, len(traces))
+        order = list(range(len(traces)))
+        named_random("trace_order", config.seed, epoch).shuffle(order)
+        chosen.append(traces[order[offset]])
+    rows = tuple(
+        Row(item.rollout.prompt_ids, item.rollout.completion_ids, None, 1.0, None)
+        for item in chosen
+    )
+    return Batch(rows, tuple(chosen), 0)

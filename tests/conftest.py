@@ -1,0 +1,53 @@
+"""Fixtures: the lab model, tiny random models of several families, a folder of real data."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real data files beside the checkout; tests that read them skip where they are absent."""
+    folder = SHARED / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def lab_model():
+    """The shipped model; do not train it in place."""
+    from epistill.rollouts.model import load_model
+
+    return load_model("lab")
+
+
+@pytest.fixture
+def tiny_model():
+    """A random one-layer Qwen3 with the lab's tokenizer, fresh for every test, float32."""
+    return make_tiny_model()
+
+
+def make_tiny_model(seed: int = 0, layers: int = 1):
+    from transformers import Qwen3ForCausalLM
+
+    from epistill.lab.build import build_config, build_tokenizer
+    from epistill.rollouts.model import LanguageModel
+
+    tokenizer = build_tokenizer()
+    config = build_config(tokenizer)
+    config.num_hidden_layers = layers
+    config.layer_types = ["full_attention"] * layers
+    config.hidden_size, config.intermediate_size = 32, 48
+    torch.manual_seed(seed)
+    return LanguageModel(Qwen3ForCausalLM(config).eval(), tokenizer, "tiny")
