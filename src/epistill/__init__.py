@@ -1,0 +1,1 @@
+"""epistill: a laboratory for on-policy self-distillation of language models."""

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -30,6 +29,9 @@ tasks = typer.Typer(help="Problems: what is asked and how it is graded.", no_arg
 app.add_typer(lab, name="lab")
 app.add_typer(tasks, name="tasks")
 
+# typer carries its own click; the class of its usage errors is reached through a public one.
+_USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a machine to read.")]
 
 
@@ -40,12 +42,13 @@ def main() -> None:
         sys.exit(result if isinstance(result, int) else 0)
     except EpistillError as error:
         _fail(str(error))
-    except click.exceptions.NoArgsIsHelpError as error:
-        print(error.ctx.get_help())
-        sys.exit(2)
-    except click.ClickException as error:
-        _fail(f"{error.format_message()} (see --help)")
-    except (KeyboardInterrupt, click.exceptions.Abort):
+    except _USAGE_ERROR as error:
+        message = error.format_message()  # pyright: ignore[reportAttributeAccessIssue]
+        if message.startswith("Usage:"):  # a command group without a command
+            print(message)
+            sys.exit(2)
+        _fail(f"{message} (see --help)")
+    except (KeyboardInterrupt, typer.Abort):
         print("stopped; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
 
@@ -248,7 +251,7 @@ def report(
     source = folder / "report.json"
     if not source.is_file():
         raise EpistillError(
-            f"no report.json in {folder}; expected the folder of a study; run `epistill study` first"
+            f"no report.json in {folder}; expected a study's folder; run `epistill study` first"
         )
     from epistill.report.page import write_report
 

@@ -26,14 +26,14 @@ ContextSource = Literal[
 
 
 class Context(Settings):
-    """What the teacher sees beyond the question.
+    r"""What the teacher sees beyond the question.
 
     Attributes:
         source: "answer"; "wrong_answer" (control); "solution" of the problem's own record;
             "sibling", the first successful rollout of the group that is not the row itself (SDPO);
             "regenerated", a correct response the solution-guided model wrote; "feedback", the
             grader's words on the row itself.
-        thinking: "remove" cuts the thinking out of a solution: c=s\\think.
+        thinking: "remove" cuts the thinking out of a solution: c=s\think.
         problem: "other" takes another problem's context (control).
         fraction: First part of a solution, by words; 1.0 is all.
         shuffled: Shuffle a solution's words (control).
@@ -42,7 +42,7 @@ class Context(Settings):
     source: ContextSource = "sibling"
     thinking: Literal["keep", "remove"] = "keep"
     problem: Literal["same", "other"] = "same"
-    fraction: float = Field(1.0, gt=0.0, le=1.0)
+    fraction: float = Field(default=1.0, gt=0.0, le=1.0)
     shuffled: bool = False
 
 
@@ -65,13 +65,11 @@ class EmaWeights(Settings):
     """teacher <- (1 - rate) teacher + rate student after each optimiser step, kept in float32."""
 
     type: Literal["ema"] = "ema"
-    rate: float = Field(0.05, gt=0.0, le=1.0)
+    rate: float = Field(default=0.05, gt=0.0, le=1.0)
     """SDPO 2601.20802: .05 (.01 for LiveCodeBench)."""
 
 
-TeacherWeights = Annotated[
-    FrozenWeights | LiveWeights | EmaWeights, Field(discriminator="type")
-]
+TeacherWeights = Annotated[FrozenWeights | LiveWeights | EmaWeights, Field(discriminator="type")]
 
 
 # ---- axis 3: divergence and support ------------------------------------------------------------
@@ -87,7 +85,7 @@ class TopK(Settings):
     """Compare over the top k, with or without the rest as one bucket."""
 
     type: Literal["top_k"] = "top_k"
-    k: int = Field(100, ge=1)
+    k: int = Field(default=100, ge=1)
     add_tail: bool = True
     chosen_by: Literal["student", "teacher"] = "student"
 
@@ -104,9 +102,9 @@ Support = Annotated[FullVocabulary | TopK | SampledToken, Field(discriminator="t
 class Divergence(Settings):
     """alpha 0 is KL(T||S), 1 is KL(S||T), between generalised JSD; mind the jump at the ends."""
 
-    alpha: float = Field(0.5, ge=0.0, le=1.0)
+    alpha: float = Field(default=0.5, ge=0.0, le=1.0)
     support: Support = TopK()
-    entry_clip: float | None = Field(None, gt=0.0)
+    entry_clip: float | None = Field(default=None, gt=0.0)
 
     @model_validator(mode="after")
     def _sampled_token_is_reverse_kl(self) -> Divergence:
@@ -125,15 +123,15 @@ class ImportanceClip(Settings):
     """min(p_now / p_when_sampled, clip), detached."""
 
     type: Literal["importance_clip"] = "importance_clip"
-    clip: float = Field(2.0, gt=0.0)
+    clip: float = Field(default=2.0, gt=0.0)
 
 
 class TokenRange(Settings):
     """Keep completion tokens skip_first .. up_to (exclusive); None keeps to the end."""
 
     type: Literal["token_range"] = "token_range"
-    skip_first: int = Field(0, ge=0)
-    up_to: int | None = Field(None, ge=1)
+    skip_first: int = Field(default=0, ge=0)
+    up_to: int | None = Field(default=None, ge=1)
 
 
 TokenWeight = Annotated[ImportanceClip | TokenRange, Field(discriminator="type")]
@@ -152,14 +150,14 @@ class PolicyGradient(Settings):
     """
 
     normalize_std: bool = False
-    clip_low: float = Field(0.2, gt=0.0, lt=1.0)
-    clip_high: float = Field(0.28, gt=0.0)
+    clip_low: float = Field(default=0.2, gt=0.0, lt=1.0)
+    clip_high: float = Field(default=0.28, gt=0.0)
 
 
 class Blend(Settings):
     """loss = distillation * L_distillation + (1 - distillation) * L_policy_gradient."""
 
-    distillation: float = Field(1.0, ge=0.0, le=1.0)
+    distillation: float = Field(default=1.0, ge=0.0, le=1.0)
 
 
 # ---- a method ----------------------------------------------------------------------------------
@@ -174,7 +172,7 @@ class TraceSource(Settings):
     """
 
     context: Context = Context(source="none")
-    count: int = Field(800, ge=1)
+    count: int = Field(default=800, ge=1)
 
 
 class Method(Settings):
@@ -198,7 +196,7 @@ class Method(Settings):
     policy_gradient: PolicyGradient = PolicyGradient()
     traces: TraceSource | None = None
     reduction: Literal["token_mean", "sequence_mean"] = "token_mean"
-    learning_rate: float = Field(1e-5, gt=0.0)
+    learning_rate: float = Field(default=1e-5, gt=0.0)
     source: str = ""
 
     @model_validator(mode="after")
@@ -222,10 +220,10 @@ class Method(Settings):
 class SamplingConfig(Settings):
     """How responses are drawn. `thinking` goes to the chat template as `enable_thinking`."""
 
-    temperature: float = Field(1.0, ge=0.0)
-    top_p: float = Field(1.0, gt=0.0, le=1.0)
-    top_k: int | None = Field(None, ge=1)
-    max_new_tokens: int = Field(1024, ge=1)
+    temperature: float = Field(default=1.0, ge=0.0)
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    top_k: int | None = Field(default=None, ge=1)
+    max_new_tokens: int = Field(default=1024, ge=1)
     thinking: bool | None = None
 
 
@@ -233,8 +231,8 @@ class StarSearchTask(Settings):
     """The lab's world: `tasks/star_search.py`."""
 
     type: Literal["star_search"] = "star_search"
-    arms: int = Field(5, ge=2)
-    depth: int = Field(3, ge=1)
+    arms: int = Field(default=5, ge=2)
+    depth: int = Field(default=3, ge=1)
     split: str = "train"
 
 
@@ -262,9 +260,9 @@ class EvalSet(Settings):
     name: str
     task: TaskConfig
     kind: Literal["in_domain", "ood"] = "in_domain"
-    problems: int = Field(128, ge=1)
-    samples: int = Field(4, ge=1)
-    curve_problems: int = Field(64, ge=1)
+    problems: int = Field(default=128, ge=1)
+    samples: int = Field(default=4, ge=1)
+    curve_problems: int = Field(default=64, ge=1)
 
 
 class RunConfig(Settings):
@@ -283,21 +281,21 @@ class RunConfig(Settings):
     model: str
     task: TaskConfig
     method: Method
-    coverage: int | None = Field(None, ge=1)
+    coverage: int | None = Field(default=None, ge=1)
     sampling: SamplingConfig = SamplingConfig()
-    steps: int = Field(100, ge=0)
-    problems_per_step: int = Field(32, ge=1)
-    samples_per_problem: int = Field(8, ge=1)
-    updates_per_batch: int = Field(1, ge=1)
-    learning_rate: float | None = Field(None, gt=0.0)
-    warmup_steps: int = Field(10, ge=0)
-    weight_decay: float = Field(0.01, ge=0.0)
-    max_grad_norm: float = Field(1.0, gt=0.0)
-    microbatch_tokens: int = Field(16_384, ge=1)
+    steps: int = Field(default=100, ge=0)
+    problems_per_step: int = Field(default=32, ge=1)
+    samples_per_problem: int = Field(default=8, ge=1)
+    updates_per_batch: int = Field(default=1, ge=1)
+    learning_rate: float | None = Field(default=None, gt=0.0)
+    warmup_steps: int = Field(default=10, ge=0)
+    weight_decay: float = Field(default=0.01, ge=0.0)
+    max_grad_norm: float = Field(default=1.0, gt=0.0)
+    microbatch_tokens: int = Field(default=16_384, ge=1)
     evaluations: tuple[EvalSet, ...] = ()
-    eval_every: int | None = Field(None, ge=1)
+    eval_every: int | None = Field(default=None, ge=1)
     eval_sampling: SamplingConfig | None = None
-    checkpoint_every: int = Field(10, ge=1)
+    checkpoint_every: int = Field(default=10, ge=1)
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: str = "cpu"
     seed: int = 0
@@ -308,7 +306,7 @@ class RunConfig(Settings):
             needs = self.method.blend.distillation < 1 or self.method.context.source == "sibling"
             if needs:
                 raise ValueError(
-                    f"samples_per_problem is {self.samples_per_problem}; expected at least 2, since "
+                    f"samples_per_problem is {self.samples_per_problem}; expected at least 2: "
                     f"method {self.method.name!r} compares responses to the same problem"
                 )
         return self

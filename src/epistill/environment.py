@@ -1,4 +1,4 @@
-"""What a run ran on: versions, commit, machine. Torch-free until asked; `epistill env` prints it."""
+"""What a run ran on: versions, commit, machine; `epistill env` prints it. Imports no torch."""
 
 from __future__ import annotations
 

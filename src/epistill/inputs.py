@@ -26,10 +26,12 @@ _STAR = re.compile(r"star-search(?::(\d+)x(\d+))?")
 
 
 def task_from_name(name: str) -> TaskConfig:
-    """ "star-search", "star-search:6x3", a file, or a dataset name."""
+    """Read "star-search", "star-search:6x3", a file, or a dataset name."""
     if found := _STAR.fullmatch(name):
         arms, depth = found.groups()
-        return StarSearchTask() if arms is None else StarSearchTask(arms=int(arms), depth=int(depth))
+        return (
+            StarSearchTask() if arms is None else StarSearchTask(arms=int(arms), depth=int(depth))
+        )
     return FileTask(path=name)
 
 

@@ -113,3 +113,34 @@ def method(name: str, **changes: Any) -> Method:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or name
         raise EpistillError(f"method {name!r}: {where}: {first['msg']}") from error
+
+
+def describe_method(point: Method) -> dict[str, str]:
+    """One row of `epistill methods`: every axis in a few words."""
+    support = point.divergence.support.model_dump()
+    shape = {"full": "full vocabulary", "sampled_token": "sampled token"}.get(
+        support["type"], f"top {support.get('k')}{' + tail' if support.get('add_tail') else ''}"
+    )
+    share = point.blend.distillation
+    distils = share > 0
+    sees = "-"
+    if distils or point.traces is not None:
+        shown = point.context if point.traces is None else point.traces.context
+        sees = shown.source + (" without thinking" if shown.thinking == "remove" else "")
+        sees += " of another problem" if shown.problem == "other" else ""
+    return {
+        "method": point.name,
+        "teacher sees": sees,
+        "teacher weights": _with_values(point.teacher.model_dump()) if distils else "-",
+        "divergence": f"alpha {point.divergence.alpha:g}, {shape}" if distils else "-",
+        "token weights": ", ".join(_with_values(w.model_dump()) for w in point.token_weights)
+        or "-",
+        "blend": "SFT on traces" if point.traces is not None else f"distillation {share:g}",
+        "extra forwards": "1" if distils else "0",
+        "source": point.source,
+    }
+
+
+def _with_values(record: Mapping[str, Any]) -> str:
+    values = [f"{k}={v}" for k, v in record.items() if k != "type" and v is not None]
+    return " ".join([str(record["type"]), *values])

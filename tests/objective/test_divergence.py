@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -47,6 +48,7 @@ def test_values_at_and_near_the_ends_where_the_definition_jumps(alpha, nats):
 
 def numpy_divergence(s, t, alpha):
     """Written independently: sums over Python floats, no logarithm trick."""
+
     def kl(p, q):
         return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True) if a > 0)
 
@@ -154,10 +156,8 @@ def test_logits_may_be_shifted(pair, alpha, shift, k):
 @given(rows, alphas)
 def test_top_k_with_tail_is_a_lower_bound_that_grows_with_k(pair, alpha):
     a, b = (torch.tensor(row, dtype=torch.float64) for row in pair)
-    values = [
-        nats(a, b, alpha=alpha, top_k=k, add_tail=True).item() for k in range(1, len(a) + 1)
-    ]
-    for smaller, larger in zip(values, values[1:], strict=False):
+    values = [nats(a, b, alpha=alpha, top_k=k, add_tail=True).item() for k in range(1, len(a) + 1)]
+    for smaller, larger in itertools.pairwise(values):
         assert smaller <= larger + 1e-9
     assert values[-1] == pytest.approx(nats(a, b, alpha=alpha).item(), abs=1e-12)
 
@@ -261,7 +261,9 @@ def test_entropy_and_token_log_probs():
 def test_contradictions_are_refused(options, words):
     a = logits(1, 1, 2, 4)
     with pytest.raises(ValueError, match=words):
-        self_distillation_loss(a, a, torch.zeros(1, 2, dtype=torch.long), torch.ones(1, 2), **options)
+        self_distillation_loss(
+            a, a, torch.zeros(1, 2, dtype=torch.long), torch.ones(1, 2), **options
+        )
 
 
 def test_an_empty_mask_is_an_error_not_a_zero():

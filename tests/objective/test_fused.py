@@ -9,9 +9,7 @@ from epistill.objective import distillation_nats, token_log_probs
 from epistill.objective.fused import chunk_rows, head_loss
 
 GRID = [
-    (n, h, v, rows)
-    for n, h, v in ((1, 3, 5), (7, 4, 11), (33, 5, 47))
-    for rows in (1, 2, 5, 64)
+    (n, h, v, rows) for n, h, v in ((1, 3, 5), (7, 4, 11), (33, 5, 47)) for rows in (1, 2, 5, 64)
 ]
 
 
@@ -63,7 +61,9 @@ def test_equal_to_the_plain_path(n, h, v, rows, options):
     expected = plain(p, loss)
     assert abs(fused.item() - expected.item()) < 1e-10
     for mine, theirs in zip(
-        torch.autograd.grad(3 * fused, inputs), torch.autograd.grad(3 * expected, inputs), strict=True
+        torch.autograd.grad(3 * fused, inputs),
+        torch.autograd.grad(3 * expected, inputs),
+        strict=True,
     ):
         assert (mine - theirs).abs().max() < 1e-10
 
@@ -74,7 +74,9 @@ def test_policy_gradient_log_probs_through_chunks():
     def negative_log_likelihood(logits, part):
         return -token_log_probs(logits, p["ids"][part]).sum()
 
-    fused = head_loss(p["hidden"], p["weight"], p["bias"], negative_log_likelihood, rows_per_chunk=4)
+    fused = head_loss(
+        p["hidden"], p["weight"], p["bias"], negative_log_likelihood, rows_per_chunk=4
+    )
     expected = plain(p, negative_log_likelihood)
     torch.testing.assert_close(fused, expected, atol=1e-10, rtol=0)
 

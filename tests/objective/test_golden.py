@@ -10,9 +10,7 @@ import torch
 
 from epistill.objective import self_distillation_loss
 
-CASES = json.loads(
-    (Path(__file__).parents[1] / "data" / "sdpo_loss_golden.json").read_text()
-)
+CASES = json.loads((Path(__file__).parents[1] / "data" / "sdpo_loss_golden.json").read_text())
 
 
 @pytest.mark.parametrize("case", CASES, ids=[str(case["seed"]) for case in CASES])

@@ -16,9 +16,7 @@ from epistill.tasks.star_search import star_problem
 
 def requests(model, worlds=((5, 3), (3, 2), (4, 3), (5, 3))):
     problems = [star_problem(a, d, 0, "sampler", i) for i, (a, d) in enumerate(worlds)]
-    return [
-        PromptRequest(p.id, render_prompt(model.tokenizer, p.messages).ids) for p in problems
-    ]
+    return [PromptRequest(p.id, render_prompt(model.tokenizer, p.messages).ids) for p in problems]
 
 
 def draw(model, seed=0, samples=3, **settings):
@@ -149,8 +147,14 @@ def test_filters_keep_the_smallest_sufficient_set(logits, k, p):
 
 def sampler_models():
     """Other architectures: grouped-query Llama, sliding-window Mistral, learned positions GPT-2."""
-    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
-    from transformers import MistralConfig, MistralForCausalLM
+    from transformers import (
+        GPT2Config,
+        GPT2LMHeadModel,
+        LlamaConfig,
+        LlamaForCausalLM,
+        MistralConfig,
+        MistralForCausalLM,
+    )
 
     common = {"vocab_size": 90, "max_position_embeddings": 256}
     torch.manual_seed(0)
@@ -166,7 +170,9 @@ def sampler_models():
             num_key_value_heads=2, sliding_window=16, **common,
         )
     )  # fmt: skip
-    yield GPT2LMHeadModel(GPT2Config(vocab_size=90, n_positions=256, n_embd=32, n_layer=2, n_head=4))
+    yield GPT2LMHeadModel(
+        GPT2Config(vocab_size=90, n_positions=256, n_embd=32, n_layer=2, n_head=4)
+    )
 
 
 @pytest.mark.parametrize("which", range(3), ids=["llama", "mistral-sliding", "gpt2"])

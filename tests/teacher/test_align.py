@@ -72,9 +72,7 @@ def test_without_context_teacher_and_student_agree_exactly(lab_model):
     assert torch.equal(first, second)
 
 
-@given(
-    st.lists(st.integers(1, 300), min_size=1, max_size=40), st.integers(1, 500)
-)
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=40), st.integers(1, 500))
 def test_micro_batches_hold_every_row_once_within_the_limit(lengths, limit):
     batches = list(micro_batches(lengths, max_tokens=limit))
     assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))

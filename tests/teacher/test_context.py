@@ -14,7 +14,9 @@ from epistill.teacher.context import (
 
 
 def problem(name, solution=None):
-    return Problem(name, (Message("system", "s"), Message("user", f"Q {name}")), f"A{name}", "exact", solution)
+    return Problem(
+        name, (Message("system", "s"), Message("user", f"Q {name}")), f"A{name}", "exact", solution
+    )
 
 
 def graded(name, sample, text, correct, extracted="x", solution=None, opened=True):
@@ -86,7 +88,7 @@ def test_solution_fraction_and_shuffle():
     assert texts("solution", rows) == ["one two three four"]
     assert context_texts(Context(source="solution", fraction=0.5), rows) == ["one two"]
     (shuffled,) = context_texts(NAMED_CONTEXTS["shuffled-solution"], rows, seed=3)
-    assert sorted(shuffled.split()) == sorted("one two three four".split())
+    assert sorted(shuffled.split()) == sorted(["one", "two", "three", "four"])
     assert context_texts(NAMED_CONTEXTS["shuffled-solution"], rows, seed=3) == [shuffled]
 
 
@@ -105,7 +107,9 @@ def test_feedback_depends_on_the_row_and_does_not_tell_the_answer():
     assert "w0" in found[0]
     assert "wrong" in found[0]
     assert "correct" in found[1]
-    assert all(item.problem.answer not in text for item, text in zip(GROUP[:1], found[:1], strict=True))
+    assert all(
+        item.problem.answer not in text for item, text in zip(GROUP[:1], found[:1], strict=True)
+    )
 
 
 def test_the_context_goes_into_the_last_user_turn_with_the_question_whole():

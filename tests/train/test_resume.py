@@ -89,9 +89,9 @@ def test_a_killed_and_resumed_run_is_bit_identical(name, tmp_path):
     assert one.keys() == other.keys()
     assert all((one[k] == other[k]).all() for k in one)
     for table in RunStore(whole).record_names("evaluations"):
-        assert RunStore(whole).read_records("evaluations", table) == RunStore(
-            broken
-        ).read_records("evaluations", table)
+        assert RunStore(whole).read_records("evaluations", table) == RunStore(broken).read_records(
+            "evaluations", table
+        )
 
 
 def test_two_runs_of_one_configuration_give_identical_metrics(tmp_path):

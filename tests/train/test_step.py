@@ -8,7 +8,8 @@ from conftest import make_tiny_model
 
 from epistill.methods import METHODS, method
 from epistill.objective import clipped_surrogate, self_distillation_loss, token_log_probs
-from epistill.train.step import Row, accumulate_gradients
+from epistill.train.signal import Row
+from epistill.train.step import accumulate_gradients
 
 PROMPTS = [(5, 6, 7), (8, 9), (10, 11, 12, 13), (5, 6, 7)]
 COMPLETIONS = [(20, 21, 22), (23, 24, 25, 26, 27), (28,), (29, 30)]
@@ -64,7 +65,9 @@ def reference_distillation(student, teacher, rows, temperature=1.0, **options):
         student_row = logits(student, row.prompt_ids, row.completion_ids) / temperature
         filled.append(torch.cat([student_row, mine[i, n:]]))
         with torch.no_grad():
-            theirs[i, :n] = logits(teacher, row.teacher_prompt_ids, row.completion_ids) / temperature
+            theirs[i, :n] = (
+                logits(teacher, row.teacher_prompt_ids, row.completion_ids) / temperature
+            )
         ids[i, :n] = torch.tensor(row.completion_ids)
         mask[i, :n], old[i, :n] = 1, torch.tensor(row.old_log_probs)
     return self_distillation_loss(
@@ -183,7 +186,9 @@ def test_rows_without_an_advantage_cost_no_forward(models):
 
 def test_a_step_without_any_signal_has_no_gradient(models):
     student, teacher = models
-    rows = [Row(p, c, (0.0,) * len(c), 0.0, None) for p, c in zip(PROMPTS, COMPLETIONS, strict=True)]
+    rows = [
+        Row(p, c, (0.0,) * len(c), 0.0, None) for p, c in zip(PROMPTS, COMPLETIONS, strict=True)
+    ]
     for name in ("sdpo", "grpo"):
         result, found = run(student, teacher, rows, METHODS[name])
         assert found == {}
@@ -196,7 +201,12 @@ def test_sft_rows_minimise_the_negative_log_likelihood(models):
     result, _ = run(student, None, rows, METHODS["sft-unguided"])
     with torch.no_grad():
         nll = -torch.cat(
-            [token_log_probs(logits(student, r.prompt_ids, r.completion_ids), torch.tensor(r.completion_ids)) for r in rows]
+            [
+                token_log_probs(
+                    logits(student, r.prompt_ids, r.completion_ids), torch.tensor(r.completion_ids)
+                )
+                for r in rows
+            ]
         ).mean()
     assert result.loss == pytest.approx(nll.item(), abs=1e-6)
 

@@ -71,7 +71,7 @@ def eval_record(rollout: Rollout, grade: Grade, *, keep_text: bool) -> EvalRecor
 
 
 def eval_records(graded: Sequence[GradedRollout], *, keep_texts: int) -> list[EvalRecord]:
-    """Records of graded rollouts; the first `keep_texts` samples of each problem keep their text."""
+    """Records of graded rollouts; the first `keep_texts` samples of a problem keep their text."""
     return [
         eval_record(item.rollout, item.grade, keep_text=item.rollout.sample < keep_texts)
         for item in graded

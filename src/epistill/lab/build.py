@@ -10,6 +10,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast, Qwen3Config
 
+from epistill.metrics.lexicon import PAPER, load_lexicon
 from epistill.tasks.star_search import NAMES
 from epistill.tasks.star_traces import FIRST_DOUBTFUL, LATER_DOUBTFUL
 
@@ -20,24 +21,26 @@ CHAT_TEMPLATE = (
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 THINK = ("<think>", "</think>")
 MAX_POSITIONS = 512
+_FRAME = "system user assistant edges from gold dust so answer , . :"
+_TEMPLATE_WORDS = (
+    "Solution Answer Feedback on an earlier attempt Correctly solve the original question The gave "
+    "no readable which is wrong correct"
+)
 
 
 def vocabulary() -> list[str]:
     """Every word the lab can read: the world's, the traces', the templates', the ten markers."""
     spoken = {word for text, _ in (*FIRST_DOUBTFUL, *LATER_DOUBTFUL) for word in text.split()}
-    markers = "wait hmm perhaps maybe actually alternatively seems might likely check".split()
-    frame = "system user assistant edges from gold dust so answer , . :".split()
-    templates = (
-        "Solution Answer Feedback on an earlier attempt Correctly solve the original question "
-        "The gave no readable which is wrong correct"
-    ).split()
-    words = sorted(spoken | set(markers) | set(frame) | set(templates))
-    return ["<unk>", *NAMES, *words]
+    markers = load_lexicon(PAPER).words
+    words = spoken.union(markers, _FRAME.split(), _TEMPLATE_WORDS.split())
+    return ["<unk>", *NAMES, *sorted(words)]
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per word; `<think>` tags are ordinary added tokens, as in Qwen3, so text keeps
-    them."""
+    """One token per word.
+
+    `<think>` tags are ordinary added tokens, as in Qwen3, so decoded text keeps them.
+    """
     words = vocabulary()
     core = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     core.pre_tokenizer = Whitespace()  # pyright: ignore[reportAttributeAccessIssue]
@@ -65,9 +68,9 @@ def build_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3Config:
         num_key_value_heads=4,
         head_dim=16,
         max_position_embeddings=MAX_POSITIONS,
-        rope_theta=10_000.0,
+        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
         tie_word_embeddings=True,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.get_vocab()["<|im_end|>"],
+        pad_token_id=tokenizer.get_vocab()["<|endoftext|>"],
         bos_token_id=None,
     )

@@ -1,6 +1,6 @@
 """The shipped model's card: what it claims, and the measurement that a test repeats.
 
-    epistill lab card
+epistill lab card
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import Any
 
 from epistill.config import EvalSet, SamplingConfig, StarSearchTask
 from epistill.evaluate.run import as_rows, evaluate, summarise
+from epistill.lab.dials import measure_dials
 from epistill.rollouts.model import LAB_NAME, lab_directory, load_model
 from epistill.tasks.grading import Grader
 
@@ -40,9 +41,7 @@ def measure_card(name: str = LAB_NAME) -> dict[str, Any]:
     with Grader() as grader:
         for arms, depth in WORLDS:
             task = StarSearchTask(arms=arms, depth=depth, split="card")
-            chosen = EvalSet(
-                name=f"{arms}x{depth}", task=task, problems=PROBLEMS, samples=SAMPLES
-            )
+            chosen = EvalSet(name=f"{arms}x{depth}", task=task, problems=PROBLEMS, samples=SAMPLES)
             rows = as_rows(
                 evaluate(
                     model,
@@ -55,4 +54,5 @@ def measure_card(name: str = LAB_NAME) -> dict[str, Any]:
             estimates = summarise(rows)
             for measure in measures:
                 card[measure][chosen.name] = round(estimates[measure].value, 4)
+    card["dials"] = {name: round(value, 4) for name, value in measure_dials(model).items()}
     return card

@@ -67,6 +67,7 @@ class Corpus:
         cut = probe.index(self._word_ids["edges"])
         self._before, self._after = probe[:cut], probe[cut + 1 :]
         self._eos = self._word_ids["<|im_end|>"]
+        self.pad_id = self._word_ids["<|endoftext|>"]
 
     def sequence(self, index: int) -> Sequence:
         """Sequence number `index`."""
@@ -104,7 +105,6 @@ def batches(
     Yields:
         ids [B, T] and labels [B, T], int64.
     """
-    pad = corpus._tokenizer.pad_token_id
     for start in range(0, steps, pool):
         count = min(pool, steps - start)
         first = start * batch_size
@@ -115,7 +115,7 @@ def batches(
         for position in order:
             rows = drawn[position * batch_size : (position + 1) * batch_size]
             width = max(len(row.ids) for row in rows)
-            ids = torch.full((batch_size, width), pad)
+            ids = torch.full((batch_size, width), corpus.pad_id)
             labels = torch.full((batch_size, width), IGNORE)
             for i, row in enumerate(rows):
                 ids[i, : len(row.ids)] = torch.tensor(row.ids)

@@ -1,0 +1,1 @@
+"""What responses look like: epistemic markers and their lexicons."""

@@ -26,7 +26,7 @@ from torch import Tensor
 
 
 def _kl_terms(p_log: Tensor, q_log: Tensor) -> Tensor:
-    """p (log p - log q), with 0 where p is 0 whatever q is, in value and in gradient."""
+    """P (log p - log q), with 0 where p is 0 whatever q is, in value and in gradient."""
     p = p_log.exp()
     return p * torch.where(p > 0, p_log - q_log, torch.zeros_like(p))
 

@@ -20,7 +20,7 @@ from epistill.objective.support import aligned_log_probs
 def token_log_probs(
     logits: Float[Tensor, "*batch V"], token_ids: Int[Tensor, "*batch"]
 ) -> Float[Tensor, "*batch"]:
-    """log p of the given tokens, in nats."""
+    """Log p of the given tokens, in nats."""
     chosen = logits.gather(-1, token_ids.unsqueeze(-1)).squeeze(-1)
     return chosen - logits.logsumexp(-1)
 

@@ -1,4 +1,4 @@
-"""On which tokens student and teacher are compared: the vocabulary, or the top k with or without tail.
+"""On which tokens student and teacher are compared: all, or the top k with or without tail.
 
 Enters: logits [..., V] of both. Leaves: log-probabilities [..., K] of both over one support, each
 normalised over it. The support is a choice, not a quantity: no gradient flows through which tokens
@@ -19,7 +19,7 @@ TINY_TAIL = 1e-12
 def log_tail_mass(
     log_probs: Float[Tensor, "*batch K"],
 ) -> Float[Tensor, "*batch 1"]:
-    """log of the probability left outside a top-k set, safe where the set holds everything.
+    """Log of the probability left outside a top-k set, safe where the set holds everything.
 
     log(1 - sum p) through log1p/expm1, with the sum kept a hair below one: a distribution whose
     top k already hold all its mass has a tail of (about) nothing, not NaN.

@@ -13,6 +13,8 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from epistill.report.surface import surface_figure
+
 PALETTE = (
     "#3366aa", "#cc5533", "#d9a441", "#557755", "#884488", "#338899", "#995555", "#777777",
     "#aa3377", "#66aa55", "#222255", "#bb8866",
@@ -43,16 +45,16 @@ class Plot:
 
 
 def plots_of(report: Mapping[str, Any]) -> list[Plot]:
-    """All plots that have data."""
-    colours = {
-        arm["id"]: PALETTE[i % len(PALETTE)] for i, arm in enumerate(report["arms"])
-    }
+    """All plots that have data. The arms of a grid are drawn as a surface, not as lines."""
+    arms = report["arms"] if report["surface"] is None else []
+    colours = {arm["id"]: PALETTE[i % len(PALETTE)] for i, arm in enumerate(arms)}
     made = [
         *(_probe_plot(probe) for probe in report["probes"]),
-        _curve_plot(report["arms"], colours),
-        _evaluation_curves(report["arms"], colours),
-        _change_plot(report["arms"], colours),
-        _coverage_plot(report["arms"], colours),
+        _surface_plot(report["surface"]),
+        _curve_plot(arms, colours),
+        _evaluation_curves(arms, colours),
+        _change_plot(arms, colours),
+        _coverage_plot(arms, colours),
     ]
     return [plot for plot in made if plot is not None]
 
@@ -81,6 +83,19 @@ def _probe_plot(probe: Mapping[str, Any]) -> Plot | None:
         "The same model, the same problems; only what it sees beyond the question differs. Bars "
         "are means with 95 % intervals.",
         _styled(figure, 340),
+    )
+
+
+def _surface_plot(surface: Mapping[str, Any] | None) -> Plot | None:
+    figure = None if surface is None else surface_figure(surface)
+    if surface is None or figure is None:
+        return None
+    return Plot(
+        "surface",
+        "The surface",
+        "Difference of the two methods on the out-of-distribution sets at every setting of the "
+        "dials; * where the 95 % interval excludes zero. Red: worse, or fewer markers.",
+        _styled(figure, 420 * len(surface["pairs"])),
     )
 
 
@@ -284,9 +299,7 @@ def _band(
     )
 
 
-def _menu(
-    names: Sequence[str], titles: Mapping[str, str], owners: Sequence[str]
-) -> dict[str, Any]:
+def _menu(names: Sequence[str], titles: Mapping[str, str], owners: Sequence[str]) -> dict[str, Any]:
     return {
         "x": 0,
         "xanchor": "left",

@@ -1,7 +1,7 @@
 """Render report.json as one HTML file that opens offline.
 
-Enters: the report's dict. Leaves: report.html. Every text is escaped by the template; data reach the
-page's script as JSON in which no tag can close; a content security policy forbids any request.
+Enters: the report's dict. Leaves: report.html. Every text is escaped by the template; data reach
+the page's script as JSON in which no tag can close; a content security policy forbids requests.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def write_report(report: Mapping[str, Any], path: Path) -> Path:
     html = environment.get_template("study.html.j2").render(
         report=report,
         plots=plots,
-        figures=as_script_json({plot.id: json.loads(plot.figure.to_json()) for plot in plots}),
+        figures=as_script_json({plot.id: json.loads(str(plot.figure.to_json())) for plot in plots}),
         traces=as_script_json(_marked_traces(report)),
         plotly=Markup(get_plotlyjs()),
     )
@@ -88,7 +88,7 @@ def highlight_markers(text: str) -> Markup:
 
 
 def format_estimate(estimate: Mapping[str, Any] | None, digits: int = 3) -> str:
-    """ "0.512 [0.480, 0.544]", or a dash where there is nothing."""
+    """As "0.512 [0.480, 0.544]", or a dash where there is nothing."""
     if estimate is None:
         return "–"
     value = f"{estimate['value']:.{digits}f}"

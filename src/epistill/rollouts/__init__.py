@@ -1,0 +1,1 @@
+"""What the student says: prompts, models, the sampler."""

@@ -82,7 +82,7 @@ def make_cache(config: PreTrainedConfig, room: int) -> Cache:
     """
     cache = DynamicCache(config=config)
     if all(type(layer) is DynamicLayer for layer in cache.layers) and cache.layers:
-        cache.layers = [GrowingLayer(room) for _ in cache.layers]
+        cache.layers[:] = [GrowingLayer(room) for _ in cache.layers]
     return cache
 
 

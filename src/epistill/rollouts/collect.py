@@ -60,7 +60,4 @@ def sample_and_grade(
             for problem, r, o in zip(problems, rollouts, opened, strict=True)
         ]
     )
-    return [
-        GradedRollout(*parts)
-        for parts in zip(problems, rollouts, grades, opened, strict=True)
-    ]
+    return [GradedRollout(*parts) for parts in zip(problems, rollouts, grades, opened, strict=True)]

@@ -7,21 +7,24 @@ vocabulary need never exist at once.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.modeling_utils import PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
 
 from epistill.errors import EpistillError
 
 DTypeName = Literal["float32", "bfloat16"]
 LAB_NAME = "lab"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,14 +92,15 @@ class LanguageModel:
             self.network.config.eos_token_id,
             self.tokenizer.eos_token_id,
         ):
-            if value is not None:
-                found.update(value if isinstance(value, list | tuple) else [value])
+            values = value if isinstance(value, list | tuple) else [value]
+            found.update(v for v in values if isinstance(v, int))
         return frozenset(found)
 
     @property
     def pad_id(self) -> int:
         """A token id to fill with; never read by attention, so any will do."""
-        return self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
+        pad = self.tokenizer.pad_token_id
+        return pad if isinstance(pad, int) else 0
 
     def decoder(self) -> nn.Module:
         """The network without its head."""
@@ -107,6 +111,7 @@ class LanguageModel:
         network = self._causal_lm()
         config = network.config
         linear = network.get_output_embeddings()
+        assert linear is not None, f"{type(network).__name__} has no output layer"
         scale = getattr(config, "logit_scale", None) or 1.0
         if dividing := getattr(config, "logits_scaling", None):
             scale = 1.0 / dividing
@@ -163,9 +168,12 @@ def load_model(
                 f"{LAB_NAME!r}"
             )
     source = str(directory) if looks_local else name
+    if not sys.stderr.isatty():
+        disable_progress_bar()  # a bar in a log file is noise
     tokenizer = _load_tokenizer(source, name, trust_remote_code)
+    loader: Any = AutoModelForCausalLM
     try:
-        network = AutoModelForCausalLM.from_pretrained(
+        network = loader.from_pretrained(
             source,
             dtype=getattr(torch, dtype),
             use_safetensors=True,
@@ -182,17 +190,24 @@ def load_model(
 
 
 def _load_tokenizer(source: str, name: str, trust: bool) -> PreTrainedTokenizerBase:
+    folder = Path(source)
+    # Without any file the library makes up an empty tokenizer instead of failing.
+    if folder.is_dir() and not any((folder / file).is_file() for file in TOKENIZER_FILES):
+        raise EpistillError(
+            f"model {name!r} has no usable tokenizer: none of {', '.join(TOKENIZER_FILES)} is in "
+            "it; copy the tokenizer's files beside the weights"
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust)
     except (OSError, ValueError) as error:
         raise EpistillError(
-            f"model {name!r} has no usable tokenizer: {_first_line(error)}; expected tokenizer.json "
-            "and tokenizer_config.json beside the weights"
+            f"model {name!r} has no usable tokenizer: {_first_line(error)}; expected "
+            "tokenizer.json and tokenizer_config.json beside the weights"
         ) from error
     if not getattr(tokenizer, "is_fast", False):
         raise EpistillError(
-            f"model {name!r} has a slow tokenizer; expected a fast one (tokenizer.json), which maps "
-            "tokens to text offsets"
+            f"model {name!r} has a slow tokenizer; expected a fast one (tokenizer.json), which "
+            "maps tokens to text offsets"
         )
     return tokenizer
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from epistill.errors import EpistillError
 from epistill.records import Message
@@ -63,13 +63,13 @@ def render_prompt(
             f"tokenizer {tokenizer.name_or_path!r} has no chat template; expected one in "
             "tokenizer_config.json or chat_template.jinja; use an instruction-tuned model or add it"
         )
-    options = {} if thinking is None else {"enable_thinking": thinking}
+    options: dict[str, Any] = {} if thinking is None else {"enable_thinking": thinking}
     chat = [{"role": message.role, "content": message.content} for message in messages]
     try:
         text = tokenizer.apply_chat_template(
             chat, tokenize=False, add_generation_prompt=True, **options
         )
-    except Exception as error:  # noqa: BLE001 - templates raise whatever their author chose
+    except Exception as error:
         raise EpistillError(
             f"the chat template of {tokenizer.name_or_path!r} refused the messages "
             f"(roles {[m.role for m in messages]}): {error}"
@@ -103,10 +103,10 @@ class SplitResponse:
 
 
 def split_thinking(text: str, *, opened_in_prompt: bool = False) -> SplitResponse:
-    """Split a response into thinking and answer, in all four cases.
+    r"""Split a response into thinking and answer, in all four cases.
 
     A closing tag without an opening one means the prompt opened it, whether or not the caller
-    knew; so the s\\think context never silently becomes c=s (the paired-regex bug of TRL and of
+    knew; so the s\think context never silently becomes c=s (the paired-regex bug of TRL and of
     the paper's code).
 
     Args:

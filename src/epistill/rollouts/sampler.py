@@ -66,14 +66,10 @@ def sample(
     for start in range(0, len(order), per_batch):
         chosen = order[start : start + per_batch]
         generator = torch.Generator(model.device).manual_seed(derive_seed("sample", seed, start))
-        decoded = _decode(
-            model, [requests[i].ids for i in chosen], samples, sampling, generator
-        )
+        decoded = _decode(model, [requests[i].ids for i in chosen], samples, sampling, generator)
         for position, index in enumerate(chosen):
             found[index] = [
-                decoded.rollout(
-                    model, requests[index], position * samples + k, k, policy_version
-                )
+                decoded.rollout(model, requests[index], position * samples + k, k, policy_version)
                 for k in range(samples)
             ]
     return [rollout for index in range(len(requests)) for rollout in found[index]]
@@ -201,7 +197,7 @@ def _decode(
 def _left_pad(
     prompts: Sequence[tuple[int, ...]], width: int, pad: int, device: torch.device
 ) -> tuple[Tensor, Tensor | None]:
-    """ids [P, width] and a mask, or None for the mask where all prompts are equally long."""
+    """Ids [P, width] and a mask, or None for the mask where all prompts are equally long."""
     ids = torch.full((len(prompts), width), pad)
     for row, prompt in enumerate(prompts):
         ids[row, width - len(prompt) :] = torch.tensor(prompt)

@@ -1,0 +1,1 @@
+"""Arms x coverage x seeds: specification, runner, verdicts."""

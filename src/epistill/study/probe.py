@@ -26,9 +26,7 @@ def run_probe(probe: Probe, seed: int, folder: Path) -> RunStore:
     """Carry out a probe; a finished one is returned as it is."""
     store = RunStore(folder)
     with store.locked():
-        store.begin(
-            {"probe": probe.model_dump(mode="json"), "seed": seed}, describe_environment()
-        )
+        store.begin({"probe": probe.model_dump(mode="json"), "seed": seed}, describe_environment())
         if store.result is not None:
             return store
         model = load_model(probe.model)

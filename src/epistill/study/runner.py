@@ -10,7 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from epistill.errors import EpistillError
 from epistill.report.page import write_report
 from epistill.store import RunStore, read_json, write_json
-from epistill.study.spec import Arm, Probe, StudySpec
+from epistill.study.spec import Arm, Probe, StudySpec, World
 from epistill.study.summary import summarise_study
 
 FIRST_REPORT_S = 120.0
@@ -34,9 +34,9 @@ RETRIES = 1  # of a job whose worker died (killed by the system, say)
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One arm or probe at one seed."""
+    """One arm or probe at one seed, or one world."""
 
-    item: Arm | Probe
+    item: Arm | Probe | World
     seed: int
     folder: Path
     payload: dict[str, Any]
@@ -45,18 +45,33 @@ class Job:
     @property
     def name(self) -> str:
         """For the progress display."""
-        return f"{self.item.id} seed {self.seed}"
+        kind = "world " if isinstance(self.item, World) else ""
+        return f"{kind}{self.item.id} seed {self.seed}"
+
+
+def world_jobs(spec: StudySpec, out: Path) -> list[Job]:
+    """The base models that arms start from; they come before everything else."""
+    return [
+        Job(
+            world,
+            world.seed,
+            out / "worlds" / world.id,
+            {"world": world.model_dump(mode="json")},
+            world.steps,
+        )
+        for world in spec.worlds
+    ]
 
 
 def jobs_of(spec: StudySpec, out: Path) -> list[Job]:
-    """All jobs, seed after seed, so that a first picture of every arm comes early."""
+    """All runs, seed after seed, so that a first picture of every arm comes early."""
     jobs: list[Job] = []
     for seed in spec.seeds:
         for probe in spec.probes:
             payload = {"probe": probe.model_dump(mode="json"), "seed": seed}
             jobs.append(Job(probe, seed, out / "runs" / probe.id / f"seed-{seed}", payload, 1))
         for arm in spec.arms:
-            config = spec.config_of(arm, seed)
+            config = spec.config_of(arm, seed, out / "worlds")
             folder = out / "runs" / arm.id / f"seed-{seed}"
             payload = {"run": config.model_dump(mode="json")}
             jobs.append(Job(arm, seed, folder, payload, max(config.steps, 1)))
@@ -84,13 +99,12 @@ def run_study(
     Raises:
         EpistillError: The folder holds another study, is in use, or a job failed.
     """
-    store = RunStore(out)
-    with store.locked():
+    out = out.resolve()  # a relative and an absolute path name the same study
+    with RunStore(out).locked():
         _claim_folder(spec, out)
         clock = _Clock(out)
-        jobs = jobs_of(spec, out)
-        waiting = [job for job in jobs if RunStore(job.folder).result is None]
-        count = max(1, min(workers or len(os.sched_getaffinity(0)), len(waiting) or 1))
+        worlds, jobs = world_jobs(spec, out), jobs_of(spec, out)
+        count = workers or len(os.sched_getaffinity(0))
         with Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -98,8 +112,11 @@ def run_study(
             TimeElapsedColumn(),
             console=console or Console(quiet=True),
         ) as progress:
-            _run_jobs(spec, out, jobs, waiting, count, progress, clock)
-        return _render(spec, out, jobs, clock)
+            for some in (worlds, jobs):
+                _run_jobs(
+                    some, count, progress, lambda: _render(spec, out, worlds, jobs, clock), clock
+                )
+        return _render(spec, out, worlds, jobs, clock)
 
 
 def _claim_folder(spec: StudySpec, out: Path) -> None:
@@ -131,21 +148,22 @@ class _Clock:
 
 
 def _run_jobs(
-    spec: StudySpec,
-    out: Path,
     jobs: list[Job],
-    waiting: list[Job],
     workers: int,
     progress: Progress,
+    render: Callable[[], Path],
     clock: _Clock,
 ) -> None:
-    overall = progress.add_task("all runs", total=len(jobs), completed=len(jobs) - len(waiting))
+    waiting = [job for job in jobs if RunStore(job.folder).result is None]
     if not waiting:
         return
+    overall = progress.add_task("all runs", total=len(jobs), completed=len(jobs) - len(waiting))
     context = multiprocessing.get_context("spawn")
     attempts: dict[str, int] = {}
-    next_report = FIRST_REPORT_S
-    with ProcessPool(max_workers=workers, context=context, initializer=_one_thread) as pool:
+    next_report = max(FIRST_REPORT_S, clock.since_start())
+    with ProcessPool(
+        max_workers=min(workers, len(waiting)), context=context, initializer=_one_thread
+    ) as pool:
         running: dict[str, tuple[Job, Future[None]]] = {
             job.name: (job, pool.schedule(run_job, args=(job.payload, str(job.folder))))
             for job in waiting
@@ -174,8 +192,7 @@ def _run_jobs(
                     progress.advance(overall)
                 if clock.since_start() > next_report:
                     next_report = clock.since_start() + REPORT_EVERY_S
-                    path = _render(spec, out, jobs, clock)
-                    progress.console.print(f"a first picture: {path}")
+                    progress.console.print(f"a first picture: {render()}")
         except BaseException:
             pool.stop()
             raise
@@ -214,23 +231,30 @@ def run_job(payload: dict[str, Any], folder: str) -> None:
     from epistill.study.probe import run_probe
     from epistill.study.run import run
 
-    if "probe" in payload:
+    if "world" in payload:
+        from epistill.study.world import run_world
+
+        run_world(World.model_validate(payload["world"]), Path(folder))
+    elif "probe" in payload:
         run_probe(Probe.model_validate(payload["probe"]), payload["seed"], Path(folder))
     else:
         run(RunConfig.model_validate(payload["run"]), Path(folder), save_model=False)
 
 
-def _render(spec: StudySpec, out: Path, jobs: Iterable[Job], clock: _Clock) -> Path:
+def _render(
+    spec: StudySpec, out: Path, worlds: Sequence[Job], jobs: Sequence[Job], clock: _Clock
+) -> Path:
     stores: dict[str, dict[int, RunStore]] = {}
-    total = finished = 0
-    for job in jobs:
-        total += 1
-        store = RunStore(job.folder)
-        if store.result is not None:
-            finished += 1
-            stores.setdefault(job.item.id, {})[job.seed] = store
+    finished = [job for job in jobs if RunStore(job.folder).result is not None]
+    for job in finished:
+        stores.setdefault(job.item.id, {})[job.seed] = RunStore(job.folder)
     data = summarise_study(
-        spec, stores, finished=finished, total=total, seconds=clock.seconds()
+        spec,
+        stores,
+        worlds={job.item.id: RunStore(job.folder).result for job in worlds},
+        finished=len(finished),
+        total=len(jobs),
+        seconds=clock.seconds(),
     )
     write_json(out / "report.json", data)
     return write_report(data, out / "report.html")

@@ -8,6 +8,7 @@ model's own generations by context, each `[[claims]]` is a sentence with the tes
 
 from __future__ import annotations
 
+import itertools
 import tomllib
 from collections.abc import Mapping
 from importlib import resources
@@ -25,6 +26,8 @@ from epistill.config import (
 )
 from epistill.errors import EpistillError
 from epistill.methods import method
+
+WORLD = "world:"  # an arm's model "world:ID" is one of the study's own worlds
 
 Expectation = Literal["above", "below", "not_above", "not_below"]
 
@@ -44,12 +47,12 @@ class Arm(Settings):
         series: Arms of one series are one line of the coverage plot.
     """
 
-    id: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    id: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")
     label: str
     method: str | None = None
-    method_settings: dict[str, Any] = {}
-    coverage: int | None = Field(None, ge=1)
-    changes: dict[str, Any] = {}
+    method_settings: dict[str, Any] = Field(default_factory=dict)
+    coverage: int | None = Field(default=None, ge=1)
+    changes: dict[str, Any] = Field(default_factory=dict)
     evaluations: tuple[EvalSet, ...] | None = None
     baseline: str | None = "base"
     series: str | None = None
@@ -67,10 +70,50 @@ class Probe(Settings):
     model: str
     task: TaskConfig
     contexts: tuple[str, ...]
-    problems: int = Field(100, ge=1)
-    samples: int = Field(8, ge=2)
+    problems: int = Field(default=100, ge=1)
+    samples: int = Field(default=8, ge=2)
     sampling: SamplingConfig
-    reference: dict[str, dict[str, float]] = {}
+    reference: dict[str, dict[str, float]] = Field(default_factory=dict)
+
+
+class World(Settings):
+    """A base model made for this study: another model of the lab with its dials turned.
+
+    Attributes:
+        dials: Changes to the default world (`tasks.star_traces.Dials`).
+        start: The model to adapt.
+        steps: Of pretraining on the new dials.
+    """
+
+    id: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")
+    dials: dict[str, float]
+    start: str = "lab"
+    steps: int = Field(default=300, ge=1)
+    seed: int = 0
+
+
+class Grid(Settings):
+    """Worlds and arms multiplied out: every combination of dial values, each with all `arms`.
+
+    The surface compares the arms of `pairs` (label -> [ours, theirs]) over the grid.
+    """
+
+    dials: dict[str, tuple[float, ...]]
+    adapt_steps: int = Field(default=300, ge=1)
+    arms: tuple[Arm, ...]
+    pairs: dict[str, tuple[str, str]]
+
+    def points(self) -> list[dict[str, float]]:
+        """Every combination of dial values."""
+        return [
+            dict(zip(self.dials, values, strict=True))
+            for values in itertools.product(*self.dials.values())
+        ]
+
+
+def point_id(dials: Mapping[str, float]) -> str:
+    """Name of a grid point: commit0.25-recovery0.5."""
+    return "-".join(f"{name}{value:g}" for name, value in dials.items())
 
 
 class Comparison(Settings):
@@ -96,7 +139,7 @@ class Comparison(Settings):
     versus: str
     versus_on: str | None = None
     expect: Expectation
-    margin: float = Field(0.02, ge=0.0)
+    margin: float = Field(default=0.02, ge=0.0)
 
 
 class Claim(Settings):
@@ -113,7 +156,7 @@ class Preset(Settings):
     arms: tuple[str, ...]
     probes: tuple[str, ...] = ()
     seeds: tuple[int, ...]
-    changes: dict[str, Any] = {}
+    changes: dict[str, Any] = Field(default_factory=dict)
     note: str
 
 
@@ -126,17 +169,41 @@ class StudySpec(Settings):
     seeds: tuple[int, ...] = Field(min_length=1)
     run: dict[str, Any]
     evaluations: tuple[EvalSet, ...] = ()
-    learning_rates: dict[str, float] = {}
-    arms: tuple[Arm, ...] = Field(min_length=1)
+    learning_rates: dict[str, float] = Field(default_factory=dict)
+    arms: tuple[Arm, ...] = ()
+    worlds: tuple[World, ...] = ()
+    grid: Grid | None = None
     probes: tuple[Probe, ...] = ()
     claims: tuple[Claim, ...] = ()
     controls: tuple[Claim, ...] = ()
-    presets: dict[str, Preset] = {}
+    presets: dict[str, Preset] = Field(default_factory=dict)
     note: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_grid(cls, settings: Any) -> Any:
+        """Write the grid out as worlds and arms, once."""
+        if not isinstance(settings, dict) or not settings.get("grid") or settings.get("worlds"):
+            return settings
+        grid = Grid.model_validate(settings["grid"])
+        worlds, arms = [], [*settings.get("arms", ())]
+        for dials in grid.points():
+            name = point_id(dials)
+            worlds.append({"id": name, "dials": dials, "steps": grid.adapt_steps})
+            for arm in grid.arms:
+                changed = arm.model_dump()
+                changed["id"] = f"{name}-{arm.id}"
+                changed["label"] = f"{arm.label}, {name}"
+                changed["changes"] = {**changed["changes"], "model": f"{WORLD}{name}"}
+                changed["baseline"] = f"{name}-{arm.baseline}"
+                arms.append(changed)
+        return {**settings, "worlds": worlds, "arms": arms}
 
     @model_validator(mode="after")
     def _names_exist(self) -> StudySpec:
         known = [arm.id for arm in self.arms] + [probe.id for probe in self.probes]
+        if not known:
+            raise ValueError("a study needs at least one arm or probe")
         if len(set(known)) != len(known):
             raise ValueError(f"ids of arms and probes repeat: {sorted(known)}")
         for claim in (*self.claims, *self.controls):
@@ -149,10 +216,13 @@ class StudySpec(Settings):
                         )
         return self
 
-    def config_of(self, arm: Arm, seed: int) -> RunConfig:
-        """The resolved run of one arm and seed."""
+    def config_of(self, arm: Arm, seed: int, worlds: Path = Path("worlds")) -> RunConfig:
+        """The resolved run of one arm and seed; `worlds` is the folder of the study's worlds."""
         evaluations = self.evaluations if arm.evaluations is None else arm.evaluations
         settings = _merge(self.run, arm.changes)
+        if settings["model"].startswith(WORLD):
+            name = settings["model"].removeprefix(WORLD)
+            settings["model"] = str(worlds / name / "model")
         if arm.method is None:
             chosen, settings["steps"] = method("grpo"), 0
         else:
@@ -206,7 +276,9 @@ def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
     merged = dict(base)
     for key, value in changes.items():
         old = merged.get(key)
-        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        merged[key] = (
+            _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        )
     return merged
 
 

@@ -13,7 +13,7 @@ from epistill.evaluate.run import MEASURES
 from epistill.evaluate.stats import bootstrap_mean
 from epistill.store import RunStore
 from epistill.study.claims import Stores, compare, judge, measured, table_of
-from epistill.study.spec import Arm, Comparison, StudySpec
+from epistill.study.spec import Arm, Comparison, Grid, StudySpec, point_id
 
 KINDS = ("in_domain", "ood")
 CURVES = (
@@ -28,9 +28,23 @@ TRACES_SHOWN = 4
 
 
 def summarise_study(
-    spec: StudySpec, stores: Stores, *, finished: int, total: int, seconds: float
+    spec: StudySpec,
+    stores: Stores,
+    *,
+    worlds: Mapping[str, Mapping[str, Any] | None],
+    finished: int,
+    total: int,
+    seconds: float,
 ) -> dict[str, Any]:
-    """Collect what the page needs; arms without a finished run are left out."""
+    """Collect what the page needs; arms without a finished run are left out.
+
+    Args:
+        spec: The study.
+        stores: Finished runs, arm -> seed -> store.
+        worlds: Result of each of the study's worlds; None while it is not made.
+        finished, total: Runs.
+        seconds: Wall-clock over all sittings.
+    """
     return {
         "format": 1,
         "name": spec.name,
@@ -54,6 +68,7 @@ def summarise_study(
             for probe in spec.probes
             if probe.id in stores
         ],
+        "surface": None if spec.grid is None else _surface(spec.grid, stores, worlds),
         "traces": _traces(spec, stores),
         "settings": spec.model_dump(mode="json"),
         "environment": describe_environment(),
@@ -109,9 +124,7 @@ def _differences(arm: Arm, kind: str, stores: Stores) -> dict[str, Any] | None:
         return None
     found: dict[str, Any] = {}
     for measure in ("score", "length_tokens", "density_per_1k_tokens"):
-        test = Comparison(
-            measure=measure, on=kind, arm=arm.id, versus=arm.baseline, expect="above"
-        )
+        test = Comparison(measure=measure, on=kind, arm=arm.id, versus=arm.baseline, expect="above")
         compared = compare(test, stores)
         if compared is None:
             return None
@@ -128,8 +141,14 @@ def _sets(runs: Mapping[int, RunStore]) -> dict[str, Any]:
 
 
 def _curves(runs: Mapping[int, RunStore]) -> dict[str, Any]:
-    """Per measure: steps and one list of values per seed; None where a step has no such number."""
-    rows = {seed: store.metrics() for seed, store in sorted(runs.items())}
+    """Per measure: steps and one list of values per seed; None where a step has no such number.
+
+    What an SFT step sees are its filtered traces, not the student: those curves are left out.
+    """
+    rows = {
+        seed: [row for row in store.metrics() if row["on_policy"]]
+        for seed, store in sorted(runs.items())
+    }
     steps = [row["step"] for row in next(iter(rows.values()), [])]
     return {
         measure: {
@@ -157,13 +176,42 @@ def _probe_table(contexts: Sequence[str], runs: Mapping[int, RunStore]) -> dict[
     return table
 
 
+def _surface(
+    grid: Grid, stores: Stores, worlds: Mapping[str, Mapping[str, Any] | None]
+) -> dict[str, Any]:
+    """Differences of each pair of arms at every grid point whose runs are finished."""
+    found: dict[str, Any] = {"dials": {k: list(v) for k, v in grid.dials.items()}, "pairs": {}}
+    for label, (ours, theirs) in grid.pairs.items():
+        points = []
+        for dials in grid.points():
+            name = point_id(dials)
+            entry: dict[str, Any] = {"nominal": dials, "measured": None}
+            if (world := worlds.get(name)) is not None:
+                entry["measured"] = world["measured"]
+            for measure in ("score", "density_per_1k_tokens", "length_tokens"):
+                test = Comparison(
+                    measure=measure,
+                    on="ood",
+                    arm=f"{name}-{ours}",
+                    versus=f"{name}-{theirs}",
+                    expect="above",
+                )
+                compared = compare(test, stores)
+                entry[measure] = None if compared is None else compared[2].as_dict()
+            points.append(entry)
+        found["pairs"][label] = points
+    return found
+
+
 def _traces(spec: StudySpec, stores: Stores) -> list[dict[str, Any]]:
     """Responses to the same problems from every arm: the first ones, not the best ones."""
     seed = spec.seeds[0]
     by_problem: dict[str, dict[str, Any]] = {}
     for arm in spec.arms:
         store = stores.get(arm.id, {}).get(seed)
-        for name, summary in ((store.result if store else None) or {}).get("evaluations", {}).items():
+        for name, summary in (
+            ((store.result if store else None) or {}).get("evaluations", {}).items()
+        ):
             assert store is not None
             rows = store.read_records("evaluations", f"final-{name}") or []
             kept = [row for row in rows if row["text"] is not None][:TRACES_SHOWN]

@@ -50,7 +50,8 @@ def extract_answer(text: str) -> str | None:
         if found := pattern.findall(tail):
             return _clean(found[-1])
     stripped = tail.strip()
-    if stripped and "\n" not in stripped and len(stripped) <= MAX_PLAIN and len(text) == len(tail):
+    short = bool(stripped) and "\n" not in stripped and len(stripped) <= MAX_PLAIN
+    if short and not _BOXED.search(stripped):  # a box that never closes gives no answer
         return _clean(stripped)
     return None
 

@@ -79,8 +79,8 @@ def load_problems(
         if messages in distinct:
             if distinct[messages].answer != answer:
                 raise EpistillError(
-                    f"{source}: row {number} repeats problem {distinct[messages].id!r} with another "
-                    f"answer ({answer!r}, before {distinct[messages].answer!r}); remove one of them"
+                    f"{source}: row {number} repeats problem {distinct[messages].id!r} with "
+                    f"another answer ({answer!r}, before {distinct[messages].answer!r}); remove one"
                 )
             continue
         identity = given_id if given_id not in used_ids else f"{given_id}-row{number}"
@@ -155,8 +155,8 @@ def _read_dataset(source: str, path: Path, split: str) -> list[dict[str, Any]]:
     except (FileNotFoundError, ValueError, OSError, ConnectionError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise EpistillError(
-            f"no file or folder {source!r}, and as a dataset name with split {split!r} it could not "
-            f"be loaded: {reason}; expected a .jsonl or .parquet file, a folder, or a dataset name"
+            f"no file or folder {source!r}, and as a dataset name with split {split!r} it could "
+            f"not be loaded: {reason}; expected a .jsonl or .parquet file, a folder, or such a name"
         ) from error
     return [dict(row) for row in loaded]
 

@@ -19,7 +19,7 @@ from epistill.tasks.answers import extract_answer
 
 NO_ANSWER = "the response has no answer part"
 UNREAD = "no answer was found in the response"
-_LEADING_LETTER = re.compile(r"\(?([A-Z])\)?(?![A-Za-z0-9'])")
+_LEADING_LETTER = re.compile(r"\(([A-Z])\)|([A-Z])(?:[:.)]|$)")
 _LETTER = re.compile(r"(?<![A-Za-z0-9'])[A-Z](?![A-Za-z0-9'])")
 
 
@@ -33,10 +33,10 @@ def grade_exact(answer: str, response: str) -> Grade:
 
 
 def grade_choice(answer: str, response: str) -> Grade:
-    """The letter of a multiple-choice answer.
+    r"""The letter of a multiple-choice answer.
 
     Example:
-        >>> grade_choice("B", "<answer>\\nB\\n</answer>").status.value
+        >>> grade_choice("B", "<answer>\nB\n</answer>").status.value
         'correct'
         >>> grade_choice("B", "Answer: (C) 3.5").extracted
         'C'
@@ -45,7 +45,7 @@ def grade_choice(answer: str, response: str) -> Grade:
     if extracted is None:
         return _unreadable(response)
     leading = _LEADING_LETTER.match(extracted)
-    letters = {leading[1]} if leading else set(_LETTER.findall(extracted))
+    letters = {leading[1] or leading[2]} if leading else set(_LETTER.findall(extracted))
     if len(letters) != 1:
         reason = f"expected one letter, found {sorted(letters)} in {extracted[:80]!r}"
         return Grade(GradeStatus.UNREADABLE, None, reason)

@@ -84,7 +84,7 @@ DEFAULT_DIALS = Dials(
 
 @dataclass(slots=True)
 class Trace:
-    """Words of a response with, for each, whether pretraining learns it (1) or only reads it (0)."""
+    """Words of a response and, for each, whether pretraining learns it (1) or only reads it."""
 
     words: list[str]
     learned: list[int]
@@ -211,9 +211,7 @@ def searching_trace(
 
 def short_trace(star: Star, rng: random.Random, dials: Dials) -> str:
     """A solution-guided trace on no foreign prefix: what "regenerated" contexts look like."""
-    return " ".join(
-        _assert_gold(Trace([], []), star, rng, dials.marked_solution).words
-    )
+    return " ".join(_assert_gold(Trace([], []), star, rng, dials.marked_solution).words)
 
 
 def trace_for(kind: ContextKind, star: Star, rng: random.Random, dials: Dials) -> Trace:

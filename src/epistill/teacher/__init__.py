@@ -1,0 +1,1 @@
+"""What the teacher additionally sees, whose weights it has, how it aligns."""

@@ -58,9 +58,7 @@ def remove_thinking(text: str) -> str:
     return split_thinking(text).answer
 
 
-def teacher_messages(
-    problem: Problem, text: str | None, context: Context
-) -> tuple[Message, ...]:
+def teacher_messages(problem: Problem, text: str | None, context: Context) -> tuple[Message, ...]:
     """The chat the teacher sees: the student's, with the context in its last user turn.
 
     Args:
@@ -143,29 +141,31 @@ def _solution(graded: Sequence[GradedRollout], *_: object) -> _Texts:
     return texts
 
 
-def _regenerated(
-    graded: Sequence[GradedRollout], regenerated: Mapping[str, str], _: int
-) -> _Texts:
+def _regenerated(graded: Sequence[GradedRollout], regenerated: Mapping[str, str], _: int) -> _Texts:
     return [regenerated.get(item.problem.id) for item in graded]
 
 
 def _sibling(graded: Sequence[GradedRollout], *_: object) -> _Texts:
-    """The first success of the group that is not the row itself (SDPO; the paper's setting
-    `dont_reprompt_on_self_success`)."""
+    """The first success of the group that is not the row itself.
+
+    SDPO, with the paper's setting `dont_reprompt_on_self_success`.
+    """
     groups = _groups(graded)
     texts: _Texts = []
     for index, item in enumerate(graded):
         chosen = next(
-            (i for i in groups[_group_key(item)] if i != index and graded[i].grade.score > SUCCESS_THRESHOLD),
+            (
+                i
+                for i in groups[_group_key(item)]
+                if i != index and graded[i].grade.score > SUCCESS_THRESHOLD
+            ),
             None,
         )
         texts.append(None if chosen is None else shown_rollout(graded[chosen]))
     return texts
 
 
-def _wrong_answer(
-    graded: Sequence[GradedRollout], _: Mapping[str, str], seed: int
-) -> _Texts:
+def _wrong_answer(graded: Sequence[GradedRollout], _: Mapping[str, str], seed: int) -> _Texts:
     """A wrong answer the group itself gave, else another problem's answer."""
     groups = _groups(graded)
     all_answers = sorted({item.problem.answer for item in graded})
@@ -185,14 +185,16 @@ def _feedback(graded: Sequence[GradedRollout], *_: object) -> _Texts:
     for item in graded:
         grade = item.grade
         said = "gave no readable answer" if grade.extracted is None else f"gave {grade.extracted}"
-        verdict = "which is correct" if grade.score > SUCCESS_THRESHOLD else grade.reason or "which is wrong"
+        verdict = (
+            "which is correct"
+            if grade.score > SUCCESS_THRESHOLD
+            else grade.reason or "which is wrong"
+        )
         texts.append(f"The attempt {said}, {verdict}.")
     return texts
 
 
-_SOURCES: Mapping[
-    str, Callable[[Sequence[GradedRollout], Mapping[str, str], int], _Texts]
-] = {
+_SOURCES: Mapping[str, Callable[[Sequence[GradedRollout], Mapping[str, str], int], _Texts]] = {
     "none": _none,
     "answer": _answer,
     "wrong_answer": _wrong_answer,

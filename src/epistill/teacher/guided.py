@@ -57,9 +57,7 @@ def guided_rollouts(
         for problem in problems
         if bare or texts.get(problem.id) is not None
     ]
-    return sample_and_grade(
-        model, asked, grader, samples=samples, sampling=sampling, seed=seed
-    )
+    return sample_and_grade(model, asked, grader, samples=samples, sampling=sampling, seed=seed)
 
 
 def contexts_of(

@@ -94,14 +94,10 @@ def load_checkpoint(
 
 
 def _trained(student: LanguageModel) -> dict[str, Tensor]:
-    return {
-        name: p.detach() for name, p in student.network.named_parameters() if p.requires_grad
-    }
+    return {name: p.detach() for name, p in student.network.named_parameters() if p.requires_grad}
 
 
-def _optimizer_state(
-    student: LanguageModel, optimizer: torch.optim.Optimizer
-) -> dict[str, Tensor]:
+def _optimizer_state(student: LanguageModel, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """`parameter.name|statistic` to tensor; by name, so that parameter order does not matter."""
     flat: dict[str, Tensor] = {}
     for name, parameter in student.network.named_parameters():

@@ -138,8 +138,7 @@ def _updates(
 
 
 def _batch_metrics(batch: Batch, *, on_policy: bool) -> dict[str, Any]:
-    """What the responses of a batch look like. Means over responses; densities are ratios of
-    sums."""
+    """What the responses of a batch look like; densities are ratios of sums."""
     items = batch.graded
     tokens = sum(len(item.rollout.completion_ids) for item in items)
     split = [

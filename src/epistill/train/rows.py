@@ -23,7 +23,7 @@ from epistill.tasks.coverage import Curriculum
 from epistill.tasks.grading import Grader
 from epistill.teacher.context import context_texts, needs_regeneration, teacher_messages
 from epistill.teacher.guided import contexts_of, guided_rollouts
-from epistill.train.step import Row
+from epistill.train.signal import Row
 
 TRACE_ROUND = 64  # problems sampled at a time while traces are collected
 MAX_TRACE_ROUNDS = 50
@@ -171,8 +171,8 @@ def collect_traces(
         if len(kept) >= wanted.count:
             return kept[: wanted.count]
     raise EpistillError(
-        f"only {len(kept)} correct traces after {MAX_TRACE_ROUNDS * TRACE_ROUND} problems; expected "
-        f"{wanted.count}; lower method.traces.count or choose easier problems"
+        f"only {len(kept)} correct traces after {MAX_TRACE_ROUNDS * TRACE_ROUND} problems; "
+        f"expected {wanted.count}; lower method.traces.count or choose easier problems"
     )
 
 

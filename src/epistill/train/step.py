@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from epistill.config import ImportanceClip, Method, SampledToken, TokenRange, TopK
+from epistill.config import ImportanceClip, Method, SampledToken, TopK
 from epistill.objective import (
     clipped_surrogate,
     distillation_nats,
@@ -30,30 +30,7 @@ from epistill.objective import (
 from epistill.objective.fused import head_loss
 from epistill.rollouts.model import LanguageModel
 from epistill.teacher.align import Aligned, align, micro_batches
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One response with its training signal.
-
-    Attributes:
-        prompt_ids: What the student read.
-        completion_ids: The response.
-        old_log_probs: log p of its tokens when it was sampled, at the sampling temperature; None
-            for traces nobody's policy sampled (then the surrogate is the log-likelihood).
-        advantage: The verifier's signal, the same for all its tokens.
-        teacher_prompt_ids: What the teacher read; None where there is no context.
-    """
-
-    prompt_ids: tuple[int, ...]
-    completion_ids: tuple[int, ...]
-    old_log_probs: tuple[float, ...] | None
-    advantage: float
-    teacher_prompt_ids: tuple[int, ...] | None
-
-    def __post_init__(self) -> None:
-        if self.old_log_probs is not None and len(self.old_log_probs) != len(self.completion_ids):
-            raise ValueError("old_log_probs and completion_ids differ in length")
+from epistill.train.signal import Plan, Row, Streams
 
 
 @dataclass(slots=True)
@@ -113,7 +90,7 @@ def accumulate_gradients(
         temperature: Both networks' logits are divided by it, as the sampler's were.
         microbatch_tokens: Padded tokens per forward pass; changes memory, not the loss.
     """
-    plan = _Plan.of(rows, method)
+    plan = Plan.of(rows, method)
     tally = Tally()
     padded = real = 0
     for distilled in (True, False):
@@ -129,67 +106,12 @@ def accumulate_gradients(
     return _result(plan, method, tally, real, padded)
 
 
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """Which rows take part, and the weight of each row's tokens in both terms."""
-
-    method: Method
-    distilled: tuple[bool, ...]
-    reinforced: tuple[bool, ...]
-    kept: tuple[tuple[int, int], ...]  # token range per row that distillation keeps
-    distillation_scale: tuple[float, ...]
-    gradient_scale: tuple[float, ...]
-
-    @property
-    def active(self) -> list[int]:
-        return [
-            i
-            for i, (d, r) in enumerate(zip(self.distilled, self.reinforced, strict=True))
-            if d or r
-        ]
-
-    @staticmethod
-    def of(rows: Sequence[Row], method: Method) -> _Plan:
-        share = method.blend.distillation
-        kept = tuple(_kept_range(len(row.completion_ids), method) for row in rows)
-        distilled = tuple(
-            share > 0 and row.teacher_prompt_ids is not None and start < stop
-            for row, (start, stop) in zip(rows, kept, strict=True)
-        )
-        reinforced = tuple(share < 1 and row.advantage != 0.0 for row in rows)
-        lengths = [len(row.completion_ids) for row in rows]
-        kept_lengths = [stop - start if d else 0 for d, (start, stop) in zip(distilled, kept)]
-        if method.reduction == "token_mean":
-            by_distillation = [1.0 / max(sum(kept_lengths), 1)] * len(rows)
-            by_gradient = [1.0 / max(sum(lengths), 1)] * len(rows)
-        else:
-            by_distillation = [1.0 / max(n, 1) / max(sum(distilled), 1) for n in kept_lengths]
-            by_gradient = [1.0 / n / len(rows) for n in lengths]
-        return _Plan(
-            method,
-            distilled,
-            reinforced,
-            kept,
-            tuple(by_distillation),
-            tuple(by_gradient),
-        )
-
-
-def _kept_range(length: int, method: Method) -> tuple[int, int]:
-    start, stop = 0, length
-    for weight in method.token_weights:
-        if isinstance(weight, TokenRange):
-            start = max(start, weight.skip_first)
-            stop = min(stop, weight.up_to if weight.up_to is not None else length)
-    return start, stop
-
-
 def _micro_batch(
     student: LanguageModel,
     teacher: LanguageModel | None,
     rows: Sequence[Row],
     members: Sequence[int],
-    plan: _Plan,
+    plan: Plan,
     temperature: float,
     tally: Tally,
 ) -> None:
@@ -198,7 +120,7 @@ def _micro_batch(
     batch = align(
         [rows[i].prompt_ids for i in members], completions, pad_id=student.pad_id, device=device
     )
-    streams = _Streams.of(rows, members, plan, device)
+    streams = Streams.of(rows, members, plan, device)
     teacher_hidden = None
     if teacher is not None:
         prompts = [rows[i].teacher_prompt_ids or () for i in members]
@@ -231,45 +153,12 @@ def _logits_of(model: LanguageModel, hidden: Tensor, temperature: float) -> Tens
     return model.head().logits(hidden).float() / temperature
 
 
-@dataclass(frozen=True, slots=True)
-class _Streams:
-    """Per completion token, flat and aligned with `Aligned.token_ids`; [N] each."""
-
-    distillation: Tensor  # weight of D_t in the loss; 0 where not kept
-    gradient: Tensor  # weight of the surrogate in the loss
-    advantage: Tensor
-    old_log_probs: Tensor | None
-
-    @staticmethod
-    def of(
-        rows: Sequence[Row], members: Sequence[int], plan: _Plan, device: torch.device
-    ) -> _Streams:
-        share = plan.method.blend.distillation
-        distillation, gradient, advantage, old = [], [], [], []
-        for i in members:
-            length = len(rows[i].completion_ids)
-            start, stop = plan.kept[i]
-            weight = torch.zeros(length)
-            if plan.distilled[i]:
-                weight[start:stop] = share * plan.distillation_scale[i]
-            distillation.append(weight)
-            scale = (1 - share) * plan.gradient_scale[i] if plan.reinforced[i] else 0.0
-            gradient.append(torch.full((length,), scale))
-            advantage.append(torch.full((length,), rows[i].advantage))
-            old.append(rows[i].old_log_probs)
-        known = None
-        if all(values is not None for values in old):
-            known = torch.tensor([v for values in old for v in values or ()], device=device)
-        joined = (torch.cat(parts).to(device) for parts in (distillation, gradient, advantage))
-        return _Streams(*joined, known)
-
-
 def _chunk_loss(
     student_logits: Tensor,
     teacher_logits: Tensor | None,
     part: slice,
     batch: Aligned,
-    streams: _Streams,
+    streams: Streams,
     method: Method,
     tally: Tally,
 ) -> Tensor:
@@ -305,9 +194,7 @@ def _chunk_loss(
     return total
 
 
-def _surrogate(
-    log_probs: Tensor, old: Tensor | None, advantage: Tensor, method: Method
-) -> Tensor:
+def _surrogate(log_probs: Tensor, old: Tensor | None, advantage: Tensor, method: Method) -> Tensor:
     if old is None:
         return -advantage * log_probs
     clip = method.policy_gradient
@@ -332,7 +219,7 @@ def _divergence(student: Tensor, teacher: Tensor, ids: Tensor, method: Method) -
     )
 
 
-def _result(plan: _Plan, method: Method, tally: Tally, real: int, padded: int) -> StepResult:
+def _result(plan: Plan, method: Method, tally: Tally, real: int, padded: int) -> StepResult:
     sums, share = tally.sums, method.blend.distillation
 
     def ratio(top: str, bottom: str) -> float | None:

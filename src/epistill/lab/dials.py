@@ -1,0 +1,71 @@
+"""What a lab model's dials really are, read from its next-token probabilities.
+
+A world is adapted towards nominal dials; the axes of the phase study are these measured ones.
+"""
+
+from __future__ import annotations
+
+import random
+
+import torch
+
+from epistill.records import Message
+from epistill.rollouts.model import LanguageModel
+from epistill.rollouts.prompts import render_prompt
+from epistill.seeds import named_random
+from epistill.tasks.star_search import Star, make_star
+from epistill.tasks.star_traces import DEFAULT_DIALS, searching_trace
+from epistill.teacher.align import align
+from epistill.teacher.context import insert_context
+
+STARS = 200
+
+
+def measure_dials(model: LanguageModel, *, arms: int = 5, depth: int = 3) -> dict[str, float]:
+    """Function of doubt and recovery of a lab model.
+
+    commit: mean over stars and arms of P(`</think>`) after the unguided model wrote "so" and an
+    arm's start. recovery: with a solution as context, mean of 1 - P(`</think>`) after the student's
+    failed steps, half of them a wrong arm walked to its dust, half "so" and a wrong arm.
+
+    Args:
+        model: A lab model.
+        arms, depth: Size of the stars.
+    """
+    unguided: list[tuple[str, str]] = []
+    guided: list[tuple[str, str]] = []
+    for index in range(STARS):
+        star = make_star(arms, depth, "dials", index)
+        rng = named_random("dials", index)
+        unguided.append((star.prompt, f"so {rng.choice(star.arms)[0]}"))
+        solution = "<think> " + searching_trace(star, rng, DEFAULT_DIALS, must_solve=True)
+        guided += [
+            (insert_context(star.prompt, solution, "solution"), step)
+            for step in _failed_steps(star, rng)
+        ]
+    return {
+        "commit": _mean_stop(model, unguided),
+        "recovery": 1 - _mean_stop(model, guided),
+    }
+
+
+def _failed_steps(star: Star, rng: random.Random) -> tuple[str, str]:
+    arm = rng.choice([i for i in range(len(star.arms)) if i != star.gold])
+    walk = " ".join((*star.arms[arm], star.end(arm)))
+    return f"maybe {walk}", f"so {star.arms[arm][0]}"
+
+
+def _mean_stop(model: LanguageModel, cases: list[tuple[str, str]]) -> float:
+    """Mean P(`</think>`) right after each prefix."""
+    tokenizer = model.tokenizer
+    stop = tokenizer.convert_tokens_to_ids("</think>")
+    prompts = [render_prompt(tokenizer, [Message("user", question)]).ids for question, _ in cases]
+    # The stop token is appended as the last completion token: its own log-prob is what is asked.
+    completions = [
+        [*tokenizer(prefix, add_special_tokens=False)["input_ids"], stop] for _, prefix in cases
+    ]
+    batch = align(prompts, completions, pad_id=model.pad_id, device=model.device)
+    ends = torch.tensor([len(completion) for completion in completions]).cumsum(0) - 1
+    with torch.no_grad():
+        hidden = batch.hidden(model)[ends]
+        return float(model.head().logits(hidden).softmax(-1)[:, stop].mean())

@@ -1,0 +1,120 @@
+"""The house keeps its shape: import direction, torch-free doors, file sizes, no side effects."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).resolve().parents[1] / "src" / "epistill"
+FREE = {"errors", "seeds", "records", "config", "environment", "methods"}
+# Which folders (or modules) of the package each may import. `lab` is the lab's model.
+ALLOWED = {
+    "errors": set(),
+    "seeds": set(),
+    "records": set(),
+    "config": {"errors"},
+    "environment": set(),
+    "methods": {"config", "errors"},
+    "store": {"errors", "records"},
+    "objective": set(),
+    "tasks": {"records", "config", "errors", "seeds"},
+    "metrics": {"records", "errors"},
+    "rollouts": {"records", "config", "errors", "seeds", "objective", "tasks"},
+    "teacher": {"records", "config", "errors", "seeds", "rollouts", "tasks"},
+    "train": FREE | {"store", "objective", "tasks", "metrics", "rollouts", "teacher"},
+    "evaluate": FREE | {"store", "tasks", "metrics", "rollouts"},
+    "lab": FREE | {"tasks", "metrics", "rollouts", "teacher", "evaluate"},
+    "report": FREE | {"store", "metrics", "evaluate.stats"},
+    "inputs": FREE | {"tasks"},
+    "study": FREE | {"store", "tasks", "rollouts", "teacher", "train", "evaluate", "report", "lab"},
+    "__main__": {"cli"},
+    "cli": None,  # opens every door, lazily
+}
+TORCH_FREE = ("records", "config", "methods", "store", "report.page", "evaluate.stats", "cli",
+              "metrics.epistemic", "study.spec", "inputs", "tasks.files")  # fmt: skip
+
+
+def modules():
+    for path in sorted(SOURCE.rglob("*.py")):
+        relative = path.relative_to(SOURCE).with_suffix("")
+        yield path, ".".join(relative.parts).removesuffix(".__init__")
+
+
+def imports_of(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("epistill."):
+            yield node.module.removeprefix("epistill.")
+        elif isinstance(node, ast.Import):
+            yield from (
+                a.name.removeprefix("epistill.")
+                for a in node.names
+                if a.name.startswith("epistill.")
+            )
+
+
+@pytest.mark.parametrize("name", [n for _, n in modules() if n != "__init__"])
+def test_import_direction(name):
+    path = next(p for p, n in modules() if n == name)
+    room = name.split(".")[0]
+    allowed = ALLOWED[room]
+    if allowed is None:
+        return
+    for imported in imports_of(path):
+        other = imported.split(".")[0]
+        permitted = (
+            other == room
+            or other in allowed
+            or any(
+                imported == entry or imported.startswith(entry + ".")
+                for entry in allowed
+                if "." in entry
+            )
+        )
+        assert permitted, f"{name} imports {imported}; {room} may import {sorted(allowed)}"
+
+
+def test_every_room_has_a_rule():
+    rooms = {name.split(".")[0] for _, name in modules()} - {"__init__"}
+    assert rooms == set(ALLOWED)
+
+
+@pytest.mark.parametrize("module", TORCH_FREE)
+def test_torch_stays_out(module):
+    code = f"import sys, epistill.{module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_files_stay_readable():
+    long = {name: n for p, name in modules() if (n := len(p.read_text().splitlines())) > 350}
+    assert long == {}
+
+
+def test_no_branch_is_named_after_a_method():
+    from epistill.methods import METHODS
+
+    for path, name in modules():
+        if name == "methods":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Compare):
+                constants = [c.value for c in ast.walk(node) if isinstance(c, ast.Constant)]
+                assert not set(map(str, constants)) & set(METHODS), f"{name}:{node.lineno}"
+
+
+def test_every_setting_is_read_somewhere():
+    """A parsed setting that nothing uses is a lie (peers: flags that never reach the sampler)."""
+    from epistill import config
+
+    code = "\n".join(p.read_text() for p, n in modules() if n != "config")
+    code += (
+        (SOURCE / "config.py").read_text().partition("class RunConfig")[2].partition("@model")[2]
+    )
+    for record in vars(config).values():
+        if isinstance(record, type) and issubclass(record, config.Settings):
+            for field in record.model_fields:
+                used = f".{field}" in code or f"{field}=" in code or f'"{field}"' in code
+                assert used, f"{record.__name__}.{field}"

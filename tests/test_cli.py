@@ -1,0 +1,151 @@
+"""The command line as a user meets it: help without torch, JSON, and mistakes in one line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+
+import polars as pl
+import pytest
+
+from epistill.rollouts.model import lab_directory
+
+COMMANDS = [
+    [], ["study"], ["train"], ["eval"], ["lab"], ["lab", "pretrain"], ["lab", "card"],
+    ["tasks"], ["tasks", "show"], ["methods"], ["report"], ["env"],
+]  # fmt: skip
+
+
+def epistill(*arguments, **options):
+    return subprocess.run(
+        [sys.executable, "-m", "epistill", *map(str, arguments)],
+        capture_output=True, text=True, timeout=300, **options,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_help_answers_without_torch(command):
+    code = (
+        "import sys, epistill.cli\n"
+        f"sys.argv = ['epistill', *{command!r}, '--help']\n"
+        "try: epistill.cli.main()\n"
+        "finally: assert 'torch' not in sys.modules and 'transformers' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Usage" in done.stdout
+
+
+def mistakes(folder):
+    (folder / "empty.jsonl").write_text("")
+    pl.DataFrame({"other": [1]}).write_parquet(folder / "columns.parquet")
+    bare = shutil.copytree(lab_directory(), folder / "bare")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (bare / name).unlink()
+    (folder / "broken.toml").write_text("[run\n")
+    (folder / "unknown.toml").write_text(
+        'model = "lab"\nstepz = 3\n[task]\ntype = "star_search"\n[method]\nname = "grpo"\n'
+    )
+    return {
+        "missing file": (["tasks", "show", folder / "no.parquet"], "no file"),
+        "columns": (["tasks", "show", folder / "columns.parquet"], "columns found: other"),
+        "empty": (["tasks", "show", folder / "empty.jsonl"], "no rows"),
+        "no tokenizer": (["eval", bare, "--data", "star-search"], "no usable tokenizer"),
+        "no model": (["eval", "./none", "--data", "star-search"], "no such directory"),
+        "unknown method": (
+            ["train", "--model", "lab", "--data", "star-search", "--method", "x"],
+            "no method 'x'",
+        ),
+        "negative k": (["eval", "lab", "--data", "star-search", "-k", "-1"], "samples"),
+        "not a number": (["eval", "lab", "--data", "star-search", "-k", "many"], "valid integer"),
+        "too long": (
+            ["eval", "lab", "--data", "star-search", "--max-new-tokens", "600"],
+            "512 positions",
+        ),
+        "unknown study": (["study", "labb"], "no study 'labb'"),
+        "unknown preset": (["study", "lab", "--preset", "slow"], "no preset 'slow'"),
+        "broken toml": (["train", folder / "broken.toml"], "is not TOML"),
+        "unknown setting": (["train", folder / "unknown.toml", "--out", folder / "r"], "stepz"),
+        "nothing given": (["train"], "--method"),
+        "workers": (["study", "lab", "--workers", "0"], "--workers is 0"),
+        "no report": (["report", folder], "no report.json"),
+        "unknown command": (["studdy"], "No such command"),
+    }
+
+
+NAMES = [
+    "missing file", "columns", "empty", "no tokenizer", "no model", "unknown method", "negative k",
+    "not a number", "too long", "unknown study", "unknown preset", "broken toml",
+    "unknown setting", "nothing given", "workers", "no report", "unknown command",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_mistake_is_one_line_with_status_2_and_nothing_half_written(name, tmp_path):
+    arguments, words = mistakes(tmp_path)[name]
+    before = sorted(tmp_path.rglob("*"))
+    done = epistill(*arguments, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.strip().splitlines()
+    assert words in line
+    assert done.stdout == ""
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_tasks_show(shared_data):
+    done = epistill("tasks", "show", shared_data / "math/seen_1x64.parquet", "--json")
+    shown = json.loads(done.stdout)
+    assert (shown["rows"], shown["problems"], shown["grader"]) == (64, 1, "math")
+    assert shown["first_answer"] == "640"
+    assert "parity-monotonic" in shown["first_prompt"][0]["content"]
+
+
+def test_tasks_show_a_world():
+    shown = json.loads(epistill("tasks", "show", "star-search:4x2", "--json").stdout)
+    assert shown["problems"] is None
+    assert shown["grader"] == "exact"
+
+
+def test_methods_and_env_as_json():
+    listed = json.loads(epistill("methods", "--json").stdout)
+    assert {"grpo", "sdpo", "sdpo-no-think", "sft-unguided", "sft-guided"} <= set(listed)
+    assert "sdpo" in epistill("methods").stdout
+    found = json.loads(epistill("env", "--json").stdout)
+    assert found["packages"]["torch"] is not None
+
+
+def test_eval_writes_records_and_says_n(tmp_path):
+    done = epistill(
+        "eval", "lab", "--data", "star-search:3x2", "-k", 2, "--problems", 6,
+        "--out", tmp_path / "records.jsonl", "--json",
+    )  # fmt: skip
+    found = json.loads(done.stdout)
+    assert found["problems"] == 6
+    assert 0 <= found["score"]["low"] <= found["score"]["value"] <= found["score"]["high"] <= 1
+    assert {"pass@2", "maj@2"} <= set(found)
+    rows = [json.loads(line) for line in (tmp_path / "records.jsonl").read_text().splitlines()]
+    assert len(rows) == 12
+
+
+def test_train_from_flags_and_from_a_file(tmp_path):
+    (tmp_path / "run.toml").write_text(
+        'model = "lab"\nsteps = 2\nproblems_per_step = 2\nsamples_per_problem = 2\n'
+        'task = { type = "star_search", arms = 3, depth = 2 }\n'
+        "sampling = { max_new_tokens = 20 }\n"
+        '[method]\nname = "sdpo"\ndivergence = { alpha = 1.0 }\n'
+        '[[evaluations]]\nname = "t"\nproblems = 3\nsamples = 2\n'
+        'task = { type = "star_search", arms = 3, depth = 2, split = "test" }\n'
+    )
+    out = tmp_path / "run"
+    done = epistill("train", tmp_path / "run.toml", "--seed", 5, "--out", out, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["steps"] == 2
+    config = json.loads((out / "config.json").read_text())
+    assert config["seed"] == 5
+    assert config["method"]["divergence"]["alpha"] == 1.0
+    assert (out / "model" / "model.safetensors").is_file()
+    refused = epistill("train", tmp_path / "run.toml", "--seed", 6, "--out", out)
+    assert refused.returncode == 2
+    assert "another configuration (differs in seed)" in refused.stderr

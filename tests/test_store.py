@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import errno
+import multiprocessing
+from pathlib import Path
+
+import pytest
+
+from epistill.errors import EpistillError
+from epistill.store import RunStore, read_jsonl, write_atomic, write_json
+
+
+def test_another_configuration_is_refused_by_name(tmp_path):
+    store = RunStore(tmp_path / "run")
+    store.begin({"a": {"b": 1}, "c": 2}, {})
+    store.begin({"a": {"b": 1}, "c": 2}, {})
+    with pytest.raises(EpistillError, match=r"differs in a\.b, d"):
+        store.begin({"a": {"b": 2}, "c": 2, "d": 0}, {})
+
+
+def test_a_half_written_last_line_is_left_out_and_rewinding_drops_later_steps(tmp_path):
+    store = RunStore(tmp_path)
+    for step in range(4):
+        store.append_metrics({"step": step})
+    with (tmp_path / "metrics.jsonl").open("a") as out:
+        out.write('{"step": 4, "rew')
+    assert [row["step"] for row in store.metrics()] == [0, 1, 2, 3]
+    store.rewind(2)
+    assert [row["step"] for row in store.metrics()] == [0, 1]
+
+
+def test_nan_is_never_written(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        RunStore(tmp_path).append_metrics({"step": 0, "loss": float("nan")})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "x.json", {"x": float("inf")})
+
+
+def test_a_full_disk_is_one_clear_line_and_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "x.json"
+    write_atomic(path, "old")
+
+    def full(self, *args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(EpistillError, match="No space left on device; make room"):
+        write_atomic(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def _hold(folder, held, release):
+    with RunStore(folder).locked():
+        held.set()
+        release.wait(30)
+
+
+def test_a_second_process_is_refused(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    held, release = context.Event(), context.Event()
+    process = context.Process(target=_hold, args=(tmp_path, held, release))
+    process.start()
+    assert held.wait(30)
+    try:
+        with (
+            pytest.raises(EpistillError, match="in use by another process"),
+            RunStore(tmp_path).locked(),
+        ):
+            pass
+    finally:
+        release.set()
+        process.join()
+    with RunStore(tmp_path).locked():
+        pass
+
+
+def test_result_comes_last(tmp_path):
+    store = RunStore(tmp_path)
+    assert store.result is None
+    store.finish({"done": True})
+    assert store.result == {"done": True}
+    assert read_jsonl(tmp_path / "absent.jsonl") == []
