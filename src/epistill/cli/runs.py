@@ -1,65 +1,16 @@
-"""The command line: parse first, import heavy things late; `--help` answers without torch.
-
-Every mistake a user can mend is one line on stderr and exit status 2.
-"""
+"""Commands that run models: study, train, eval, lab, and drawing a study's page again."""
 
 from __future__ import annotations
 
-import json
-import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from epistill.cli.common import Json, app, at_least, lab, print_evaluations, say
 from epistill.errors import EpistillError
-
-app = typer.Typer(
-    help="A laboratory for on-policy self-distillation of language models.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-)
-lab = typer.Typer(help="The laptop world's model.", no_args_is_help=True)
-tasks = typer.Typer(help="Problems: what is asked and how it is graded.", no_args_is_help=True)
-app.add_typer(lab, name="lab")
-app.add_typer(tasks, name="tasks")
-
-# typer carries its own click; the class of its usage errors is reached through a public one.
-_USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for a machine to read.")]
-
-
-def main() -> None:
-    """Entry point of the `epistill` command."""
-    try:
-        result = app(standalone_mode=False)
-        sys.exit(result if isinstance(result, int) else 0)
-    except EpistillError as error:
-        _fail(str(error))
-    except _USAGE_ERROR as error:
-        message = error.format_message()  # pyright: ignore[reportAttributeAccessIssue]
-        if message.startswith("Usage:"):  # a command group without a command
-            print(message)
-            sys.exit(2)
-        _fail(f"{message} (see --help)")
-    except (KeyboardInterrupt, typer.Abort):
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
-
-
-def _fail(message: str) -> None:
-    print("epistill: " + " ".join(message.split()), file=sys.stderr)
-    sys.exit(2)
-
-
-def _say(value: Any) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
 
 
 @app.command()
@@ -76,7 +27,7 @@ def study(
     spec = load_study(name)
     if preset is not None:
         spec = spec.with_preset(preset)
-    _at_least("--workers", workers, 1)
+    at_least("--workers", workers, 1)
     folder = out or Path("runs") / spec.name
     from epistill.study.runner import run_study
 
@@ -85,7 +36,7 @@ def study(
     if as_json:
         from epistill.store import read_json
 
-        _say({"report": str(report), "claims": read_json(folder / "report.json")["claims"]})
+        say({"report": str(report), "claims": read_json(folder / "report.json")["claims"]})
     else:
         print(report)
 
@@ -127,9 +78,9 @@ def train(
         )
     result = store.result or {}
     if as_json:
-        _say({"folder": str(store.folder), **result})
+        say({"folder": str(store.folder), **result})
         return
-    _print_evaluations(result["evaluations"])
+    print_evaluations(result["evaluations"])
     print(store.folder)
 
 
@@ -173,71 +124,9 @@ def evaluate(
         **summary,
     }
     if as_json:
-        _say(described)
+        say(described)
     else:
-        _print_evaluations({chosen.name: described})
-
-
-@lab.command("pretrain")
-def lab_pretrain(
-    out: Annotated[Path, typer.Option(help="Folder for the model.")],
-    seed: Annotated[int, typer.Option()] = 0,
-    steps: Annotated[int | None, typer.Option(help="Default: the shipped model's.")] = None,
-    threads: Annotated[int | None, typer.Option(help="Default: all cores.")] = None,
-) -> None:
-    """Train the lab's base model from nothing (under 30 minutes on two cores)."""
-    _at_least("--steps", steps, 1)
-    from epistill.lab.pretrain import pretrain_to
-
-    pretrain_to(out, seed=seed, steps=steps, threads=threads, say=Console(stderr=True).print)
-    print(out)
-
-
-@lab.command("card")
-def lab_card(as_json: Json = False) -> None:
-    """Measure the shipped weights again and show what the model card claims beside it."""
-    from epistill.lab.card import measure_card, read_card
-
-    claimed, found = read_card(), measure_card()
-    if as_json:
-        _say({"claimed": claimed, "measured": found})
-        return
-    table = Table("world", "score claimed", "score measured")
-    for name, value in found["score"].items():
-        table.add_row(name, f"{claimed['score'][name]:.3f}", f"{value:.3f}")
-    Console().print(table)
-
-
-@tasks.command("show")
-def tasks_show(
-    source: Annotated[str, typer.Argument(help="File, dataset, or star-search[:5x3].")],
-    split: Annotated[str, typer.Option(help="Of a dataset.")] = "train",
-    as_json: Json = False,
-) -> None:
-    """Say what was read: rows, distinct problems, first prompt and answer, grader."""
-    from epistill.inputs import describe_task
-
-    described = describe_task(source, split)
-    if as_json:
-        _say(described)
-        return
-    for name, value in described.items():
-        print(f"{name}: {value}")
-
-
-@app.command()
-def methods(as_json: Json = False) -> None:
-    """List the published methods as points on the five axes."""
-    from epistill.methods import METHODS, describe_method
-
-    if as_json:
-        _say({name: point.model_dump(mode="json") for name, point in METHODS.items()})
-        return
-    rows = [describe_method(point) for point in METHODS.values()]
-    table = Table(*rows[0])
-    for row in rows:
-        table.add_row(*row.values())
-    Console().print(table)
+        print_evaluations({chosen.name: described})
 
 
 @app.command()
@@ -258,34 +147,31 @@ def report(
     print(write_report(read_json(source), out or folder / "report.html"))
 
 
-@app.command()
-def env(as_json: Json = False) -> None:
-    """Versions, commit and machine, for a bug report."""
-    from epistill.environment import describe_environment
+@lab.command("pretrain")
+def lab_pretrain(
+    out: Annotated[Path, typer.Option(help="Folder for the model.")],
+    seed: Annotated[int, typer.Option()] = 0,
+    steps: Annotated[int | None, typer.Option(help="Default: the shipped model's.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Default: all cores.")] = None,
+) -> None:
+    """Train the lab's base model from nothing (under 30 minutes on two cores)."""
+    at_least("--steps", steps, 1)
+    from epistill.lab.pretrain import pretrain_to
 
-    described = describe_environment()
+    pretrain_to(out, seed=seed, steps=steps, threads=threads, say=Console(stderr=True).print)
+    print(out)
+
+
+@lab.command("card")
+def lab_card(as_json: Json = False) -> None:
+    """Measure the shipped weights again and show what the model card claims beside it."""
+    from epistill.lab.card import measure_card, read_card
+
+    claimed, found = read_card(), measure_card()
     if as_json:
-        _say(described)
+        say({"claimed": claimed, "measured": found})
         return
-    for name, value in described.items():
-        if isinstance(value, Mapping):
-            for inner, version in value.items():
-                print(f"{inner}: {version}")
-        else:
-            print(f"{name}: {value}")
-
-
-def _print_evaluations(evaluations: Mapping[str, Mapping[str, Any]]) -> None:
-    from epistill.report.page import format_estimate
-
-    for name, values in evaluations.items():
-        table = Table("measure", "value [95 % interval]", title=f"{name}, n = {values['problems']}")
-        for measure, value in values.items():
-            if isinstance(value, Mapping) and "low" in value:
-                table.add_row(measure, format_estimate(value))
-        Console().print(table)
-
-
-def _at_least(flag: str, value: int | None, least: int) -> None:
-    if value is not None and value < least:
-        raise EpistillError(f"{flag} is {value}; expected at least {least}")
+    table = Table("world", "score claimed", "score measured")
+    for name, value in found["score"].items():
+        table.add_row(name, f"{claimed['score'][name]:.3f}", f"{value:.3f}")
+    Console().print(table)

@@ -1,0 +1,45 @@
+"""The command line: parse first, import heavy things late; `--help` answers without torch.
+
+Every mistake a user can mend is one line on stderr and exit status 2. The order of the imports
+below is the order of the commands in `--help`.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from epistill.cli import runs as runs  # isort: skip
+from epistill.cli import facts as facts  # isort: skip
+from epistill.cli.common import app, lab, tasks
+from epistill.errors import EpistillError
+
+app.add_typer(lab, name="lab")
+app.add_typer(tasks, name="tasks")
+
+# typer carries its own click; the class of its usage errors is reached through a public one.
+_USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
+
+
+def main() -> None:
+    """Entry point of the `epistill` command."""
+    try:
+        result = app(standalone_mode=False)
+        sys.exit(result if isinstance(result, int) else 0)
+    except EpistillError as error:
+        _fail(str(error))
+    except _USAGE_ERROR as error:
+        message = error.format_message()  # pyright: ignore[reportAttributeAccessIssue]
+        if message.startswith("Usage:"):  # a command group without a command
+            print(message)
+            sys.exit(2)
+        _fail(f"{message} (see --help)")
+    except (KeyboardInterrupt, typer.Abort):
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+
+
+def _fail(message: str) -> None:
+    print("epistill: " + " ".join(message.split()), file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,48 @@
+"""What every command shares: the app, JSON output, checks of flags."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from epistill.errors import EpistillError
+
+app = typer.Typer(
+    help="A laboratory for on-policy self-distillation of language models.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+lab = typer.Typer(help="The laptop world's model.", no_args_is_help=True)
+tasks = typer.Typer(help="Problems: what is asked and how it is graded.", no_args_is_help=True)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for a machine to read.")]
+
+
+def say(value: Any) -> None:
+    """Print JSON."""
+    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def at_least(flag: str, value: int | None, least: int) -> None:
+    """Refuse a flag below its least value."""
+    if value is not None and value < least:
+        raise EpistillError(f"{flag} is {value}; expected at least {least}")
+
+
+def print_evaluations(evaluations: Mapping[str, Mapping[str, Any]]) -> None:
+    """Print estimates as tables."""
+    from epistill.report.page import format_estimate
+
+    for name, values in evaluations.items():
+        table = Table("measure", "value [95 % interval]", title=f"{name}, n = {values['problems']}")
+        for measure, value in values.items():
+            if isinstance(value, Mapping) and "low" in value:
+                table.add_row(measure, format_estimate(value))
+        Console().print(table)

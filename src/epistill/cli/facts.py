@@ -1,0 +1,61 @@
+"""Commands that only look: tasks, methods, env."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from epistill.cli.common import Json, app, say, tasks
+
+
+@tasks.command("show")
+def tasks_show(
+    source: Annotated[str, typer.Argument(help="File, dataset, or star-search[:5x3].")],
+    split: Annotated[str, typer.Option(help="Of a dataset.")] = "train",
+    as_json: Json = False,
+) -> None:
+    """Say what was read: rows, distinct problems, first prompt and answer, grader."""
+    from epistill.inputs import describe_task
+
+    described = describe_task(source, split)
+    if as_json:
+        say(described)
+        return
+    for name, value in described.items():
+        print(f"{name}: {value}")
+
+
+@app.command()
+def methods(as_json: Json = False) -> None:
+    """List the published methods as points on the five axes."""
+    from epistill.methods import METHODS, describe_method
+
+    if as_json:
+        say({name: point.model_dump(mode="json") for name, point in METHODS.items()})
+        return
+    rows = [describe_method(point) for point in METHODS.values()]
+    table = Table(*rows[0])
+    for row in rows:
+        table.add_row(*row.values())
+    Console().print(table)
+
+
+@app.command()
+def env(as_json: Json = False) -> None:
+    """Versions, commit and machine, for a bug report."""
+    from epistill.environment import describe_environment
+
+    described = describe_environment()
+    if as_json:
+        say(described)
+        return
+    for name, value in described.items():
+        if isinstance(value, Mapping):
+            for inner, version in value.items():
+                print(f"{inner}: {version}")
+        else:
+            print(f"{name}: {value}")
