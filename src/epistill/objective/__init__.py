@@ -1,6 +1,6 @@
 """The training signal: pure torch, tensors in and tensors out; imports nothing of the package."""
 
-from epistill.objective.divergence import divergence_terms, entropy, sampled_token_terms
+from epistill.objective.divergence import divergence, entropy, sampled_token_terms
 from epistill.objective.loss import distillation_nats, self_distillation_loss, token_log_probs
 from epistill.objective.policy_gradient import (
     clipped_surrogate,
@@ -13,7 +13,7 @@ __all__ = [
     "aligned_log_probs",
     "clipped_surrogate",
     "distillation_nats",
-    "divergence_terms",
+    "divergence",
     "entropy",
     "group_advantages",
     "importance_weight",

@@ -1,8 +1,8 @@
-"""Divergences between a teacher and a student distribution over one support, in nats.
+"""Divergences between a teacher and a student distribution, in nats per position.
 
-Enters: aligned log-probabilities [..., K] of student and teacher, each summing to one over K.
-Leaves: the pointwise terms [..., K] whose sum over K is the divergence of that position. Gradients
-flow to whatever of the two requires them; callers detach the teacher.
+Enters: logits [..., V] of both at the same positions. Leaves: nats [...], with the gradient for the
+student only. Value and gradient are computed together, a few rows at a time, so that the many
+intermediate arrays of a large vocabulary stay in the processor's cache and are never kept.
 
 With S the student, T the teacher and M = (1 - alpha) S + alpha T:
 
@@ -18,31 +18,30 @@ A sweep of alpha is therefore also a sweep of the effective learning rate.
 
 from __future__ import annotations
 
-import math
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-
-def _kl_terms(p_log: Tensor, q_log: Tensor) -> Tensor:
-    """P (log p - log q), with 0 where p is 0 whatever q is, in value and in gradient."""
-    p = p_log.exp()
-    return p * torch.where(p > 0, p_log - q_log, torch.zeros_like(p))
+# Numbers per block: a handful of float32 arrays of this size fit into a second-level cache.
+BLOCK_NUMBERS = 2**18
 
 
-def divergence_terms(
-    student_log_probs: Float[Tensor, "*batch K"],
-    teacher_log_probs: Float[Tensor, "*batch K"],
+def divergence(
+    student_logits: Float[Tensor, "*batch V"],
+    teacher_logits: Float[Tensor, "*batch V"],
     *,
     alpha: float,
-) -> Float[Tensor, "*batch K"]:
-    """Pointwise terms of the divergence; their sum over K is in nats per position.
+    entry_clip: float | None = None,
+) -> Float[Tensor, "*batch"]:
+    """Divergence of every position, in nats; gradient for the student only.
 
     Args:
-        student_log_probs: log S, normalised over K.
-        teacher_log_probs: log T, normalised over K.
+        student_logits: float32 or float64; normalised log-probabilities are logits too.
+        teacher_logits: Same shape. A token the teacher forbids (-inf) is allowed where alpha < 1.
         alpha: 0 forward KL, 1 reverse KL, between them generalised JSD (module docstring).
+        entry_clip: Upper bound on each token's term of the sum; None for none.
 
     Raises:
         ValueError: alpha outside [0, 1].
@@ -50,21 +49,70 @@ def divergence_terms(
     Example:
         >>> s = torch.tensor([.6, .3, .1]).double().log()
         >>> t = torch.tensor([.2, .3, .5]).double().log()
-        >>> [round(divergence_terms(s, t, alpha=a).sum().item(), 3) for a in (0, .5, 1)]
+        >>> [round(divergence(s, t, alpha=a).item(), 3) for a in (0.0, 0.5, 1.0)]
         [0.585, 0.125, 0.498]
     """
     if not 0.0 <= alpha <= 1.0:
         raise ValueError(f"alpha is {alpha}; expected a number in [0, 1]")
+    return _Divergence.apply(student_logits, teacher_logits, alpha, entry_clip)  # pyright: ignore
+
+
+class _Divergence(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, student: Tensor, teacher: Tensor, alpha: float, clip: float | None
+    ) -> Tensor:
+        s, t = student.reshape(-1, student.shape[-1]), teacher.reshape(-1, teacher.shape[-1])
+        nats = s.new_empty(s.shape[0])
+        gradient = torch.empty_like(s) if ctx.needs_input_grad[0] else None
+        rows = max(1, BLOCK_NUMBERS // s.shape[1])
+        for start in range(0, s.shape[0], rows):
+            block = slice(start, start + rows)
+            nats[block] = _block(
+                s[block], t[block], alpha, clip, None if gradient is None else gradient[block]
+            )
+        ctx.gradient = gradient
+        return nats.reshape(student.shape[:-1])
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, None, None, None]:
+        (upstream,) = grad_outputs
+        gradient = ctx.gradient * upstream.reshape(-1, 1)
+        return gradient.reshape(*upstream.shape, -1), None, None, None
+
+
+def _block(s: Tensor, t: Tensor, alpha: float, clip: float | None, out: Tensor | None) -> Tensor:
+    """Nats of a block of rows; its gradient with respect to the student's logits goes to `out`.
+
+    Every divergence here is a sum of f(p_i) over tokens, so with h_i = p_i f'(p_i) the gradient is
+    h_j - p_j sum_i h_i; a clipped term has h = 0.
+    """
+    log_p, log_q = s.log_softmax(-1), t.log_softmax(-1)
+    p, q = log_p.exp(), log_q.exp()
+    # log q - log p; tokens that both forbid contribute nothing. The bound keeps exp finite; beyond
+    # it the terms below no longer change.
+    ratio = torch.sub(log_q, log_p).nan_to_num_(nan=0.0).clamp_(max=_largest_ratio(s.dtype))
     if alpha == 0.0:
-        return _kl_terms(teacher_log_probs, student_log_probs)
-    if alpha == 1.0:
-        return _kl_terms(student_log_probs, teacher_log_probs)
-    mixture = torch.logaddexp(
-        student_log_probs + math.log1p(-alpha), teacher_log_probs + math.log(alpha)
-    )
-    return (1 - alpha) * _kl_terms(student_log_probs, mixture) + alpha * _kl_terms(
-        teacher_log_probs, mixture
-    )
+        terms = (q * ratio).masked_fill_(q == 0, 0.0)
+        h = q.neg_()
+    elif alpha == 1.0:
+        terms = (p * ratio).neg_().masked_fill_(p == 0, 0.0)
+        h = terms + p
+    else:
+        # log(p/m) = -log1p(alpha (q/p - 1)) loses no digits where p and q are close.
+        log_p_over_m = torch.expm1(ratio).mul_(alpha).log1p_().neg_()
+        h = (p * log_p_over_m).mul_(1 - alpha)
+        terms = ratio.add_(log_p_over_m).mul_(q).masked_fill_(q == 0, 0.0).mul_(alpha).add_(h)
+    if clip is not None:
+        h = h.masked_fill(terms > clip, 0.0)
+        terms = terms.clamp(max=clip)
+    if out is not None:
+        torch.addcmul(h, p, h.sum(-1, keepdim=True), value=-1, out=out)
+    return terms.sum(-1)
+
+
+def _largest_ratio(dtype: torch.dtype) -> float:
+    return 700.0 if dtype == torch.float64 else 80.0
 
 
 def sampled_token_terms(

@@ -93,7 +93,9 @@ class _HeadLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grad_outputs
-        scaled = tuple(None if g is None else g * grad.to(g.dtype) for g in ctx.gradients)
+        # In place: the weight's gradient is as large as the head itself.
+        scaled = tuple(None if g is None else g.mul_(grad.to(g.dtype)) for g in ctx.gradients)
+        ctx.gradients = None
         return (*scaled, None, None)
 
 

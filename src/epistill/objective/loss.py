@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from epistill.objective.divergence import divergence_terms, sampled_token_terms
+from epistill.objective.divergence import divergence, sampled_token_terms
 from epistill.objective.policy_gradient import importance_weight
 from epistill.objective.support import aligned_log_probs
 
@@ -64,13 +64,11 @@ def distillation_nats(
         return sampled_token_terms(
             token_log_probs(student_logits, token_ids), token_log_probs(teacher_logits, token_ids)
         )
-    student, teacher = aligned_log_probs(
-        student_logits, teacher_logits, top_k=top_k, add_tail=add_tail, chosen_by=chosen_by
-    )
-    terms = divergence_terms(student, teacher, alpha=alpha)
-    if entry_clip is not None:
-        terms = terms.clamp(max=entry_clip)
-    return terms.sum(-1)
+    if top_k is not None and top_k < student_logits.shape[-1]:
+        student_logits, teacher_logits = aligned_log_probs(
+            student_logits, teacher_logits, top_k=top_k, add_tail=add_tail, chosen_by=chosen_by
+        )
+    return divergence(student_logits, teacher_logits, alpha=alpha, entry_clip=entry_clip)
 
 
 def self_distillation_loss(

@@ -56,13 +56,15 @@ def aligned_log_probs(
     """
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k is {top_k}; expected a positive integer, or None for all tokens")
-    student = student_logits.log_softmax(-1)
-    teacher = teacher_logits.log_softmax(-1)
     if top_k is None or top_k >= student_logits.shape[-1]:
-        return student, teacher
-    chooser = student if chosen_by == "student" else teacher
+        return student_logits.log_softmax(-1), teacher_logits.log_softmax(-1)
+    chooser = student_logits if chosen_by == "student" else teacher_logits
     kept = chooser.detach().topk(top_k, dim=-1).indices
-    student, teacher = student.gather(-1, kept), teacher.gather(-1, kept)
+    # Normalising after the gather: no second array of the vocabulary's size.
+    student, teacher = (
+        logits.gather(-1, kept) - logits.logsumexp(-1, keepdim=True)
+        for logits in (student_logits, teacher_logits)
+    )
     if add_tail:
         return (
             torch.cat([student, log_tail_mass(student)], -1),
