@@ -79,3 +79,14 @@ def test_micro_batches_hold_every_row_once_within_the_limit(lengths, limit):
     for batch in batches:
         padded = max(lengths[i] for i in batch) * len(batch)
         assert padded <= limit or len(batch) == 1
+        assert padded - sum(lengths[i] for i in batch) <= 0.1 * padded
+
+
+def test_padding_is_under_a_tenth_on_long_tailed_lengths_in_few_batches():
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randn(256, generator=generator).mul(0.8).add(6).exp().long().tolist()
+    batches = list(micro_batches(lengths, max_tokens=32_768))
+    padded = sum(max(lengths[i] for i in batch) * len(batch) for batch in batches)
+    assert max(lengths) > 10 * sorted(lengths)[len(lengths) // 2]
+    assert padded < sum(lengths) / 0.9
+    assert len(batches) < 40
