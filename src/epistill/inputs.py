@@ -10,17 +10,10 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from epistill.config import (
-    EvalSet,
-    FileTask,
-    RunConfig,
-    SamplingConfig,
-    Settings,
-    StarSearchTask,
-    TaskConfig,
-)
+from epistill.config import EvalSet, FileTask, RunConfig, SamplingConfig, StarSearchTask, TaskConfig
 from epistill.errors import EpistillError
 from epistill.methods import method
+from epistill.settings import Settings
 
 _STAR = re.compile(r"star-search(?::(\d+)x(\d+))?")
 

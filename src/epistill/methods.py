@@ -1,7 +1,8 @@
 """The published methods as points on the five axes. Torch-free.
 
-A name *is* the paper's vetted setting; a test pins every default. Change a setting with
-`method("sdpo", divergence={"alpha": 1.0})` or in a TOML file under `[method]`.
+A name *is* the published setting; a test pins every default. Change a setting with
+`method("sdpo", divergence={"alpha": 1.0})` or in a TOML file under `[method]`. Where a source
+leaves something open, `source` says what is inferred.
 """
 
 from __future__ import annotations
@@ -11,72 +12,216 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from epistill.config import (
-    Blend,
+from epistill.axes import (
     Context,
     Divergence,
+    EmaWeights,
     FrozenWeights,
+    FullVocabulary,
     ImportanceClip,
+    LiveWeights,
     Method,
-    PolicyGradient,
+    PositionRise,
+    PurifiedTarget,
+    SnapshotWeights,
+    TeacherConfidence,
+    TokenRange,
     TopK,
     TraceSource,
+)
+from epistill.blends import (
+    AscentShape,
+    ContrastShape,
+    Convex,
+    EntropyDirectedShape,
+    InputContrastShape,
+    PolicyGradient,
+    RatioShape,
+    Regularised,
+    Routed,
+    Shaped,
 )
 from epistill.errors import EpistillError
 
 PAPER = "arXiv 2603.24472"
+_NONE, _SIBLING, _SOLUTION = (Context(source=s) for s in ("none", "sibling", "solution"))
+_PPO = PolicyGradient(normalize_std=True, clip_low=0.2, clip_high=0.2)
+_OPSD_DIVERGENCE = Divergence(alpha=0.0, support=FullVocabulary(), entry_clip=0.05)
+_FIRST_1024 = TokenRange(up_to=1024)
+
+
+def _verifier(name: str, source: str, **settings: Any) -> Method:
+    return Method(
+        name=name,
+        context=_NONE,
+        blend=Convex(distillation=0.0),
+        learning_rate=1e-6,
+        source=source,
+        **settings,
+    )
+
+
+def _sft(name: str, context: Context, what: str) -> Method:
+    return Method(
+        name=name,
+        context=_NONE,
+        blend=Convex(distillation=0.0),
+        traces=TraceSource(context=context, count=800),
+        learning_rate=1e-5,
+        source=f"{PAPER} section 4, 800 correct {what} traces (learning rate not published)",
+    )
+
 
 _SDPO = Method(
     name="sdpo",
-    context=Context(source="sibling"),
+    context=_SIBLING,
     teacher=FrozenWeights(),
     divergence=Divergence(alpha=0.5, support=TopK(k=100, add_tail=True, chosen_by="student")),
     token_weights=(ImportanceClip(clip=2.0),),
-    blend=Blend(distillation=1.0),
     learning_rate=1e-5,
     source=f"SDPO arXiv 2601.20802 with the settings of {PAPER} section 5 (fixed teacher)",
 )
 
-METHODS: Mapping[str, Method] = {
-    point.name: point
-    for point in (
-        Method(
-            name="grpo",
-            context=Context(source="none"),
-            blend=Blend(distillation=0.0),
-            policy_gradient=PolicyGradient(normalize_std=False, clip_low=0.2, clip_high=0.28),
-            learning_rate=1e-6,
-            source=f"GRPO arXiv 2402.03300 with the settings of {PAPER} section 5 (clip .2/.28, "
-            "no division by std, no KL term)",
-        ),
-        _SDPO,
-        _SDPO.model_copy(
-            update={
-                "name": "sdpo-no-think",
-                "context": Context(source="sibling", thinking="remove"),
-                "source": f"{PAPER} section 5, c = s without thinking",
-            }
-        ),
-        Method(
-            name="sft-unguided",
-            context=Context(source="none"),
-            blend=Blend(distillation=0.0),
-            traces=TraceSource(context=Context(source="none"), count=800),
-            learning_rate=1e-5,
-            source=f"{PAPER} section 4, 800 correct unguided traces (its learning rate is not "
-            "published)",
-        ),
-        Method(
-            name="sft-guided",
-            context=Context(source="none"),
-            blend=Blend(distillation=0.0),
-            traces=TraceSource(context=Context(source="sibling"), count=800),
-            learning_rate=1e-5,
-            source=f"{PAPER} section 4, 800 correct solution-guided traces (its learning rate is "
-            "not published)",
-        ),
-    )
-}
+_POINTS = (
+    _verifier(
+        "grpo",
+        f"GRPO arXiv 2402.03300 with the settings of {PAPER} section 5 (clip .2/.28, no division "
+        "by std, no KL term)",
+        policy_gradient=PolicyGradient(normalize_std=False, clip_low=0.2, clip_high=0.28),
+    ),
+    _verifier(
+        "dapo",
+        "DAPO arXiv 2503.14476: clip-higher, token mean, no KL; groups without signal leave the "
+        "mean (its resampling of such groups is not done)",
+        policy_gradient=PolicyGradient(normalize_std=True, drop_uniform_groups=True),
+    ),
+    _verifier(
+        "dr-grpo",
+        "Dr.GRPO arXiv 2503.20783: no division by std, sum over a constant length",
+        policy_gradient=PolicyGradient(normalize_std=False, clip_high=0.2),
+        reduction="constant_length",
+    ),
+    _SDPO,
+    _SDPO.model_copy(
+        update={
+            "name": "sdpo-no-think",
+            "context": Context(source="sibling", thinking="remove"),
+            "source": f"{PAPER} section 5, c = s without thinking",
+        }
+    ),
+    Method(
+        name="opsd",
+        context=_SOLUTION,
+        divergence=_OPSD_DIVERGENCE,
+        token_weights=(_FIRST_1024,),
+        learning_rate=5e-6,
+        source="OPSD arXiv 2601.18734 v2: forward KL, each vocabulary entry clipped at .05 before "
+        "the sum, first 1,024 tokens; sample at temperature 1.1",
+    ),
+    Method(
+        name="sdft",
+        context=_SOLUTION,
+        teacher=EmaWeights(rate=0.01),
+        divergence=Divergence(alpha=0.0, support=FullVocabulary()),
+        token_weights=(TokenRange(skip_first=3),),
+        learning_rate=2e-5,
+        source="SDFT arXiv 2601.19897: forward KL as in all its results (text says reverse), EMA "
+        ".01; first 3 tokens skipped as in a fork of its launch script",
+    ),
+    Method(
+        name="rlsd",
+        context=_SOLUTION,
+        teacher=LiveWeights(),
+        blend=Shaped(shape=RatioShape()),
+        policy_gradient=_PPO,
+        reduction="sequence_mean",
+        learning_rate=1e-6,
+        source="RLSD arXiv 2604.03128: strength .5 falling to 0 over 50 steps; learning rate from "
+        "re-implementations",
+    ),
+    Method(
+        name="rlcsd",
+        context=Context(source="sibling", pick="random"),
+        teacher=SnapshotWeights(every=10),
+        blend=Shaped(shape=ContrastShape()),
+        policy_gradient=_PPO,
+        learning_rate=1e-6,
+        source="RLCSD arXiv 2606.11709: tau .02, strength .5, K 4, snapshot every 10; division by "
+        "std is inferred",
+    ),
+    Method(
+        name="dasd",
+        context=_SOLUTION,
+        teacher=LiveWeights(),
+        blend=Shaped(shape=EntropyDirectedShape()),
+        policy_gradient=_PPO,
+        learning_rate=1e-6,
+        source="DASD arXiv 2605.22263: the top 20 % of the student's entropies are pushed away; "
+        "beta, the normaliser of u, teacher weights and rate are inferred",
+    ),
+    Method(
+        name="antisd",
+        context=Context(source="sibling", fallback="solution", assessment=True),
+        teacher=LiveWeights(),
+        blend=Shaped(shape=AscentShape()),
+        policy_gradient=_PPO,
+        learning_rate=1e-6,
+        source="AntiSD arXiv 2605.11609, Alg. 1 and Table 5; division by std is inferred",
+    ),
+    Method(
+        name="srpo",
+        context=_SIBLING,
+        teacher=EmaWeights(rate=0.05),
+        divergence=Divergence(alpha=0.5, support=TopK(chosen_by="teacher")),
+        token_weights=(ImportanceClip(clip=2.0), TeacherConfidence(beta=1.0)),
+        blend=Routed(),
+        policy_gradient=_PPO,
+        learning_rate=5e-6,
+        source="SRPO arXiv 2604.02288: beta 1, teacher's top 100, EMA .05; how its losses are "
+        "summed and over what the weight's mean goes are inferred",
+    ),
+    Method(
+        name="sdpg",
+        context=Context(source="answer"),
+        teacher=LiveWeights(),
+        divergence=Divergence(alpha=1.0, support=FullVocabulary()),
+        blend=Regularised(distillation=1e-3, reference=1e-3),
+        policy_gradient=_PPO,
+        learning_rate=1e-6,
+        source="SDPG arXiv 2606.04036: 1e-3 and 1e-3 as in its launch script, reverse KL over the "
+        "full vocabulary, ramps off, A > 0 gate off as in its code",
+    ),
+    Method(
+        name="pw-opsd",
+        context=_SOLUTION,
+        divergence=_OPSD_DIVERGENCE,
+        token_weights=(_FIRST_1024, PositionRise()),
+        reduction="sequence_mean",
+        learning_rate=5e-6,
+        source="PW-OPSD arXiv 2605.21606: (.25, .30, .10), clip .05; sample at temperature 1.1",
+    ),
+    Method(
+        name="purified-opsd",
+        context=_SOLUTION,
+        divergence=Divergence(alpha=0.5, support=FullVocabulary(), target=PurifiedTarget()),
+        token_weights=(_FIRST_1024,),
+        learning_rate=5e-6,
+        source="Purified OPSD arXiv 2607.02234: beta 1, bound 10; generalised JSD, its alpha is "
+        "not published: .5",
+    ),
+    Method(
+        name="credit",
+        context=Context(source="feedback"),
+        teacher=LiveWeights(),
+        blend=Shaped(shape=InputContrastShape()),
+        learning_rate=1e-6,
+        source="after CREDIT arXiv 2605.11613: its abstract gives the decomposition; every "
+        "constant is inferred",
+    ),
+    _sft("sft-unguided", _NONE, "unguided"),
+    _sft("sft-guided", _SIBLING, "solution-guided"),
+)
+METHODS: Mapping[str, Method] = {point.name: point for point in _POINTS}
 
 
 def method(name: str, **changes: Any) -> Method:
@@ -100,13 +245,7 @@ def method(name: str, **changes: Any) -> Method:
         )
     settings = METHODS[name].model_dump()
     for key, value in changes.items():
-        old = settings.get(key)
-        # A setting that changes its type is another record; it is replaced, not merged.
-        same_type = isinstance(value, Mapping) and value.get("type") in (
-            None,
-            old.get("type") if isinstance(old, dict) else None,
-        )
-        settings[key] = {**old, **value} if isinstance(old, dict) and same_type else value
+        settings[key] = _merged(settings.get(key), value)
     try:
         return Method.model_validate(settings)
     except ValidationError as error:
@@ -115,32 +254,10 @@ def method(name: str, **changes: Any) -> Method:
         raise EpistillError(f"method {name!r}: {where}: {first['msg']}") from error
 
 
-def describe_method(point: Method) -> dict[str, str]:
-    """One row of `epistill methods`: every axis in a few words."""
-    support = point.divergence.support.model_dump()
-    shape = {"full": "full vocabulary", "sampled_token": "sampled token"}.get(
-        support["type"], f"top {support.get('k')}{' + tail' if support.get('add_tail') else ''}"
-    )
-    share = point.blend.distillation
-    distils = share > 0
-    sees = "-"
-    if distils or point.traces is not None:
-        shown = point.context if point.traces is None else point.traces.context
-        sees = shown.source + (" without thinking" if shown.thinking == "remove" else "")
-        sees += " of another problem" if shown.problem == "other" else ""
-    return {
-        "method": point.name,
-        "teacher sees": sees,
-        "teacher weights": _with_values(point.teacher.model_dump()) if distils else "-",
-        "divergence": f"alpha {point.divergence.alpha:g}, {shape}" if distils else "-",
-        "token weights": ", ".join(_with_values(w.model_dump()) for w in point.token_weights)
-        or "-",
-        "blend": "SFT on traces" if point.traces is not None else f"distillation {share:g}",
-        "extra forwards": "1" if distils else "0",
-        "source": point.source,
-    }
-
-
-def _with_values(record: Mapping[str, Any]) -> str:
-    values = [f"{k}={v}" for k, v in record.items() if k != "type" and v is not None]
-    return " ".join([str(record["type"]), *values])
+def _merged(old: Any, new: Any) -> Any:
+    """Change the fields that `new` names; a record of another `type` replaces the old one whole."""
+    if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
+        return new
+    if "type" in new and new["type"] != old.get("type"):
+        return new
+    return {**old, **{key: _merged(old.get(key), value) for key, value in new.items()}}

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from epistill.config import Context
+from epistill.axes import Context
 from epistill.errors import EpistillError
 from epistill.records import Grade, GradedRollout, GradeStatus, Message, Problem, Rollout
 from epistill.teacher.context import (

@@ -8,7 +8,8 @@ from conftest import make_tiny_model
 
 from epistill.methods import METHODS, method
 from epistill.objective import clipped_surrogate, self_distillation_loss, token_log_probs
-from epistill.train.signal import Row
+from epistill.teacher.weights import LiveTeacher
+from epistill.train.row import Row
 from epistill.train.step import accumulate_gradients
 
 PROMPTS = [(5, 6, 7), (8, 9), (10, 11, 12, 13), (5, 6, 7)]
@@ -46,7 +47,12 @@ def gradient_of(model):
 def run(student, teacher, rows, chosen, tokens=10_000, temperature=1.0):
     student.network.zero_grad(set_to_none=True)
     result = accumulate_gradients(
-        student, teacher, rows, chosen, temperature=temperature, microbatch_tokens=tokens
+        student,
+        None if teacher is None else LiveTeacher(teacher),
+        rows,
+        chosen,
+        temperature=temperature,
+        microbatch_tokens=tokens,
     )
     return result, gradient_of(student)
 

@@ -32,16 +32,22 @@ def tasks_show(
 @app.command()
 def methods(as_json: Json = False) -> None:
     """List the published methods as points on the five axes."""
-    from epistill.methods import METHODS, describe_method
+    from epistill.describe import describe_method
+    from epistill.methods import METHODS
 
     if as_json:
         say({name: point.model_dump(mode="json") for name, point in METHODS.items()})
         return
     rows = [describe_method(point) for point in METHODS.values()]
-    table = Table(*rows[0])
+    table = Table(*(column for column in rows[0] if column != "source"))
     for row in rows:
-        table.add_row(*row.values())
-    Console().print(table)
+        table.add_row(*(cell for column, cell in row.items() if column != "source"))
+    console = Console()
+    # A file or pipe has no width; in a narrow terminal the cells fold.
+    console = console if console.is_terminal else Console(width=200)
+    console.print(table)
+    for row in rows:
+        console.print(f"{row['method']}: {row['source']}", highlight=False)
 
 
 @app.command()

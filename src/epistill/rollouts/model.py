@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
+from epistill.config import Lora
 from epistill.errors import EpistillError
 
 DTypeName = Literal["float32", "bfloat16"]
@@ -106,17 +107,26 @@ class LanguageModel:
         """The network without its head."""
         return self._causal_lm().get_decoder()
 
+    def output_layer(self) -> nn.Module:
+        """The module that makes logits (of a LoRA student, possibly an adapted one)."""
+        network = self._causal_lm()
+        layer = network.get_output_embeddings()
+        assert layer is not None, f"{type(network).__name__} has no output layer"
+        return layer
+
     def head(self) -> Head:
         """The output layer with the model's own scaling."""
-        network = self._causal_lm()
-        config = network.config
-        linear = network.get_output_embeddings()
-        assert linear is not None, f"{type(network).__name__} has no output layer"
+        config = self._causal_lm().config
+        linear: Any = self.output_layer()
+        weight = linear.weight
+        if hasattr(linear, "get_delta_weight") and not linear.disable_adapters:
+            for adapter in linear.active_adapters:
+                weight = weight + linear.get_delta_weight(adapter)
         scale = getattr(config, "logit_scale", None) or 1.0
         if dividing := getattr(config, "logits_scaling", None):
             scale = 1.0 / dividing
         softcap = getattr(config, "final_logit_softcapping", None)
-        return Head(linear.weight, getattr(linear, "bias", None), scale, softcap)
+        return Head(weight, getattr(linear, "bias", None), scale, softcap)
 
     def hidden(
         self, input_ids: Int[Tensor, "B W"], rows: Int[Tensor, "N"], columns: Int[Tensor, "N"]
@@ -161,7 +171,8 @@ def load_model(
     looks_local = name.startswith((".", "/", "~")) or directory.exists() or name == LAB_NAME
     if looks_local:
         directory = directory.expanduser()
-        if not (directory / "config.json").is_file():
+        known = ("config.json", "adapter_config.json")
+        if not any((directory / file).is_file() for file in known):
             found = "no such directory" if not directory.is_dir() else "no config.json in it"
             raise EpistillError(
                 f"model {name!r}: {found}; expected a Hugging Face model directory, a hub name or "
@@ -187,6 +198,32 @@ def load_model(
     model = LanguageModel(network.to(device).eval(), tokenizer, name)
     _check_head(model)
     return model
+
+
+def with_lora(model: LanguageModel, settings: Lora) -> LanguageModel:
+    """The model with a fresh low-rank adapter, its base frozen.
+
+    Raises:
+        EpistillError: The target modules are not in this model.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    names = settings.targets
+    targets = names if isinstance(names, str) else list(names)
+    adapter = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=settings.rank,
+        lora_alpha=settings.alpha,  # pyright: ignore[reportArgumentType]
+        lora_dropout=settings.dropout,
+        target_modules=targets,
+    )
+    try:
+        network: Any = get_peft_model(model.network, adapter)
+    except ValueError as error:
+        raise EpistillError(
+            f"model {model.name!r}: {_first_line(error)}; name its linear layers in lora.targets"
+        ) from error
+    return LanguageModel(network.eval(), model.tokenizer, model.name)
 
 
 def _load_tokenizer(source: str, name: str, trust: bool) -> PreTrainedTokenizerBase:

@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from epistill.config import RunConfig
 from epistill.environment import describe_environment
 from epistill.evaluate.run import as_rows, evaluate, grouped, per_problem, summarise
-from epistill.rollouts.model import LanguageModel, load_model
+from epistill.rollouts.model import LanguageModel, load_model, with_lora
+from epistill.seeds import derive_seed
 from epistill.store import RunStore
 from epistill.tasks.grading import Grader
 from epistill.train.loop import train
@@ -45,6 +48,9 @@ def run(
         if store.result is not None:
             return store
         student = load_model(config.model, dtype=config.dtype, device=config.device)
+        if config.lora is not None:
+            torch.manual_seed(derive_seed("lora", config.seed))
+            student = with_lora(student, config.lora)
         with Grader() as grader:
 
             def after_step(done: int, model: LanguageModel) -> None:

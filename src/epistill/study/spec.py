@@ -17,15 +17,10 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from epistill.config import (
-    EvalSet,
-    RunConfig,
-    SamplingConfig,
-    Settings,
-    TaskConfig,
-)
+from epistill.config import EvalSet, RunConfig, SamplingConfig, TaskConfig
 from epistill.errors import EpistillError
 from epistill.methods import method
+from epistill.settings import Settings
 
 WORLD = "world:"  # an arm's model "world:ID" is one of the study's own worlds
 

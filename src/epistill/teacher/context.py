@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from epistill.config import Context
+from epistill.axes import Context
 from epistill.errors import EpistillError
 from epistill.records import GradedRollout, Message, Problem
 from epistill.rollouts.prompts import split_thinking
@@ -95,13 +95,68 @@ def context_texts(
     Raises:
         EpistillError: The source needs something no problem here has.
     """
-    texts = _SOURCES[context.source](graded, regenerated or {}, seed)
+    texts = _SOURCES[context.source](context, graded, regenerated or {}, seed)
+    if context.fallback == "solution":
+        texts = [
+            item.problem.solution if text is None else text
+            for item, text in zip(graded, texts, strict=True)
+        ]
     if context.problem == "other":
         texts = _of_another_problem(graded, texts)
-    return [
+    edited = [
         None if text is None else _edited(context, text, (seed, index))
         for index, text in enumerate(texts)
     ]
+    if not context.assessment:
+        return edited
+    return [
+        None if text is None else f"{text}\n\n{assessment(item)}"
+        for item, text in zip(graded, edited, strict=True)
+    ]
+
+
+def negative_texts(
+    graded: Sequence[GradedRollout], *, count: int, seed: int
+) -> list[tuple[str, ...]]:
+    """Contrasting contexts of every rollout: one wrong sibling, filled up with other siblings.
+
+    RLCSD's choice: the first is a random wrong sibling whose answer could be read, up to count - 1
+    further random siblings follow, never the rollout itself. Without a usable wrong sibling there
+    are none.
+    """
+    groups = _groups(graded)
+    found: list[tuple[str, ...]] = []
+    for index, item in enumerate(graded):
+        rng = named_random("negatives", seed, index)
+        others = [i for i in groups[_group_key(item)] if i != index]
+        wrong = [
+            i
+            for i in others
+            if graded[i].grade.score <= SUCCESS_THRESHOLD and graded[i].grade.extracted is not None
+        ]
+        if not wrong:
+            found.append(())
+            continue
+        first = rng.choice(wrong)
+        rest = [i for i in others if i != first]
+        chosen = [first, *rng.sample(rest, min(count - 1, len(rest)))]
+        found.append(tuple(shown_rollout(graded[i]) for i in chosen))
+    return found
+
+
+def assessment(item: GradedRollout) -> str:
+    """The grader's words on a rollout, without the right answer."""
+    grade = item.grade
+    said = "gave no readable answer" if grade.extracted is None else f"gave {grade.extracted}"
+    right = grade.score > SUCCESS_THRESHOLD
+    return (
+        f"The attempt {said}, {'which is correct' if right else grade.reason or 'which is wrong'}."
+    )
+
+
+def context_alone(text: str, context: Context) -> tuple[Message, ...]:
+    """The context without the question, for targets that take out what it says by itself."""
+    return (Message("user", insert_context("", text, template_of(context)).strip()),)
 
 
 def needs_regeneration(context: Context) -> bool:
@@ -123,15 +178,15 @@ def _edited(context: Context, text: str, key: tuple[int, int]) -> str | None:
 _Texts = list[str | None]
 
 
-def _none(graded: Sequence[GradedRollout], *_: object) -> _Texts:
+def _none(_: Context, graded: Sequence[GradedRollout], *__: object) -> _Texts:
     return [None] * len(graded)
 
 
-def _answer(graded: Sequence[GradedRollout], *_: object) -> _Texts:
+def _answer(_: Context, graded: Sequence[GradedRollout], *__: object) -> _Texts:
     return [item.problem.answer for item in graded]
 
 
-def _solution(graded: Sequence[GradedRollout], *_: object) -> _Texts:
+def _solution(_: Context, graded: Sequence[GradedRollout], *__: object) -> _Texts:
     texts = [item.problem.solution for item in graded]
     if texts and all(text is None for text in texts):
         raise EpistillError(
@@ -141,31 +196,39 @@ def _solution(graded: Sequence[GradedRollout], *_: object) -> _Texts:
     return texts
 
 
-def _regenerated(graded: Sequence[GradedRollout], regenerated: Mapping[str, str], _: int) -> _Texts:
+def _regenerated(
+    _: Context, graded: Sequence[GradedRollout], regenerated: Mapping[str, str], __: int
+) -> _Texts:
     return [regenerated.get(item.problem.id) for item in graded]
 
 
-def _sibling(graded: Sequence[GradedRollout], *_: object) -> _Texts:
-    """The first success of the group that is not the row itself.
+def _sibling(
+    context: Context, graded: Sequence[GradedRollout], _: Mapping[str, str], seed: int
+) -> _Texts:
+    """A success of the group that is not the row itself.
 
-    SDPO, with the paper's setting `dont_reprompt_on_self_success`.
+    The first as in SDPO, with the paper's setting `dont_reprompt_on_self_success`.
     """
     groups = _groups(graded)
     texts: _Texts = []
     for index, item in enumerate(graded):
-        chosen = next(
-            (
-                i
-                for i in groups[_group_key(item)]
-                if i != index and graded[i].grade.score > SUCCESS_THRESHOLD
-            ),
-            None,
-        )
-        texts.append(None if chosen is None else shown_rollout(graded[chosen]))
+        successes = [
+            i
+            for i in groups[_group_key(item)]
+            if i != index and graded[i].grade.score > SUCCESS_THRESHOLD
+        ]
+        if not successes:
+            texts.append(None)
+            continue
+        rng = named_random("sibling", seed, index)
+        chosen = successes[0] if context.pick == "first" else rng.choice(successes)
+        texts.append(shown_rollout(graded[chosen]))
     return texts
 
 
-def _wrong_answer(graded: Sequence[GradedRollout], _: Mapping[str, str], seed: int) -> _Texts:
+def _wrong_answer(
+    _: Context, graded: Sequence[GradedRollout], __: Mapping[str, str], seed: int
+) -> _Texts:
     """A wrong answer the group itself gave, else another problem's answer."""
     groups = _groups(graded)
     all_answers = sorted({item.problem.answer for item in graded})
@@ -179,22 +242,13 @@ def _wrong_answer(graded: Sequence[GradedRollout], _: Mapping[str, str], seed: i
     return texts
 
 
-def _feedback(graded: Sequence[GradedRollout], *_: object) -> _Texts:
-    """The grader's words on the row itself, without the right answer."""
-    texts: _Texts = []
-    for item in graded:
-        grade = item.grade
-        said = "gave no readable answer" if grade.extracted is None else f"gave {grade.extracted}"
-        verdict = (
-            "which is correct"
-            if grade.score > SUCCESS_THRESHOLD
-            else grade.reason or "which is wrong"
-        )
-        texts.append(f"The attempt {said}, {verdict}.")
-    return texts
+def _feedback(_: Context, graded: Sequence[GradedRollout], *__: object) -> _Texts:
+    return [assessment(item) for item in graded]
 
 
-_SOURCES: Mapping[str, Callable[[Sequence[GradedRollout], Mapping[str, str], int], _Texts]] = {
+_SOURCES: Mapping[
+    str, Callable[[Context, Sequence[GradedRollout], Mapping[str, str], int], _Texts]
+] = {
     "none": _none,
     "answer": _answer,
     "wrong_answer": _wrong_answer,

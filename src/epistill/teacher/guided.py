@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from epistill.config import Context, SamplingConfig
+from epistill.axes import Context
+from epistill.config import SamplingConfig
 from epistill.records import GradedRollout, Problem
 from epistill.rollouts.collect import sample_and_grade
 from epistill.rollouts.model import LanguageModel

@@ -1,28 +1,31 @@
-"""Whose weights the teacher has: frozen, live, or an exponential moving average.
+"""Whose weights the teacher has: frozen, live, a moving average, or a periodic snapshot.
 
-Enters: the student. Leaves: a teacher that answers `model()` and is told of every optimiser step.
-Copies are taken from memory, never reloaded from a path: a student changed in memory, or one that
-never had a path, gets the right teacher. State goes into the checkpoint.
+Enters: the student. Leaves: a teacher that scores and is told of every optimiser step. Copies are
+taken from memory, never reloaded from a path: a student changed in memory, or one that never had a
+path, gets the right teacher. State goes into the checkpoint. Teachers of a LoRA student are in
+`teacher.adapters`: they need no second copy of the base.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from epistill.config import EmaWeights, FrozenWeights, LiveWeights, TeacherWeights
+from epistill.axes import EmaWeights, FrozenWeights, LiveWeights, SnapshotWeights, TeacherWeights
 from epistill.rollouts.model import LanguageModel
+from epistill.teacher.adapters import AdapterOffTeacher, EmaDeltaTeacher, has_adapter
 
 
 class Teacher(Protocol):
     """What the training step asks of a teacher."""
 
-    def model(self) -> LanguageModel:
-        """The network to score with, in eval mode, without gradient."""
+    def scoring(self) -> AbstractContextManager[LanguageModel]:
+        """A context in which the yielded model has the teacher's weights."""
         ...
 
     def after_step(self) -> None:
@@ -44,9 +47,15 @@ class LiveTeacher:
     def __init__(self, student: LanguageModel) -> None:
         self._student = student
 
-    def model(self) -> LanguageModel:
-        """The student's network."""
-        return self._student
+    @contextmanager
+    def scoring(self) -> Iterator[LanguageModel]:
+        """The student, without dropout."""
+        training = self._student.network.training
+        self._student.network.eval()
+        try:
+            yield self._student
+        finally:
+            self._student.network.train(training)
 
     def after_step(self) -> None:
         """Nothing to do: the weights are the student's."""
@@ -57,18 +66,21 @@ class LiveTeacher:
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Nothing to restore."""
-        _expect(state, {})
+        expect_names(state, {})
 
 
-class FrozenTeacher:
-    """A copy of the student's weights, taken when training starts."""
+class CopiedTeacher:
+    """A copy of the student's weights, taken when training starts; the base of the others."""
 
     def __init__(self, student: LanguageModel) -> None:
-        self._model = _copy(student)
+        network = copy.deepcopy(student.network).eval().requires_grad_(False)
+        self._student = student
+        self._model = LanguageModel(network, student.tokenizer, student.name)
 
-    def model(self) -> LanguageModel:
+    @contextmanager
+    def scoring(self) -> Iterator[LanguageModel]:
         """The copy."""
-        return self._model
+        yield self._model
 
     def after_step(self) -> None:
         """Nothing to do: frozen."""
@@ -77,16 +89,38 @@ class FrozenTeacher:
         """All weights: the student that they were copied from is gone by the time of a resume."""
         return {name: p.detach() for name, p in self._model.network.named_parameters()}
 
+    @torch.no_grad()
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Restore the weights."""
         own = self.state()
-        _expect(state, own)
-        with torch.no_grad():
-            for name, parameter in own.items():
-                parameter.copy_(state[name])
+        expect_names(state, own)
+        for name, parameter in own.items():
+            parameter.copy_(state[name])
 
 
-class EmaTeacher:
+class SnapshotTeacher(CopiedTeacher):
+    """The student as it was at the last multiple of `every` optimiser steps."""
+
+    def __init__(self, student: LanguageModel, every: int) -> None:
+        super().__init__(student)
+        self._every = every
+        self._steps = torch.zeros((), dtype=torch.long)
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Count; copy the student when its turn has come."""
+        self._steps += 1
+        if int(self._steps) % self._every == 0:
+            theirs = dict(self._student.network.named_parameters())
+            for name, parameter in self._model.network.named_parameters():
+                parameter.copy_(theirs[name])
+
+    def state(self) -> dict[str, Tensor]:
+        """The copy and the count."""
+        return {**super().state(), "snapshot_steps": self._steps}
+
+
+class EmaTeacher(CopiedTeacher):
     """average <- (1 - rate) average + rate student, kept in float32 whatever the student's dtype.
 
     In bfloat16 the average would stall: one step's change is below its precision (measured 17 % of
@@ -94,16 +128,9 @@ class EmaTeacher:
     """
 
     def __init__(self, student: LanguageModel, rate: float) -> None:
-        self._student = student
-        self._model = _copy(student)
+        super().__init__(student)
         self._rate = rate
-        self._average = {
-            name: p.detach().float().clone() for name, p in self._model.network.named_parameters()
-        }
-
-    def model(self) -> LanguageModel:
-        """A network that holds the average in the student's dtype."""
-        return self._model
+        self._average = {name: tensor.float().clone() for name, tensor in super().state().items()}
 
     @torch.no_grad()
     def after_step(self) -> None:
@@ -119,9 +146,7 @@ class EmaTeacher:
     @torch.no_grad()
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Restore the average."""
-        _expect(state, self._average)
-        for name, average in self._average.items():
-            average.copy_(state[name])
+        super().load_state(state)
         self._show()
 
     @torch.no_grad()
@@ -131,22 +156,21 @@ class EmaTeacher:
 
 
 def make_teacher(weights: TeacherWeights, student: LanguageModel) -> Teacher:
-    """The teacher that a method's setting names."""
+    """The teacher that a method's setting names; of a LoRA student, without a second base."""
+    adapted = has_adapter(student)
     match weights:
         case FrozenWeights():
-            return FrozenTeacher(student)
+            return AdapterOffTeacher(student) if adapted else CopiedTeacher(student)
         case LiveWeights():
             return LiveTeacher(student)
         case EmaWeights(rate=rate):
-            return EmaTeacher(student, rate)
+            return EmaDeltaTeacher(student, rate) if adapted else EmaTeacher(student, rate)
+        case SnapshotWeights(every=every):
+            return SnapshotTeacher(student, every)
 
 
-def _copy(student: LanguageModel) -> LanguageModel:
-    network = copy.deepcopy(student.network).eval().requires_grad_(False)
-    return LanguageModel(network, student.tokenizer, student.name)
-
-
-def _expect(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+def expect_names(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    """Refuse a state that was not saved by a teacher of this model."""
     if set(state) != set(own):
         odd = sorted(set(state) ^ set(own))[:3]
         raise ValueError(f"teacher state does not fit this model; differing tensors: {odd}")

@@ -1,7 +1,7 @@
 """Checkpoints without pickle: safetensors for tensors, JSON for the rest, a folder renamed last.
 
-Enters: student, optimiser, teacher, step. Leaves: `checkpoints/step-000010/`. A folder that exists
-is complete; a killed writer leaves only a temporary one, which the next save removes.
+Enters: student, optimiser, teachers, gate, step. Leaves: `checkpoints/step-000010/`. A folder that
+exists is complete; a killed writer leaves only a temporary one, which the next save removes.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 from epistill.errors import EpistillError
 from epistill.rollouts.model import LanguageModel
 from epistill.teacher.weights import Teacher
+from epistill.train.gate import EntropyGate
 
 KEEP = 2
 FORMAT = 1
@@ -29,7 +31,8 @@ def save_checkpoint(
     step: int,
     student: LanguageModel,
     optimizer: torch.optim.Optimizer,
-    teacher: Teacher | None,
+    teachers: Mapping[str, Teacher | None],
+    gate: EntropyGate,
 ) -> None:
     """Write everything a resumed run needs to go on bit for bit; the oldest beyond KEEP goes."""
     target = folder / f"step-{step:06d}"
@@ -40,11 +43,14 @@ def save_checkpoint(
         temporary.mkdir(parents=True)
         save_file(_trained(student), temporary / "student.safetensors")
         save_file(_optimizer_state(student, optimizer), temporary / "optimizer.safetensors")
-        if teacher is not None and (state := teacher.state()):
-            contiguous = {name: tensor.contiguous() for name, tensor in state.items()}
-            save_file(contiguous, temporary / "teacher.safetensors")
+        for role, teacher in teachers.items():
+            if teacher is not None and (state := teacher.state()):
+                contiguous = {name: tensor.contiguous() for name, tensor in state.items()}
+                save_file(contiguous, temporary / f"{role}.safetensors")
         save_file({"torch_rng": torch.get_rng_state()}, temporary / "rng.safetensors")
-        (temporary / "state.json").write_text(json.dumps({"format": FORMAT, "step": step}))
+        (temporary / "state.json").write_text(
+            json.dumps({"format": FORMAT, "step": step, "gate": gate.state()})
+        )
         if target.exists():
             shutil.rmtree(target)
         temporary.rename(target)
@@ -68,7 +74,8 @@ def load_checkpoint(
     path: Path,
     student: LanguageModel,
     optimizer: torch.optim.Optimizer,
-    teacher: Teacher | None,
+    teachers: Mapping[str, Teacher | None],
+    gate: EntropyGate,
 ) -> int:
     """Restore all of it in place.
 
@@ -86,9 +93,11 @@ def load_checkpoint(
         for name, parameter in _trained(student).items():
             parameter.copy_(weights[name])
     _load_optimizer(student, optimizer, load_file(path / "optimizer.safetensors"))
-    if teacher is not None:
-        saved = path / "teacher.safetensors"
-        teacher.load_state(load_file(saved) if saved.is_file() else {})
+    for role, teacher in teachers.items():
+        if teacher is not None:
+            saved = path / f"{role}.safetensors"
+            teacher.load_state(load_file(saved) if saved.is_file() else {})
+    gate.load_state(state["gate"])
     torch.set_rng_state(load_file(path / "rng.safetensors")["torch_rng"])
     return int(state["step"])
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from epistill.axes import FrozenWeights, Method
 from epistill.config import RunConfig
 from epistill.errors import EpistillError
 from epistill.metrics.epistemic import official_substring_count, total_markers
@@ -25,6 +26,9 @@ from epistill.tasks.coverage import Curriculum, make_curriculum
 from epistill.tasks.grading import Grader
 from epistill.teacher.weights import Teacher, make_teacher
 from epistill.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from epistill.train.evidence import gather_evidence
+from epistill.train.gate import EntropyGate
+from epistill.train.row import Progress
 from epistill.train.rows import Batch, collect_traces, on_policy_batch, trace_batch
 from epistill.train.step import StepResult, accumulate_gradients
 
@@ -54,25 +58,26 @@ def train(
         parameters, lr=_base_rate(config), weight_decay=config.weight_decay, betas=(0.9, 0.999)
     )
     method = config.method
-    teacher = make_teacher(method.teacher, student) if method.blend.distillation > 0 else None
+    teacher = make_teacher(method.teacher, student) if method.needs_teacher else None
+    base = _start_weights(method, student, teacher)
+    gate = EntropyGate(method)
     checkpoints = store.folder / "checkpoints"
     curriculum = make_curriculum(config.task, config.coverage, config.seed)
     traces = _traces(config, store, student, curriculum, grader)
     done = 0
     if (latest := latest_checkpoint(checkpoints)) is not None:
-        done = load_checkpoint(latest, student, optimizer, teacher)
+        done = load_checkpoint(latest, student, optimizer, {"teacher": teacher, "base": base}, gate)
     store.rewind(done)
     if done == 0:
         on_step(0, student)
     while done < config.steps:
         started = time.perf_counter()
-        teacher_model = teacher.model() if teacher is not None else None
         if traces is None:
-            batch = on_policy_batch(student, teacher_model, config, curriculum, grader, done)
+            batch = on_policy_batch(student, teacher, config, curriculum, grader, done)
         else:
             batch = trace_batch(traces, config, done)
         sampled = time.perf_counter()
-        numbers = _updates(config, student, teacher, optimizer, batch, done)
+        numbers = _updates(config, student, teacher, base, gate, optimizer, batch, done)
         record = {"step": done, **_batch_metrics(batch, on_policy=traces is None), **numbers}
         store.append_metrics(record)
         store.append_timing(
@@ -84,14 +89,27 @@ def train(
         )
         done += 1
         if done % config.checkpoint_every == 0 and done < config.steps:
-            save_checkpoint(checkpoints, done, student, optimizer, teacher)
+            save_checkpoint(
+                checkpoints, done, student, optimizer, {"teacher": teacher, "base": base}, gate
+            )
         on_step(done, student)
+
+
+def _start_weights(
+    method: Method, student: LanguageModel, teacher: Teacher | None
+) -> Teacher | None:
+    """The weights at the start, where a method asks for them; a frozen teacher already has them."""
+    if not method.needs_start or isinstance(method.teacher, FrozenWeights):
+        return teacher if method.needs_start else None
+    return make_teacher(FrozenWeights(), student)
 
 
 def _updates(
     config: RunConfig,
     student: LanguageModel,
     teacher: Teacher | None,
+    base: Teacher | None,
+    gate: EntropyGate,
     optimizer: torch.optim.Optimizer,
     batch: Batch,
     step: int,
@@ -107,18 +125,31 @@ def _updates(
     rate = _base_rate(config) * min(1.0, (step + 1) / max(config.warmup_steps, 1))
     for group in optimizer.param_groups:
         group["lr"] = rate
+    scoring = {
+        "temperature": config.sampling.temperature or 1.0,
+        "microbatch_tokens": config.microbatch_tokens,
+    }
     results: list[StepResult] = []
     norms: list[float] = []
     student.network.train()
     for part in range(parts):
         optimizer.zero_grad(set_to_none=True)
+        rows = batch.rows[part * size : (part + 1) * size]
+        evidence = gather_evidence(rows, config.method, student, teacher, base, **scoring)
         result = accumulate_gradients(
             student,
-            teacher.model() if teacher is not None else None,
-            batch.rows[part * size : (part + 1) * size],
+            teacher,
+            rows,
             config.method,
-            temperature=config.sampling.temperature or 1.0,
-            microbatch_tokens=config.microbatch_tokens,
+            base=base,
+            evidence=evidence,
+            progress=Progress(
+                step=step * parts + part,
+                steps=config.steps * parts,
+                gate_open=gate.observe(evidence),
+                max_new_tokens=config.sampling.max_new_tokens,
+            ),
+            **scoring,
         )
         results.append(result)
         if result.distilled_rows == 0 and result.reinforced_rows == 0:

@@ -7,23 +7,24 @@ behind them for the metrics.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from epistill.config import Method, RunConfig, SamplingConfig
+from epistill.config import RunConfig
 from epistill.errors import EpistillError
 from epistill.objective import group_advantages
 from epistill.records import GradedRollout
 from epistill.rollouts.collect import sample_and_grade
 from epistill.rollouts.model import LanguageModel
-from epistill.rollouts.prompts import render_prompt
 from epistill.seeds import derive_seed, named_random
 from epistill.tasks.coverage import Curriculum
 from epistill.tasks.grading import Grader
-from epistill.teacher.context import context_texts, needs_regeneration, teacher_messages
-from epistill.teacher.guided import contexts_of, guided_rollouts
-from epistill.train.signal import Row
+from epistill.teacher.context import SUCCESS_THRESHOLD
+from epistill.teacher.guided import guided_rollouts
+from epistill.teacher.weights import Teacher
+from epistill.train.prompts import TeacherPrompts, teacher_prompts
+from epistill.train.row import Row
 
 TRACE_ROUND = 64  # problems sampled at a time while traces are collected
 MAX_TRACE_ROUNDS = 50
@@ -46,7 +47,7 @@ class Batch:
 
 def on_policy_batch(
     student: LanguageModel,
-    teacher: LanguageModel | None,
+    teacher: Teacher | None,
     config: RunConfig,
     curriculum: Curriculum,
     grader: Grader,
@@ -63,72 +64,34 @@ def on_policy_batch(
         seed=derive_seed("rollout", config.seed, step),
         policy_version=step,
     )
-    method = config.method
-    prompts: list[tuple[int, ...] | None] = [None] * len(graded)
-    too_long = 0
-    if method.blend.distillation > 0:
-        assert teacher is not None
-        seed = derive_seed("step_context", config.seed, step)
-        if needs_regeneration(method.context):
-            texts = contexts_of(
-                teacher, method.context, graded, grader, sampling=config.sampling, seed=seed
-            )
-        else:
-            texts = context_texts(method.context, graded, seed=seed)
-        prompts, too_long = _teacher_prompts(teacher, method, graded, texts, config.sampling)
+    method, size = config.method, config.samples_per_problem
     rewards = torch.tensor([item.grade.score for item in graded], dtype=torch.float64)
     advantages = [0.0] * len(graded)
-    if method.blend.distillation < 1:
-        advantages = (
-            group_advantages(
-                rewards.view(-1, config.samples_per_problem),
-                normalize_std=method.policy_gradient.normalize_std,
-            )
-            .flatten()
-            .tolist()
+    if method.gradient_share > 0:
+        table = group_advantages(
+            rewards.view(-1, size), normalize_std=method.policy_gradient.normalize_std
         )
+        advantages = table.flatten().tolist()
+    uniform = (rewards.view(-1, size).std(1) == 0).repeat_interleave(size).tolist()
+    prompts = TeacherPrompts.none(len(graded))
+    if teacher is not None:
+        prompts = teacher_prompts(student, teacher, config, graded, grader, step)
     rows = tuple(
         Row(
             prompt_ids=item.rollout.prompt_ids,
             completion_ids=item.rollout.completion_ids,
             old_log_probs=item.rollout.logprobs,
-            advantage=advantage,
-            teacher_prompt_ids=prompt,
+            advantage=advantages[i],
+            teacher_prompt_ids=prompts.context[i],
+            correct=item.grade.score > SUCCESS_THRESHOLD,
+            uniform=uniform[i],
+            negative_prompt_ids=prompts.negatives[i],
+            reference_prompt_ids=prompts.reference[i],
+            entropies=item.rollout.entropies,
         )
-        for item, advantage, prompt in zip(graded, advantages, prompts, strict=True)
+        for i, item in enumerate(graded)
     )
-    return Batch(rows, tuple(graded), too_long)
-
-
-def _teacher_prompts(
-    teacher: LanguageModel,
-    method: Method,
-    graded: Sequence[GradedRollout],
-    texts: Sequence[str | None],
-    sampling: SamplingConfig,
-) -> tuple[list[tuple[int, ...] | None], int]:
-    """Ids of each row's teacher prompt, and how many contexts were dropped as too long.
-
-    The question is never cut: a context that does not fit is dropped whole, and counted.
-    """
-    rendered: dict[tuple[str, str], tuple[int, ...]] = {}
-    limit = teacher.max_positions
-    prompts: list[tuple[int, ...] | None] = []
-    too_long = 0
-    for item, text in zip(graded, texts, strict=True):
-        if text is None:
-            prompts.append(None)
-            continue
-        key = (item.problem.id, text)
-        if key not in rendered:
-            messages = teacher_messages(item.problem, text, method.context)
-            prompt = render_prompt(teacher.tokenizer, messages, thinking=sampling.thinking)
-            rendered[key] = prompt.ids
-        ids = rendered[key]
-        fits = limit is None or len(ids) + len(item.rollout.completion_ids) <= limit
-        too_long += not fits
-        prompts.append(ids if fits else None)
-    return prompts, too_long
+    return Batch(rows, tuple(graded), prompts.too_long)
 
 
 def collect_traces(
@@ -178,8 +141,6 @@ def collect_traces(
 
 def _without_context(item: GradedRollout, prompt_ids: tuple[int, ...]) -> GradedRollout:
     """The same response as an answer to the bare question: what SFT teaches."""
-    from dataclasses import replace
-
     return replace(item, rollout=replace(item.rollout, prompt_ids=prompt_ids))
 
 

@@ -1,15 +1,13 @@
 """One optimiser step, for every method: rows with their signal in, gradients and numbers out.
 
-Enters: `Row`s (who wrote them does not matter here), a `Method`. Leaves: accumulated gradients in
-the student and the sums behind every logged number. There is no branch on a method's name: GRPO is
-blend.distillation = 0, SFT is rows with advantage 1 and a log-likelihood surrogate. Rows without a
-signal cost no forward pass of either network.
+Enters: `Row`s (who wrote them does not matter here), a `Method`, student and teachers. Leaves:
+accumulated gradients in the student and the sums behind every logged number. No branch is on a
+method's name: GRPO is distillation 0, SFT is rows with advantage 1 and a log-likelihood surrogate.
+Rows without a signal cost no forward pass of either network.
 
-    loss = d * sum_t w_t D_t / Z_D  +  (1 - d) * sum_t surrogate_t / Z_P
+    loss = sum_t d_t D_t + sum_t g_t surrogate(A_t) + sum_t r_t (log p_t - log p_start,t)^2 / 2
 
-D_t is the divergence at completion token t of a row with a context, w_t its token weight, Z_D the
-number of kept tokens of such rows; Z_P counts the completion tokens of all rows (token_mean). With
-sequence_mean each row's terms are divided by its own length first, and by the number of rows.
+with the token weights d, g, r and advantages A of `train.signal`, which hold blend and reduction.
 """
 
 from __future__ import annotations
@@ -20,29 +18,16 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from epistill.config import ImportanceClip, Method, SampledToken, TopK
-from epistill.objective import (
-    clipped_surrogate,
-    distillation_nats,
-    importance_weight,
-    token_log_probs,
-)
+from epistill.axes import ImportanceClip, Method
+from epistill.objective import clipped_surrogate, importance_weight, token_log_probs
 from epistill.objective.fused import head_loss
 from epistill.rollouts.model import LanguageModel
-from epistill.teacher.align import Aligned, align, micro_batches
-from epistill.train.signal import Plan, Row, Streams
-
-
-@dataclass(slots=True)
-class Tally:
-    """Sums over the rows of a step; `None`-free means come out of `metrics`."""
-
-    sums: dict[str, float] = field(default_factory=dict[str, float])
-
-    def add(self, name: str, value: Tensor | float) -> None:
-        """Add to a named sum."""
-        number = float(value.sum()) if isinstance(value, Tensor) else float(value)
-        self.sums[name] = self.sums.get(name, 0.0) + number
+from epistill.teacher.align import align, micro_batches
+from epistill.teacher.weights import Teacher
+from epistill.train.evidence import gather_evidence
+from epistill.train.row import Evidence, Progress, Row, TokenSignal
+from epistill.train.signal import plan_signals
+from epistill.train.target import Target
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,19 +36,24 @@ class StepResult:
 
     Attributes:
         loss: The number whose gradient was taken.
-        distillation_nats_per_token: Its distillation part before the blend; None where no row had
-            a context.
-        policy_gradient_loss: Its verifier part before the blend; None for pure distillation.
-        teacher_log_ratio_nats_per_token: Mean of log p_T - log p_S on the sampled tokens.
+        distillation_nats_per_token: Weighted mean divergence of the distilled tokens, before the
+            blend; None where no row was distilled.
+        policy_gradient_loss: The verifier's part before the blend; None where the method has none.
+        reference_nats_per_token: Mean of (log p - log p_start)^2 / 2; None without that term.
+        teacher_log_ratio_nats_per_token: Mean of log p_T - log p_S over the sampled tokens that a
+            teacher scored; None where it scored none.
+        teacher_entropy_nats_per_token: Where the method asks for it.
         clipped_ratio_share: Share of policy-gradient tokens whose ratio was clipped.
-        distilled_rows, reinforced_rows: Rows that cost a teacher pass; rows with an advantage.
+        distilled_rows, reinforced_rows: Rows that carry each signal.
         student_tokens, padding_share: Of the student's forward passes.
     """
 
     loss: float
     distillation_nats_per_token: float | None
     policy_gradient_loss: float | None
+    reference_nats_per_token: float | None
     teacher_log_ratio_nats_per_token: float | None
+    teacher_entropy_nats_per_token: float | None
     clipped_ratio_share: float | None
     distilled_rows: int
     reinforced_rows: int
@@ -73,10 +63,13 @@ class StepResult:
 
 def accumulate_gradients(
     student: LanguageModel,
-    teacher: LanguageModel | None,
+    teacher: Teacher | None,
     rows: Sequence[Row],
     method: Method,
     *,
+    base: Teacher | None = None,
+    evidence: Sequence[Evidence] | None = None,
+    progress: Progress | None = None,
     temperature: float,
     microbatch_tokens: int,
 ) -> StepResult:
@@ -84,157 +77,200 @@ def accumulate_gradients(
 
     Args:
         student: Trained; its gradients are added to, not reset.
-        teacher: Scores rows with a context; may be None if the method does not distil.
+        teacher: The method's teacher; may be None if it asks none.
         rows: All rows of the optimiser step.
         method: Where on the five axes.
-        temperature: Both networks' logits are divided by it, as the sampler's were.
+        base: The weights at the start, for methods that refer to them.
+        evidence: Scores gathered beforehand (`gather_evidence`); None gathers what is needed.
+        progress: Where training stands; None is the first step.
+        temperature: All networks' logits are divided by it, as the sampler's were.
         microbatch_tokens: Padded tokens per forward pass; changes memory, not the loss.
     """
-    plan = Plan.of(rows, method)
-    tally = Tally()
+    if evidence is None:
+        evidence = gather_evidence(
+            rows,
+            method,
+            student,
+            teacher,
+            base,
+            temperature=temperature,
+            microbatch_tokens=microbatch_tokens,
+        )
+    signals = plan_signals(rows, evidence, method, progress or Progress())
+    step = _Step(student, method, temperature, rows, signals, evidence)
     padded = real = 0
     for distilled in (True, False):
-        chosen = [i for i in plan.active if plan.distilled[i] == distilled]
+        chosen = [
+            i
+            for i, s in enumerate(signals)
+            if s.active and (s.distillation is not None) == distilled
+        ]
         lengths = [len(rows[i].prompt_ids) + len(rows[i].completion_ids) for i in chosen]
         for batch in micro_batches(lengths, max_tokens=microbatch_tokens):
             members = [chosen[k] for k in batch]
             padded += len(members) * max(lengths[k] for k in batch)
             real += sum(lengths[k] for k in batch)
-            _micro_batch(
-                student, teacher if distilled else None, rows, members, plan, temperature, tally
-            )
-    return _result(plan, method, tally, real, padded)
+            step.micro_batch(members, teacher if distilled else None, base)
+    return step.result(real, padded)
 
 
-def _micro_batch(
-    student: LanguageModel,
-    teacher: LanguageModel | None,
-    rows: Sequence[Row],
-    members: Sequence[int],
-    plan: Plan,
-    temperature: float,
-    tally: Tally,
-) -> None:
-    device = student.device
-    completions = [rows[i].completion_ids for i in members]
-    batch = align(
-        [rows[i].prompt_ids for i in members], completions, pad_id=student.pad_id, device=device
-    )
-    streams = Streams.of(rows, members, plan, device)
-    teacher_hidden = None
-    if teacher is not None:
-        prompts = [rows[i].teacher_prompt_ids or () for i in members]
-        theirs = align(prompts, completions, pad_id=student.pad_id, device=device)
-        with torch.no_grad():
-            teacher_hidden = theirs.hidden(teacher)
-    head = student.head()
-    loss = head_loss(
-        batch.hidden(student),
-        head.weight,
-        head.bias,
-        lambda raw, part: _chunk_loss(
-            head.finish(raw.float()) / temperature,
-            None
-            if teacher is None or teacher_hidden is None
-            else _logits_of(teacher, teacher_hidden[part], temperature),
-            part,
-            batch,
-            streams,
-            plan.method,
-            tally,
-        ),
-    )
-    tally.add("loss", loss.detach())
-    loss.backward()
+@dataclass(slots=True)
+class _Step:
+    """State of one step: what it works on, and the running sums of its numbers."""
 
+    student: LanguageModel
+    method: Method
+    temperature: float
+    rows: Sequence[Row]
+    signals: Sequence[TokenSignal]
+    evidence: Sequence[Evidence]
+    sums: dict[str, float] = field(default_factory=dict[str, float])
 
-@torch.no_grad()
-def _logits_of(model: LanguageModel, hidden: Tensor, temperature: float) -> Tensor:
-    return model.head().logits(hidden).float() / temperature
+    def micro_batch(
+        self, members: Sequence[int], teacher: Teacher | None, base: Teacher | None
+    ) -> None:
+        """Forward and backward of some rows; with a teacher, they are distilled rows."""
+        rows = [self.rows[i] for i in members]
+        pad, device = self.student.pad_id, self.student.device
+        streams = self._streams(members)
+        target = Target(self.method, self.temperature)
+        if teacher is not None:
+            target.score(rows, teacher, base, pad, device)
+        batch = align(
+            [row.prompt_ids for row in rows],
+            [row.completion_ids for row in rows],
+            pad_id=pad,
+            device=device,
+        )
+        head = self.student.head()
 
+        def of_chunk(raw: Tensor, part: slice) -> Tensor:
+            logits = head.finish(raw.float() if raw.dtype != torch.float64 else raw)
+            return self._chunk(logits / self.temperature, part, batch.token_ids, streams, target)
 
-def _chunk_loss(
-    student_logits: Tensor,
-    teacher_logits: Tensor | None,
-    part: slice,
-    batch: Aligned,
-    streams: Streams,
-    method: Method,
-    tally: Tally,
-) -> Tensor:
-    """The weighted sum of both terms over one chunk of positions."""
-    ids = batch.token_ids[part]
-    log_probs = token_log_probs(student_logits, ids)
-    old = None if streams.old_log_probs is None else streams.old_log_probs[part]
-    total = torch.zeros((), device=student_logits.device)
-    weight = streams.gradient[part]
-    if bool((weight != 0).any()):
-        advantage = streams.advantage[part]
-        surrogate = _surrogate(log_probs, old, advantage, method)
-        total = total + (weight * surrogate).sum()
-        tally.add("policy_gradient", (weight * surrogate).detach())
-        if old is not None:
-            ratio = (log_probs.detach() - old).exp()
-            low, high = 1 - method.policy_gradient.clip_low, 1 + method.policy_gradient.clip_high
-            outside = torch.where(advantage > 0, ratio > high, ratio < low) & (weight != 0)
-            tally.add("clipped", outside.float())
-            tally.add("gradient_tokens", (weight != 0).float())
-    if teacher_logits is not None:
-        weight = streams.distillation[part]
-        nats = _divergence(student_logits, teacher_logits, ids, method)
-        for setting in method.token_weights:
-            if isinstance(setting, ImportanceClip) and old is not None:
-                weight = weight * importance_weight(log_probs, old, clip=setting.clip)
-        total = total + (weight * nats).sum()
-        tally.add("distillation", (weight * nats).detach())
-        u = token_log_probs(teacher_logits, ids) - log_probs.detach()
-        counted = (streams.distillation[part] != 0).float()
-        tally.add("teacher_log_ratio", u * counted)
-        tally.add("distillation_tokens", counted)
-    return total
+        loss = head_loss(batch.hidden(self.student), head.weight, head.bias, of_chunk)
+        self._add("loss", loss.detach())
+        loss.backward()
 
+    def _streams(self, members: Sequence[int]) -> dict[str, Tensor | None]:
+        """The rows' token signals, flat and aligned with the batch's completion tokens; [N]."""
+        device = self.student.device
 
-def _surrogate(log_probs: Tensor, old: Tensor | None, advantage: Tensor, method: Method) -> Tensor:
-    if old is None:
-        return -advantage * log_probs
-    clip = method.policy_gradient
-    return clipped_surrogate(
-        log_probs, old, advantage, clip_low=clip.clip_low, clip_high=clip.clip_high
-    )
+        def joined(name: str) -> Tensor | None:
+            parts = [getattr(self.signals[i], name) for i in members]
+            if all(part is None for part in parts):
+                return None
+            sizes = [len(self.rows[i].completion_ids) for i in members]
+            filled = [
+                p if p is not None else torch.zeros(n) for p, n in zip(parts, sizes, strict=True)
+            ]
+            return torch.cat(filled).to(device)
 
+        streams = {n: joined(n) for n in ("distillation", "gradient", "advantage", "reference")}
+        old = [self.rows[i].old_log_probs for i in members]
+        known = all(values is not None for values in old)
+        streams["old"] = (
+            torch.tensor([v for values in old for v in values or ()], device=device)
+            if known
+            else None
+        )
+        start = [self.evidence[i].start_log_probs for i in members]
+        streams["start"] = (
+            torch.cat([s for s in start if s is not None]).to(device)
+            if streams["reference"] is not None
+            else None
+        )
+        return streams
 
-def _divergence(student: Tensor, teacher: Tensor, ids: Tensor, method: Method) -> Tensor:
-    setting, support = method.divergence, method.divergence.support
-    top = support if isinstance(support, TopK) else None
-    return distillation_nats(
-        student,
-        teacher,
-        ids,
-        alpha=setting.alpha,
-        top_k=None if top is None else top.k,
-        add_tail=top is not None and top.add_tail,
-        chosen_by="student" if top is None else top.chosen_by,
-        sampled_token=isinstance(support, SampledToken),
-        entry_clip=setting.entry_clip,
-    )
+    def _chunk(
+        self,
+        logits: Tensor,
+        part: slice,
+        token_ids: Tensor,
+        streams: dict[str, Tensor | None],
+        target: Target,
+    ) -> Tensor:
+        """The weighted sum of all terms over one chunk of positions."""
+        ids = token_ids[part]
+        here = {name: None if s is None else s[part] for name, s in streams.items()}
+        log_probs = token_log_probs(logits, ids)
+        old = here["old"]
+        total = torch.zeros((), device=logits.device, dtype=logits.dtype)
+        if (weight := here["gradient"]) is not None and bool((weight != 0).any()):
+            surrogate = self._surrogate(log_probs, old, here["advantage"], weight)
+            total = total + (weight * surrogate).sum()
+            self._add("gradient", (weight * surrogate).detach())
+        if (weight := here["reference"]) is not None and here["start"] is not None:
+            squared = 0.5 * (log_probs - here["start"]).square()
+            total = total + (weight * squared).sum()
+            self._add("reference", squared.detach())
+            self._add("reference_tokens", float(len(ids)))
+        if (weight := here["distillation"]) is not None:
+            counted = (weight != 0).float()
+            nats, teacher_log_probs = target.nats(logits, part, ids)
+            for setting in self.method.token_weights:
+                if isinstance(setting, ImportanceClip) and old is not None:
+                    weight = weight * importance_weight(log_probs, old, clip=setting.clip)
+            total = total + (weight * nats).sum()
+            self._add("distillation", (weight * nats).detach())
+            self._add("u", (teacher_log_probs - log_probs.detach()) * counted)
+            self._add("u_tokens", counted)
+        return total
 
+    def _surrogate(
+        self, log_probs: Tensor, old: Tensor | None, advantage: Tensor | None, weight: Tensor
+    ) -> Tensor:
+        assert advantage is not None
+        if old is None:
+            return -advantage * log_probs
+        clip = self.method.policy_gradient
+        ratio = (log_probs.detach() - old).exp()
+        low, high = 1 - clip.clip_low, 1 + clip.clip_high
+        outside = torch.where(advantage > 0, ratio > high, ratio < low) & (weight != 0)
+        self._add("clipped", outside.float())
+        self._add("gradient_tokens", (weight != 0).float())
+        return clipped_surrogate(
+            log_probs, old, advantage, clip_low=clip.clip_low, clip_high=clip.clip_high
+        )
 
-def _result(plan: Plan, method: Method, tally: Tally, real: int, padded: int) -> StepResult:
-    sums, share = tally.sums, method.blend.distillation
+    def _add(self, name: str, value: Tensor | float) -> None:
+        number = float(value.sum()) if isinstance(value, Tensor) else value
+        self.sums[name] = self.sums.get(name, 0.0) + number
 
-    def ratio(top: str, bottom: str) -> float | None:
-        return sums[top] / sums[bottom] if sums.get(bottom) else None
+    def result(self, real: int, padded: int) -> StepResult:
+        """The numbers of the step, each under its own name."""
+        sums = self.sums
 
-    return StepResult(
-        loss=sums.get("loss", 0.0),
-        distillation_nats_per_token=(
-            sums.get("distillation", 0.0) / share if any(plan.distilled) else None
-        ),
-        policy_gradient_loss=sums.get("policy_gradient", 0.0) / (1 - share) if share < 1 else None,
-        teacher_log_ratio_nats_per_token=ratio("teacher_log_ratio", "distillation_tokens"),
-        clipped_ratio_share=ratio("clipped", "gradient_tokens"),
-        distilled_rows=sum(plan.distilled),
-        reinforced_rows=sum(plan.reinforced),
-        student_tokens=real,
-        padding_share=1 - real / padded if padded else None,
-    )
+        def mean(top: str, bottom: str) -> float | None:
+            return sums[top] / sums[bottom] if sums.get(bottom) else None
+
+        distilled = sum(s.distillation is not None for s in self.signals)
+        weight = sum(
+            float(s.distillation.sum()) for s in self.signals if s.distillation is not None
+        )
+        share = self.method.gradient_share
+        u, entropies = self._evidence_means()
+        return StepResult(
+            loss=sums.get("loss", 0.0),
+            distillation_nats_per_token=sums.get("distillation", 0.0) / weight if weight else None,
+            policy_gradient_loss=sums.get("gradient", 0.0) / share if share else None,
+            reference_nats_per_token=mean("reference", "reference_tokens"),
+            teacher_log_ratio_nats_per_token=mean("u", "u_tokens") if u is None else u,
+            teacher_entropy_nats_per_token=entropies,
+            clipped_ratio_share=mean("clipped", "gradient_tokens"),
+            distilled_rows=distilled,
+            reinforced_rows=sum(s.gradient is not None for s in self.signals),
+            student_tokens=real,
+            padding_share=1 - real / padded if padded else None,
+        )
+
+    def _evidence_means(self) -> tuple[float | None, float | None]:
+        """Mean log p_T - log p_S and mean entropy of the teacher over the tokens scored before."""
+        gaps = entropies = 0.0
+        tokens = 0
+        for row, evidence in zip(self.rows, self.evidence, strict=True):
+            if evidence.teacher is not None and row.old_log_probs is not None:
+                gaps += float(evidence.teacher.log_probs.sum()) - sum(row.old_log_probs)
+                entropies += float(evidence.teacher.entropies.sum())
+                tokens += len(row.completion_ids)
+        return (gaps / tokens, entropies / tokens) if tokens else (None, None)

@@ -1,0 +1,149 @@
+"""Teachers of a LoRA student: the same network with the adapter off, or with an averaged delta.
+
+Enters: a student whose network is a peft LoRA model. Leaves: teachers with the interface of
+`teacher.weights.Teacher`. The base exists once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from epistill.rollouts.model import LanguageModel
+
+
+def has_adapter(model: LanguageModel) -> bool:
+    """Whether the network is a peft model."""
+    return isinstance(model.network, PeftModel)
+
+
+def lora_layers(model: LanguageModel) -> dict[str, LoraLayer]:
+    """Every adapted layer by name."""
+    return {
+        name: module
+        for name, module in model.network.named_modules()
+        if isinstance(module, LoraLayer)
+    }
+
+
+def weight_delta(layer: LoraLayer) -> Tensor:
+    """What the active adapters add to the layer's weight: sum of scale B A."""
+    return sum(layer.get_delta_weight(name) for name in layer.active_adapters)  # pyright: ignore
+
+
+class _AdapterTeacher:
+    def __init__(self, student: LanguageModel) -> None:
+        self._student = student
+
+    @contextmanager
+    def _adapter_off(self) -> Iterator[LanguageModel]:
+        network: Any = self._student.network
+        training = network.training
+        network.eval()
+        try:
+            with network.disable_adapter():
+                yield self._student
+        finally:
+            network.train(training)
+
+
+class AdapterOffTeacher(_AdapterTeacher):
+    """The base with the adapter off: the weights at the start of a run whose adapter starts at 0.
+
+    Raises:
+        ValueError: The adapter is not zero at the start; then the base is not where training began.
+    """
+
+    def __init__(self, student: LanguageModel) -> None:
+        super().__init__(student)
+        moved = [n for n, layer in lora_layers(student).items() if weight_delta(layer).any()]
+        if moved:
+            raise ValueError(
+                f"a frozen teacher of a LoRA student is its base with the adapter off, but the "
+                f"adapter already changes {moved[0]}; merge it into the base first"
+            )
+
+    def scoring(self) -> Any:
+        """The student's network with the adapter off."""
+        return self._adapter_off()
+
+    def after_step(self) -> None:
+        """Nothing to do: frozen."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Empty: the base is not trained."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Nothing to restore."""
+        if state:
+            raise ValueError("teacher state does not fit this model; expected none")
+
+
+class EmaDeltaTeacher(_AdapterTeacher):
+    """The base plus a moving average of the *weight delta* B A, in float32.
+
+    Averaging A and B apart is another thing: mean(B) mean(A) is not mean(B A), and early in
+    training, where B grows from zero, it is a small part of it. The exact average has growing rank,
+    so it is kept dense, for the adapted layers only.
+    """
+
+    def __init__(self, student: LanguageModel, rate: float) -> None:
+        super().__init__(student)
+        self._rate = rate
+        head = student.output_layer()
+        for name, layer in lora_layers(student).items():
+            if layer is head or not isinstance(layer.get_base_layer(), nn.Linear):
+                raise ValueError(
+                    f"an EMA teacher averages the deltas of linear layers below the head; {name} "
+                    "is adapted too; leave it out of the adapter's target modules"
+                )
+        self._deltas = {
+            name: weight_delta(layer).detach().float().clone()
+            for name, layer in lora_layers(student).items()
+        }
+
+    @contextmanager
+    def scoring(self) -> Iterator[LanguageModel]:
+        """The base with the averaged delta added to the output of every adapted layer."""
+        handles = [
+            layer.get_base_layer().register_forward_hook(self._add(self._deltas[name]))
+            for name, layer in lora_layers(self._student).items()
+        ]
+        try:
+            with self._adapter_off() as model:
+                yield model
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @staticmethod
+    def _add(delta: Tensor) -> Any:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            return output + nn.functional.linear(inputs[0], delta.to(inputs[0].dtype))
+
+        return hook
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Move the average towards the student's delta."""
+        for name, layer in lora_layers(self._student).items():
+            self._deltas[name].lerp_(weight_delta(layer).float(), self._rate)
+
+    def state(self) -> dict[str, Tensor]:
+        """The averaged deltas, float32."""
+        return {f"{name}.delta": delta for name, delta in self._deltas.items()}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Restore the averaged deltas."""
+        if set(state) != set(self.state()):
+            odd = sorted(set(state) ^ set(self.state()))[:3]
+            raise ValueError(f"teacher state does not fit this model; differing tensors: {odd}")
+        for name, delta in self.state().items():
+            delta.copy_(state[name])
