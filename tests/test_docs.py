@@ -1,0 +1,55 @@
+"""Docs say what is so: examples run, tables name what exists."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from epistill.methods import METHODS
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def test_every_method_is_in_the_table_and_every_named_test_exists():
+    text = (ROOT / "docs" / "methods.md").read_text()
+    assert all(f"`{name}`" in text for name in METHODS)
+    sources = {p.name: p.read_text() for p in (ROOT / "tests").rglob("test_*.py")}
+    named = re.findall(r"`(test_\w+)`", text)
+    assert len(named) >= 10
+    for test in named:
+        assert f"def {test}(" in sources["test_trl_oracle.py"], test
+    for path in re.findall(r"`(tests/[\w/]+\.py)`", text):
+        assert (ROOT / path).is_file(), path
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_python_blocks_run(page, tmp_path):
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL):
+        done = subprocess.run(
+            [sys.executable, "-c", block], capture_output=True, text=True, cwd=tmp_path
+        )
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.name)
+def test_examples_run(example):
+    done = subprocess.run([sys.executable, str(example)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) >= 2
+
+
+def test_a_method_takes_under_20_lines():
+    text = (ROOT / "examples" / "new_method.py").read_text()
+    block = text[text.index("late_answer = ") : text.index("if __name__")].strip()
+    assert len(block.splitlines()) < 20
