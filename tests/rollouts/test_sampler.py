@@ -80,6 +80,20 @@ def test_the_seed_decides(lab_model):
     assert draw(lab_model, seed=1) != draw(lab_model, seed=2)
 
 
+def test_draws_do_not_depend_on_the_company(lab_model):
+    """Sampled alone or beside others, in one batch or several: the same responses."""
+    asked = [PromptRequest(r.problem_id, r.ids, draw) for draw, r in enumerate(requests(lab_model))]
+    sampling = SamplingConfig(max_new_tokens=40)
+
+    def ids(requests, **more):
+        rollouts = sample(lab_model, requests, samples=3, sampling=sampling, seed=5, **more)
+        return {(r.problem_id, r.sample): r.completion_ids for r in rollouts}
+
+    together = ids(asked)
+    assert ids(asked, max_rows=3) == together
+    assert {k: v for r in asked for k, v in ids([r]).items()} == together
+
+
 def test_small_batches_stay_right(lab_model):
     rollouts = sample(
         lab_model,

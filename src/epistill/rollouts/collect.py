@@ -25,6 +25,7 @@ def sample_and_grade(
     sampling: SamplingConfig,
     seed: int,
     policy_version: int = 0,
+    first_draw: int = 0,
 ) -> list[GradedRollout]:
     """Sample `samples` responses to each chat and grade them against its problem.
 
@@ -36,6 +37,7 @@ def sample_and_grade(
         sampling: How they are drawn.
         seed: Names the draws.
         policy_version: Stamped on the rollouts.
+        first_draw: Place of the first chat in a larger batch that is sampled in parts.
     """
     prompts = [
         render_prompt(model.tokenizer, messages, thinking=sampling.thinking)
@@ -44,8 +46,8 @@ def sample_and_grade(
     rollouts = sample(
         model,
         [
-            PromptRequest(problem.id, prompt.ids)
-            for (problem, _), prompt in zip(asked, prompts, strict=True)
+            PromptRequest(problem.id, prompt.ids, first_draw + i)
+            for i, ((problem, _), prompt) in enumerate(zip(asked, prompts, strict=True))
         ],
         samples=samples,
         sampling=sampling,

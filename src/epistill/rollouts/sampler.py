@@ -26,10 +26,16 @@ LEAVE_SHARE = 0.125
 
 @dataclass(frozen=True, slots=True)
 class PromptRequest:
-    """One prompt to sample from."""
+    """One prompt to sample from.
+
+    Attributes:
+        draw: Names the random draws of its samples together with the call's seed, so that they do
+            not depend on which other prompts share the batch (or the process).
+    """
 
     problem_id: str
     ids: tuple[int, ...]
+    draw: int = 0
 
 
 def sample(
@@ -65,8 +71,13 @@ def sample(
     found: dict[int, list[Rollout]] = {}
     for start in range(0, len(order), per_batch):
         chosen = order[start : start + per_batch]
-        generator = torch.Generator(model.device).manual_seed(derive_seed("sample", seed, start))
-        decoded = _decode(model, [requests[i].ids for i in chosen], samples, sampling, generator)
+        generators = [
+            torch.Generator(model.device).manual_seed(
+                derive_seed("sample", seed, requests[i].draw, requests[i].ids)
+            )
+            for i in chosen
+        ]
+        decoded = _decode(model, [requests[i].ids for i in chosen], samples, sampling, generators)
         for position, index in enumerate(chosen):
             found[index] = [
                 decoded.rollout(model, requests[index], position * samples + k, k, policy_version)
@@ -129,7 +140,7 @@ def _decode(
     prompts: Sequence[tuple[int, ...]],
     samples: int,
     sampling: SamplingConfig,
-    generator: torch.Generator,
+    generators: Sequence[torch.Generator],
 ) -> _Decoded:
     device, limit = model.device, sampling.max_new_tokens
     decoder, head = model.decoder(), model.head()
@@ -157,12 +168,18 @@ def _decode(
         lengths=torch.full((rows,), limit, device=device),
         ended=torch.zeros(rows, dtype=torch.bool, device=device),
     )
+    # A prompt's generator draws for all of its rows, ended ones too: what a row draws depends
+    # neither on when its neighbours end nor on which other prompts are in the batch.
+    noise = torch.ones(rows, head.weight.shape[0], device=device)
+    groups: Sequence[int] = range(len(prompts))
     ends = torch.tensor(sorted(model.eos_ids), device=device)
     here = torch.arange(rows, device=device)  # which result row each row of the batch writes to
     alive = torch.ones(rows, dtype=torch.bool, device=device)
     for step in range(limit):
         log_probs = _tempered(head.logits(hidden).float(), sampling.temperature).log_softmax(-1)
-        chosen = _draw(log_probs, sampling, generator)
+        for group in groups:
+            noise[group * samples : (group + 1) * samples].exponential_(generator=generators[group])
+        chosen = _draw(log_probs, sampling, noise[here])
         out.tokens[here, step] = chosen
         out.log_probs[here, step] = log_probs.gather(1, chosen.unsqueeze(1)).squeeze(1)
         out.entropies[here, step] = entropy(log_probs)
@@ -178,6 +195,7 @@ def _decode(
                 kept = alive.nonzero().squeeze(1)
                 select_rows(cache, kept)
                 here, chosen, positions = here[kept], chosen[kept], positions[kept]
+                groups = (here // samples).unique().tolist()
                 alive = alive[kept]
                 mask = None if mask is None else mask[kept]
         if step + 1 == limit:
@@ -212,13 +230,14 @@ def _tempered(logits: Tensor, temperature: float) -> Tensor:
     return logits if temperature in (0.0, 1.0) else logits / temperature
 
 
-def _draw(log_probs: Tensor, sampling: SamplingConfig, generator: torch.Generator) -> Tensor:
-    """One token per row from the filtered distribution; temperature 0 takes the most likely."""
+def _draw(log_probs: Tensor, sampling: SamplingConfig, noise: Tensor) -> Tensor:
+    """One token per row from the filtered distribution; temperature 0 takes the most likely.
+
+    argmax of p / Exp(1) is a draw from p, in one pass and without normalising p.
+    """
     if sampling.temperature == 0.0:
         return log_probs.argmax(-1)
     filtered = filter_log_probs(log_probs, top_k=sampling.top_k, top_p=sampling.top_p)
-    noise = torch.empty_like(filtered).exponential_(generator=generator)
-    # argmax of p / Exp(1) is a draw from p, in one pass and without normalising p.
     return (filtered - noise.log()).argmax(-1)
 
 
