@@ -3,13 +3,19 @@
 Enters: Python source, its input, limits. Leaves: an `Execution`. It grades nothing
 (`tasks/code.py` does) and never runs a program where a mechanism is missing, unless asked to.
 
-| mechanism | stops | does not stop |
-|---|---|---|
-| supervisor (here) | a run over its wall-clock time, output, threads or folder size: SIGKILL. It looks every 20 ms, so threads and small files may overshoot for so long | |
-| rlimits | more memory than `memory_bytes` (address space; there is one process, so this is all of it), a file over `file_bytes`, CPU time, core dumps | page cache and kernel memory of what it may do |
-| seccomp filter | every new process (threads are allowed), sockets of every kind, io_uring, signals to and tracing of others, shared memory, memory files, modes, owners, times, extended attributes, new namespaces | system calls that are not on the list; a bug in the kernel |
-| Landlock >= 3 (Linux 6.2) | writing and creating outside the folder, special files, and *reading* anything but the interpreter, its libraries and the folder | `stat`: whether a path exists, and its size |
-| dropped capabilities | a root user's rights over other people's files, limits, devices and mounts | |
+What each mechanism stops, and what it does not:
+
+- The supervisor (here): a run over its time, output, threads or folder size, by SIGKILL. It looks
+  every 20 ms; for so long, threads and small files may overshoot.
+- rlimits: more memory than `memory_bytes` (of address space; there is one process, so this is all
+  of it), a file over `file_bytes`, CPU time, core dumps. Not: page cache, kernel memory.
+- A seccomp filter: every new process (threads are allowed), sockets of every kind, io_uring,
+  signals to others and tracing them, shared memory, memory files, new namespaces, and changes of
+  mode, owner, time and extended attributes. Not: system calls that are not on its list.
+- Landlock from version 3 on (Linux 6.2): writing and creating outside the folder, special files,
+  and reading anything but the interpreter, its libraries and the folder. Not: `stat`, which tells
+  whether a path exists and how large it is.
+- Dropped capabilities: a root user's rights over others' files, over limits, devices and mounts.
 
 Nothing here needs root, a container or another program. It is meant for programs of language
 models: the same kernel runs them, so it is no wall against somebody with a kernel exploit. The
