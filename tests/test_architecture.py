@@ -37,12 +37,24 @@ ALLOWED = {
     "lab": FREE | {"tasks", "metrics", "rollouts", "teacher", "evaluate"},
     "report": FREE | {"store", "metrics", "evaluate.stats"},
     "inputs": FREE | {"tasks"},
-    "study": FREE | {"store", "tasks", "rollouts", "teacher", "train", "evaluate", "report", "lab"},
+    "study": FREE
+    | {
+        "store",
+        "tasks",
+        "rollouts",
+        "teacher",
+        "train",
+        "evaluate",
+        "report",
+        "lab",
+        "objective",
+        "describe",
+    },
     "__main__": {"cli"},
     "cli": None,  # opens every door, lazily
 }
 TORCH_FREE = ("records", "config", "axes", "describe", "methods", "store", "report.page", "evaluate.stats", "cli",
-              "metrics.epistemic", "study.spec", "inputs", "tasks.files")  # fmt: skip
+              "metrics.epistemic", "study.spec", "study.hardware", "tasks.sandbox", "inputs", "tasks.files")  # fmt: skip
 
 
 def modules():

@@ -221,7 +221,9 @@ class Evil:
 def test_a_pickle_that_does_something_is_refused_and_does_nothing(tmp_path):
     evil = base64.b64encode(zlib.compress(pickle.dumps(Evil()))).decode()
     path = write(tmp_path / "test6.jsonl", record(private_test_cases=evil))
-    with pytest.raises(EpistillError, match=r"row 0: its tests cannot be read .*more than a string"):
+    with pytest.raises(
+        EpistillError, match=r"row 0: its tests cannot be read .*more than a string"
+    ):
         load_problems(path)
     assert not os.path.exists("/tmp/epistill-unpickled")
 

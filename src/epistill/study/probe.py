@@ -29,7 +29,7 @@ def run_probe(probe: Probe, seed: int, folder: Path) -> RunStore:
         store.begin({"probe": probe.model_dump(mode="json"), "seed": seed}, describe_environment())
         if store.result is not None:
             return store
-        model = load_model(probe.model)
+        model = load_model(probe.model, dtype=probe.dtype, device=probe.device)
         problems = load_eval_problems(probe.task, probe.problems)
         with Grader() as grader:
             # Contexts come from one set of rollouts, measurements from fresh ones: the response

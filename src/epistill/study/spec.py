@@ -1,6 +1,6 @@
 """What a study is: arms, seeds, claims; a TOML file in, a validated record out. Torch-free.
 
-    epistill study FILE.toml
+    epistill study FILE.toml          a study of the package goes by its name: lab, recipes/...
 
 `[run]` holds what all arms share, each `[[arms]]` changes some of it, each `[[probes]]` measures a
 model's own generations by context, each `[[claims]]` is a sentence with the tests that decide it.
@@ -12,6 +12,7 @@ import itertools
 import tomllib
 from collections.abc import Mapping
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +22,9 @@ from epistill.config import EvalSet, RunConfig, SamplingConfig, TaskConfig
 from epistill.errors import EpistillError
 from epistill.methods import method
 from epistill.settings import Settings
+from epistill.study.hardware import Architecture, Hardware, Lengths
 
+RECIPES = "recipes/"
 WORLD = "world:"  # an arm's model "world:ID" is one of the study's own worlds
 
 Expectation = Literal["above", "below", "not_above", "not_below"]
@@ -63,6 +66,8 @@ class Probe(Settings):
     id: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
     label: str
     model: str
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    device: str = "cpu"
     task: TaskConfig
     contexts: tuple[str, ...]
     problems: int = Field(default=100, ge=1)
@@ -156,7 +161,12 @@ class Preset(Settings):
 
 
 class StudySpec(Settings):
-    """A whole study."""
+    """A whole study.
+
+    Attributes:
+        architectures: Shapes of the models by name, for `epistill plan` and `--tiny`.
+        hardware, lengths: What a plan reckons with.
+    """
 
     name: str
     question: str
@@ -172,6 +182,9 @@ class StudySpec(Settings):
     claims: tuple[Claim, ...] = ()
     controls: tuple[Claim, ...] = ()
     presets: dict[str, Preset] = Field(default_factory=dict)
+    architectures: dict[str, Architecture] = Field(default_factory=dict)
+    hardware: Hardware | None = None
+    lengths: Lengths | None = None
     note: str | None = None
 
     @model_validator(mode="before")
@@ -278,9 +291,17 @@ def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
 
 
 def shipped_studies() -> list[str]:
-    """Names of the studies in the package."""
-    folder = resources.files("epistill.study") / "presets"
-    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir())
+    """Names of the studies in the package: presets, and recipes as "recipes/NAME"."""
+    return sorted(_shipped())
+
+
+def _shipped() -> dict[str, Traversable]:
+    folder = resources.files("epistill.study")
+    return {
+        prefix + entry.name.removesuffix(".toml"): entry
+        for kind, prefix in (("presets", ""), ("recipes", RECIPES))
+        for entry in (folder / kind).iterdir()
+    }
 
 
 def load_study(name: str) -> StudySpec:
@@ -289,9 +310,9 @@ def load_study(name: str) -> StudySpec:
     Raises:
         EpistillError: Not found, not TOML, or settings that do not fit.
     """
-    path = Path(name)
-    if name in shipped_studies():
-        text = (resources.files("epistill.study") / "presets" / f"{name}.toml").read_text()
+    path, shipped = Path(name), _shipped()
+    if name.removesuffix(".toml") in shipped:
+        text = shipped[name.removesuffix(".toml")].read_text(encoding="utf-8")
     elif path.is_file():
         text = path.read_text(encoding="utf-8")
     else:

@@ -1,0 +1,94 @@
+"""What a study costs, before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from epistill.cli.common import Json, app, say
+
+GIB = 2**30
+STATE = ("weights", "gradients", "optimizer", "teacher", "gathered", "activations", "logits")
+
+
+@app.command()
+def plan(
+    name: Annotated[str, typer.Argument(help="A recipe (recipes/...) or a study's TOML file.")],
+    tokens_per_second: Annotated[
+        float | None, typer.Option(help="Sampled by one GPU; default: the recipe's.")
+    ] = None,
+    utilisation: Annotated[
+        float | None, typer.Option(help="Share of peak FLOPs in training; default: the recipe's.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Reckon a study's memory per GPU, tokens and GPU hours from its own numbers."""
+    from epistill.study.plan import plan_study
+    from epistill.study.spec import load_study
+
+    found = plan_study(
+        load_study(name), sampling_tokens_per_second=tokens_per_second, utilisation=utilisation
+    )
+    if as_json:
+        say(found)
+        return
+    console = Console()
+    console = console if console.is_terminal else Console(width=160)
+    for table in (_memory_table(found), _cost_table(found)):
+        console.print(table)
+    machine, assumed = found["hardware"], found["assumed"]
+    console.print(
+        f"{found['total_gpu_hours']:,.0f} GPU hours for {found['seeds']} seed(s) on "
+        f"{machine['gpus']} x {machine['gpu']}, stated, not measured: "
+        f"{assumed['sampling_tokens_per_second']:,.0f} sampled tokens/s per GPU and "
+        f"{assumed['utilisation']:.0%} of {machine['peak_tflops']:g} TFLOP/s in training",
+        highlight=False,
+    )
+    for source in (machine["source"], found["lengths"]["source"]):
+        console.print(source, highlight=False)
+
+
+def _memory_table(found: Mapping[str, Any]) -> Table:
+    room = found["hardware"]["memory_gib"]
+    table = Table(
+        "arm", *STATE, "sum", "engine", "cache/sequence", "at once", "without checkpointing",
+        "dense logits", title=f"{found['study']}: GiB on each GPU (of {room:g})",
+    )  # fmt: skip
+    for name, row in found["arms"].items():
+        memory = row["memory"]
+        cells = [*(memory[part] for part in STATE), row["training_bytes"], memory["engine"]]
+        fits = "" if row["fits"] else " (does not fit)"
+        table.add_row(
+            name,
+            *(f"{cell / GIB:.1f}" for cell in cells),
+            f"{memory['cache_per_sequence'] / GIB:.2f}",
+            f"{row['sequences_at_once']}{fits}",
+            f"{memory['activations_whole'] / GIB:.1f}",
+            f"{memory['logits_dense'] / GIB:.1f}",
+        )
+    return table
+
+
+def _cost_table(found: Mapping[str, Any]) -> Table:
+    parts = ("sampled", "trained", "scored", "evaluated")
+    table = Table(
+        "arm", *(f"{part}, M tokens" for part in parts), "GPU h sampling", "training",
+        "evaluation", "sum", title="one seed",
+    )  # fmt: skip
+    for name, row in found["arms"].items():
+        hours = row["gpu_hours"]
+        table.add_row(
+            name,
+            *(f"{row['tokens'][part] / 1e6:,.1f}" for part in parts),
+            *(f"{hours[part]:,.1f}" for part in ("sampling", "training", "evaluation", "total")),
+        )
+    for name, row in found["probes"].items():
+        table.add_row(
+            f"probe {name}", f"{row['tokens'] / 1e6:,.1f}", "", "", "",
+            f"{row['gpu_hours']:,.1f}", "", "", f"{row['gpu_hours']:,.1f}",
+        )  # fmt: skip
+    return table
