@@ -97,7 +97,7 @@ def test_methods_are_the_published_points(name):
     assert grpo.method == METHODS["grpo"]
     assert sdpo.method == METHODS["sdpo"]
     assert (grpo.method.learning_rate, sdpo.method.learning_rate) == (1e-6, 1e-5)
-    assert grpo.learning_rate is None and sdpo.learning_rate is None
+    assert grpo.learning_rate is sdpo.learning_rate is None
     assert sdpo.method.teacher.type == "frozen"
     assert sdpo.method.divergence.alpha == 0.5
     assert (sdpo.method.divergence.support.k, sdpo.method.divergence.support.add_tail) == (
@@ -204,12 +204,12 @@ def test_each_recipe_runs_at_toy_size(name, tmp_path):
     page = run_study(spec, tmp_path, workers=1)
     assert "Toy size" in page.read_text()
     report = read_json(tmp_path / "report.json")
-    assert report["progress"]["finished"] == report["progress"]["total"] == len(jobs)
+    assert report["runs_finished"] == report["runs_total"] == len(jobs)
     learned = {"distilled_rows": 0.0, "reinforced_rows": 0.0}
     for job, arm in ((j, a) for j in jobs for a in real.arms if j.item.id == a.id):
         store, before = RunStore(job.folder), real.config_of(arm, 0)
         done = store.config
-        metrics = store.read_metrics()
+        metrics = store.metrics()
         assert len(metrics) == (0 if arm.method is None else 2)
         for row in metrics:
             for part in learned:

@@ -12,6 +12,7 @@ such a run mean nothing; that it runs does.
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -237,10 +238,13 @@ def _model(
         return str(target)
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
     from epistill.rollouts.prompts import render_prompt
     from epistill.tasks.coverage import load_eval_problems
 
+    if not sys.stderr.isatty():
+        disable_progress_bar()
     problems = load_eval_problems(task, PROBLEMS)
     lessons = [(p, r) for p in problems for r in _responses(p, shape, thinking)]
     texts = [text for p, r in lessons for text in (p.messages[-1].content, r)]
