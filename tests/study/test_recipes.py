@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import pytest
 
@@ -15,6 +16,7 @@ from epistill.study.plan import plan_study
 from epistill.study.runner import jobs_of, run_job, run_study
 from epistill.study.spec import RECIPES, load_study, shipped_studies
 from epistill.study.tiny import PROBLEMS, tiny_study
+from epistill.tasks.grading import Grader
 
 NAMES = [name for name in shipped_studies() if name.startswith(RECIPES)]
 MATH = [name for name in NAMES if "math-" in name or "coverage-" in name]
@@ -194,8 +196,17 @@ def test_recipes_are_planned_for_the_papers_machine(name):
 # ---- end to end --------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def one_grader():
+    """Starting the math workers takes longer than a run: all runs of this module share them."""
+    with Grader() as grader:
+        yield grader
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_each_recipe_runs_at_toy_size(name, tmp_path):
+def test_each_recipe_runs_at_toy_size(name, tmp_path, monkeypatch, one_grader):
+    for module in ("run", "probe"):
+        monkeypatch.setattr(f"epistill.study.{module}.Grader", lambda: nullcontext(one_grader))
     real = load_study(name)
     spec = tiny_study(real, tmp_path)
     jobs = jobs_of(spec, tmp_path.resolve())

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from epistill.environment import describe_environment
+from epistill.errors import EpistillError
 from epistill.evaluate.run import as_rows, eval_records, summarise
 from epistill.records import GradedRollout
 from epistill.rollouts.collect import sample_and_grade
@@ -57,6 +58,12 @@ def run_probe(probe: Probe, seed: int, folder: Path) -> RunStore:
         common = set.intersection(
             *({item.problem.id for item in items} for items in measured.values())
         )
+        if not common:
+            counts = ", ".join(f"{name}: {len(items)}" for name, items in measured.items())
+            raise EpistillError(
+                f"probe {probe.id!r} has no problem that every context exists for (responses by "
+                f"context: {counts}); take more problems or samples, or leave a context out"
+            )
         summaries = {}
         for name, items in measured.items():
             rows = as_rows(eval_records(_only(items, common), keep_texts=1))

@@ -5,17 +5,19 @@
 Enters: a `StudySpec` with architectures. Leaves: the same study with two-layer models of the same
 family, three generated problems of the same kind and two steps; arms, methods, prompts, sampling
 and graders stay as they are. The models are random, then shown a right and a wrong response to each
-problem until they give both: of only wrong responses no method would learn anything. The numbers of
-such a run mean nothing; that it runs does.
+problem, and the right one again under a context, until they give both: of only wrong responses no
+method would learn anything. The numbers of such a run mean nothing; that it runs does.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from epistill.axes import Context
 from epistill.config import FileTask, SamplingConfig, TaskConfig
 from epistill.errors import EpistillError
 from epistill.records import GraderName, Problem
@@ -32,7 +34,7 @@ STEPS = 2
 SAMPLES = 4
 MAX_NEW_TOKENS = 24
 TRACES = 6
-LESSONS = 60
+MOST_LESSONS = 400
 LESSON_RATE = 1e-2
 VOCABULARY = 400
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -240,14 +242,15 @@ def _model(
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
-    from epistill.rollouts.prompts import render_prompt
+    from epistill.rollouts.prompts import render_prompt, split_thinking
     from epistill.tasks.coverage import load_eval_problems
+    from epistill.teacher.context import teacher_messages
 
     if not sys.stderr.isatty():
         disable_progress_bar()
     problems = load_eval_problems(task, PROBLEMS)
-    lessons = [(p, r) for p in problems for r in _responses(p, shape, thinking)]
-    texts = [text for p, r in lessons for text in (p.messages[-1].content, r)]
+    lessons = [(p, _responses(p, shape, thinking)) for p in problems]
+    texts = [text for p, both in lessons for text in (p.messages[-1].content, *both)]
     tokenizer = _tokenizer(texts, shape)
     heads = {"num_attention_heads": 4, "num_key_value_heads": 4}
     if shape.num_key_value_heads < shape.num_attention_heads:
@@ -269,11 +272,17 @@ def _model(
         small["sliding_window"] = 64
     torch.manual_seed(derive_seed("tiny_model", name))
     network = AutoModelForCausalLM.from_config(AutoConfig.for_model(**small))
-    rows = []
-    for problem, response in lessons:
-        prompt = render_prompt(tokenizer, problem.messages, thinking=thinking).ids
-        answer = tokenizer(response, add_special_tokens=False)["input_ids"]
-        rows.append((list(prompt), [*answer, tokenizer.eos_token_id]))
+    rows: list[tuple[list[int], list[int]]] = []
+    for problem, (right, wrong) in lessons:
+        shown = f"{TAGS[0]}\n{right}" if shape.thinking == "opened" else right
+        guided = [
+            (teacher_messages(problem, text, Context(source="sibling")), right)
+            for text in (shown, split_thinking(shown).answer)
+        ]
+        for messages, response in ((problem.messages, right), (problem.messages, wrong), *guided):
+            prompt = render_prompt(tokenizer, messages, thinking=thinking).ids
+            answer = tokenizer(response, add_special_tokens=False)["input_ids"]
+            rows.append((list(prompt), [*answer, tokenizer.eos_token_id]))
     _teach(network, rows)
     tokenizer.save_pretrained(target)
     network.save_pretrained(target)
@@ -281,7 +290,10 @@ def _model(
 
 
 def _teach(network: Any, rows: list[tuple[list[int], list[int]]]) -> None:
-    """A few steps of cross-entropy on (prompt, response) pairs, all at once."""
+    """Cross-entropy on (prompt, response) pairs, all at once, until little is left to learn.
+
+    Half of the rows share their prompt with one of another response, which leaves log 2 nats each.
+    """
     import torch
 
     longest = max(len(p) + len(r) for p, r in rows)
@@ -291,11 +303,15 @@ def _teach(network: Any, rows: list[tuple[list[int], list[int]]]) -> None:
         end = len(prompt) + len(response)
         ids[i, :end] = torch.tensor([*prompt, *response])
         labels[i, len(prompt) : end] = torch.tensor(response)
+    floor = len(rows) / 2 * math.log(2) / sum(len(r) for _, r in rows)
     optimizer = torch.optim.AdamW(network.parameters(), lr=LESSON_RATE)
     network.train()
-    for _ in range(LESSONS):
+    for _ in range(MOST_LESSONS):
         optimizer.zero_grad()
-        network(input_ids=ids, labels=labels, use_cache=False).loss.backward()
+        loss = network(input_ids=ids, labels=labels, use_cache=False).loss
+        if loss.item() < 2 * floor:
+            break
+        loss.backward()
         optimizer.step()
     network.eval()
 
