@@ -35,6 +35,7 @@ SAMPLES = 4
 MAX_NEW_TOKENS = 24
 TRACES = 6
 MOST_LESSONS = 400
+NEAR = 1.2  # of the loss that cannot be learned away
 LESSON_RATE = 1e-2
 VOCABULARY = 400
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -309,7 +310,7 @@ def _teach(network: Any, rows: list[tuple[list[int], list[int]]]) -> None:
     for _ in range(MOST_LESSONS):
         optimizer.zero_grad()
         loss = network(input_ids=ids, labels=labels, use_cache=False).loss
-        if loss.item() < 2 * floor:
+        if loss.item() < NEAR * floor:
             break
         loss.backward()
         optimizer.step()
