@@ -3,6 +3,7 @@
     config.json        the resolved configuration; a directory with another one is refused
     environment.json   versions, commit, machine
     metrics.jsonl      one line per step, no wall-clock in it: equal configs give equal files
+    alarms.jsonl       what the monitor raised, if anything
     timing.jsonl       seconds per step, apart from the metrics for that reason
     evaluations/*.jsonl, rollouts/*.jsonl, traces.jsonl
     checkpoints/step-N/   see train.checkpoint
@@ -137,6 +138,14 @@ class RunStore:
         """Add one step's seconds."""
         _append(self.folder / "timing.jsonl", record)
 
+    def append_alarm(self, record: Mapping[str, Any]) -> None:
+        """Add one alarm of the monitor."""
+        _append(self.folder / "alarms.jsonl", record)
+
+    def alarms(self) -> list[dict[str, Any]]:
+        """All alarms so far."""
+        return read_jsonl(self.folder / "alarms.jsonl")
+
     def metrics(self) -> list[dict[str, Any]]:
         """All steps so far."""
         return read_jsonl(self.folder / "metrics.jsonl")
@@ -147,7 +156,7 @@ class RunStore:
 
     def rewind(self, step: int) -> None:
         """Drop what was recorded at or after `step`: a resumed run writes it again."""
-        for name in ("metrics", "timing"):
+        for name in ("metrics", "timing", "alarms"):
             path = self.folder / f"{name}.jsonl"
             if path.is_file():
                 write_jsonl(path, [r for r in read_jsonl(path) if r["step"] < step])
