@@ -181,9 +181,8 @@ class Watcher:
             case Fall():
                 found = _fall(rule, self._change(rule.measure, settings), settings)
             case Narrowing():
-                found = _narrowing(
-                    rule, *(self._change(m, settings) for m in (PASS_AT_K, AVG_AT_K)), settings
-                )
+                passed, mean = (self._change(m, settings) for m in (PASS_AT_K, AVG_AT_K))
+                found = _narrowing(rule, passed, mean, settings)
             case Pull():
                 found = self._pull(rule, settings)
         if found is None:
