@@ -37,6 +37,15 @@ AVG_AT_K = "reward"  # the mean score of all responses of the step
 PASS_AT_K = "pass_at_k"
 PULL_ON_MARKERS = "teacher_pull_on_markers_nats_per_token"
 PULL_ELSEWHERE = "teacher_pull_elsewhere_nats_per_token"
+_MEASURES = (
+    DENSITY,
+    ENTROPY,
+    "length_tokens",
+    AVG_AT_K,
+    PASS_AT_K,
+    PULL_ON_MARKERS,
+    PULL_ELSEWHERE,
+)
 
 
 class Fall(Settings):
@@ -140,7 +149,8 @@ class Watcher:
 
     def __init__(self, settings: Monitor | None) -> None:
         self._settings = settings
-        self._rows: list[Mapping[str, Any]] = []
+        self._row: Mapping[str, Any] = {}
+        self._known: dict[str, list[float]] = {name: [] for name in _MEASURES}
         self.alarms: list[Alarm] = []
 
     def observe(self, row: Mapping[str, Any]) -> list[Alarm]:
@@ -151,7 +161,10 @@ class Watcher:
         """
         if self._settings is None or not row.get("on_policy", True):
             return []
-        self._rows.append(row)
+        self._row = row
+        for name, values in self._known.items():
+            if row.get(name) is not None:
+                values.append(float(row[name]))
         found = [
             alarm
             for rule in self._settings.rules
@@ -174,7 +187,7 @@ class Watcher:
     def _judge(self, rule: Rule, settings: Monitor) -> Alarm | None:
         name = f"fall:{rule.measure}" if isinstance(rule, Fall) else rule.type
         last = next((a.step for a in reversed(self.alarms) if a.rule == name), None)
-        step = int(self._rows[-1]["step"])
+        step = int(self._row["step"])
         if last is not None and step - last < settings.window_steps:
             return None
         match rule:
@@ -191,23 +204,21 @@ class Watcher:
         action = rule.action or settings.action
         return Alarm(step, name, action, baseline, value, threshold, f"step {step}: {message}")
 
-    def _known(self, measure: str) -> list[float]:
-        return [float(row[measure]) for row in self._rows if row.get(measure) is not None]
-
     def _change(self, measure: str, settings: Monitor) -> _Change | None:
-        values = self._known(measure)
-        if len(values) < settings.baseline_steps + settings.window_steps:
+        values = self._known[measure]
+        enough = len(values) >= settings.baseline_steps + settings.window_steps
+        if not enough or self._row.get(measure) is None:
             return None
         return _Change.between(values[: settings.baseline_steps], values[-settings.window_steps :])
 
     def _pull(self, rule: Pull, settings: Monitor) -> _Found | None:
-        both = [
-            (float(row[PULL_ON_MARKERS]), float(row[PULL_ELSEWHERE]))
-            for row in self._rows
-            if row.get(PULL_ON_MARKERS) is not None and row.get(PULL_ELSEWHERE) is not None
-        ][-settings.window_steps :]
-        if len(both) < settings.window_steps:
+        names = (PULL_ON_MARKERS, PULL_ELSEWHERE)
+        if any(self._row.get(name) is None for name in names):
             return None
+        on_markers, others = (self._known[name][-settings.window_steps :] for name in names)
+        if min(len(on_markers), len(others)) < settings.window_steps:
+            return None
+        both = list(zip(on_markers, others, strict=True))
         gaps = [on - elsewhere for on, elsewhere in both]
         error = math.sqrt(variance(gaps) / len(gaps))
         gap = fmean(gaps)
