@@ -39,6 +39,7 @@ ALLOWED = {
     "lab": FREE | {"tasks", "metrics", "rollouts", "teacher", "evaluate"},
     "report": FREE | {"store", "metrics", "evaluate.stats"},
     "inputs": FREE | {"tasks"},
+    "integrations": FREE | {"store", "metrics", "rollouts"},
     "study": FREE | {"store", "tasks", "rollouts", "teacher", "train", "evaluate", "report", "lab"},
     "__main__": {"cli"},
     "cli": None,  # opens every door, lazily

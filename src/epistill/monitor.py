@@ -151,6 +151,8 @@ class Watcher:
         self._settings = settings
         self._row: Mapping[str, Any] = {}
         self._known: dict[str, list[float]] = {name: [] for name in _MEASURES}
+        self._seen = 0
+        self._last: dict[str, int] = {}  # rule to the row at which it last fired
         self.alarms: list[Alarm] = []
 
     def observe(self, row: Mapping[str, Any]) -> list[Alarm]:
@@ -162,6 +164,7 @@ class Watcher:
         if self._settings is None or not row.get("on_policy", True):
             return []
         self._row = row
+        self._seen += 1
         for name, values in self._known.items():
             if row.get(name) is not None:
                 values.append(float(row[name]))
@@ -186,9 +189,9 @@ class Watcher:
 
     def _judge(self, rule: Rule, settings: Monitor) -> Alarm | None:
         name = f"fall:{rule.measure}" if isinstance(rule, Fall) else rule.type
-        last = next((a.step for a in reversed(self.alarms) if a.rule == name), None)
         step = int(self._row["step"])
-        if last is not None and step - last < settings.window_steps:
+        last = self._last.get(name)
+        if last is not None and self._seen - last < settings.window_steps:
             return None
         match rule:
             case Fall():
@@ -201,6 +204,7 @@ class Watcher:
         if found is None:
             return None
         baseline, value, threshold, message = found
+        self._last[name] = self._seen
         action = rule.action or settings.action
         return Alarm(step, name, action, baseline, value, threshold, f"step {step}: {message}")
 
