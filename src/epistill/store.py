@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from epistill.errors import EpistillError
+from epistill.errors import EpistillError, FolderInUse
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -115,14 +115,14 @@ class RunStore:
         """Hold the directory; a second process is refused.
 
         Raises:
-            EpistillError: Another process holds it.
+            FolderInUse: Another process holds it.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / ".lock").open("w") as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
-                raise EpistillError(
+                raise FolderInUse(
                     f"{self.folder} is in use by another process; wait for it, or use another "
                     "folder"
                 ) from error
