@@ -13,6 +13,7 @@ import pytest
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "epistill"
 FREE = {
     "errors", "seeds", "settings", "records", "blends", "axes", "config", "environment", "methods",
+    "monitor",
 }  # fmt: skip
 # Which folders (or modules) of the package each may import. `lab` is the lab's model.
 ALLOWED = {
@@ -22,7 +23,8 @@ ALLOWED = {
     "settings": set(),
     "blends": {"settings"},
     "axes": {"settings", "blends"},
-    "config": {"settings", "axes"},
+    "monitor": {"settings", "axes", "blends", "errors"},
+    "config": {"settings", "axes", "monitor"},
     "describe": {"axes", "blends"},
     "environment": set(),
     "methods": {"axes", "blends", "errors"},
@@ -37,11 +39,12 @@ ALLOWED = {
     "lab": FREE | {"tasks", "metrics", "rollouts", "teacher", "evaluate"},
     "report": FREE | {"store", "metrics", "evaluate.stats"},
     "inputs": FREE | {"tasks"},
+    "integrations": FREE | {"store", "metrics", "rollouts"},
     "study": FREE | {"store", "tasks", "rollouts", "teacher", "train", "evaluate", "report", "lab"},
     "__main__": {"cli"},
     "cli": None,  # opens every door, lazily
 }
-TORCH_FREE = ("records", "config", "axes", "describe", "methods", "store", "report.page", "evaluate.stats", "cli",
+TORCH_FREE = ("records", "config", "monitor", "axes", "describe", "methods", "store", "report.page", "evaluate.stats", "cli",
               "metrics.epistemic", "study.spec", "inputs", "tasks.files")  # fmt: skip
 
 

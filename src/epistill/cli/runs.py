@@ -19,6 +19,7 @@ def study(
     preset: Annotated[str | None, typer.Option(help="A smaller version, e.g. quick.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder; default runs/NAME.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes; default all cores.")] = None,
+    ray: Annotated[str | None, typer.Option(help="A Ray cluster's HOST:PORT, or auto.")] = None,
     as_json: Json = False,
 ) -> None:
     """Train, compare and report: arms x coverage x seeds. The same command resumes."""
@@ -32,7 +33,7 @@ def study(
     from epistill.study.runner import run_study
 
     console = Console(stderr=True)
-    report = run_study(spec, folder, workers=workers, console=console)
+    report = run_study(spec, folder, workers=workers, ray=ray, console=console)
     if as_json:
         from epistill.store import read_json
 
