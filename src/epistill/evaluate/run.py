@@ -14,7 +14,8 @@ import numpy as np
 
 from epistill.config import EvalSet, SamplingConfig
 from epistill.evaluate.stats import Estimate, bootstrap_mean, maj_at_k, pass_at_k
-from epistill.metrics.epistemic import count_words, total_markers
+from epistill.metrics.epistemic import total_markers
+from epistill.metrics.words import count_words
 from epistill.records import EvalRecord, Grade, GradedRollout, Rollout
 from epistill.rollouts.collect import sample_and_grade
 from epistill.rollouts.model import LanguageModel

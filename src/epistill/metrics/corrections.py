@@ -1,0 +1,137 @@
+r"""Self-correction episodes: a marker after which something was taken back.
+
+Enters: a `Buffer`, the markers in it, the retraction phrases in it. Leaves: which markers open an
+episode. An episode is a marker followed, within WINDOW words of the same text, by evidence:
+
+    retraction      a phrase of the retraction lists begins ("that's wrong", "我错了")
+    changed result  `left = number` stands where the same left side had another number when it was
+                    last written in this text, before the marker
+
+Evidence belongs to the nearest marker before it, so "wait, hmm, that's wrong" is one episode.
+
+A left side is what stands before the equals sign without a break: spaces beside an operator do not
+break it, other spaces do ("so 3 * 4 = 12" has the left side "3*4"), and it is ASCII. The number
+must be the whole right side: "x = 3 + 4" and "x = 5y" state no number. Numbers are compared as
+written, thousands commas dropped: 0.5 and 1/2 differ. A variable that is meant to change (a new
+case, a loop) is counted too.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from epistill.metrics.scan import Hits
+from epistill.metrics.words import Buffer, Ints
+
+WINDOW = 30
+MAX_SIDE = 48  # characters of a left side, digits of a number
+_PRIME = np.uint64(0x100000001B3)  # FNV's: sides are compared by a 64-bit hash
+
+
+def _table(characters: str) -> NDArray[np.bool_]:
+    return np.isin(np.arange(256), np.frombuffer(characters.encode(), np.uint8))
+
+
+_SPACE = _table(" &")  # & aligns equations in LaTeX
+_DIGIT = _table("0123456789")
+_OPERATOR = _table("+-*/^=")
+# What ends a left side: control characters, delimiters, everything beyond ASCII.
+_BREAK = (np.arange(256) < 32) | _table("=,;:$<>\"'`?!|") | (np.arange(256) >= 128)
+# What makes a number only the beginning of a right side. 0xC2, 0xC3 and 0xE2 begin ·, ×, ÷, √, °.
+_GOES_ON = _table("+-*/^(_\\") | np.isin(np.arange(256), [0xC2, 0xC3, 0xE2])
+_LETTER = _table("abcdefghijklmnopqrstuvwxyz")
+
+
+def correction_episodes(buffer: Buffer, markers: Hits, retractions: Hits) -> NDArray[np.bool_]:
+    """Which markers open a self-correction episode.
+
+    Args:
+        buffer: The texts.
+        markers: Of one lexicon, in order.
+        retractions: Of the retraction lists, in order.
+
+    Returns:
+        [markers] booleans.
+    """
+    earlier, later = changed_results(buffer)
+    # A retraction has no earlier side: any marker before it in the same text will do.
+    no_side = np.full(retractions.starts.size, -1)
+    evidence = np.concatenate([retractions.starts, later])
+    after = np.concatenate([no_side, earlier])
+    opens = np.zeros(markers.starts.size, bool)
+    nearest = np.searchsorted(markers.stops, evidence, side="right") - 1
+    evidence, after, nearest = (a[nearest >= 0] for a in (evidence, after, nearest))
+    marker = markers.starts[nearest]
+    same_text = buffer.text_of(marker) == buffer.text_of(evidence)
+    words = buffer.words_before(evidence) - buffer.words_before(markers.stops[nearest])
+    opens[nearest[same_text & (marker > after) & (words <= WINDOW)]] = True
+    return opens
+
+
+def changed_results(buffer: Buffer) -> tuple[Ints, Ints]:
+    """Equations whose number differs from the one their left side had before in the same text.
+
+    Returns:
+        Positions of the equals sign of the earlier and of the later equation, [changes] each.
+    """
+    codes = np.frombuffer(buffer.data, np.uint8)
+    equals = np.flatnonzero(codes == ord("="))
+    number, is_number = _numbers(codes, equals)
+    equals, number = equals[is_number], number[is_number]
+    side = _left_sides(codes, equals)
+    written = side != 0
+    equals, number, side = equals[written], number[written], side[written]
+    key = side ^ (buffer.text_of(equals).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
+    order = np.argsort(key, kind="stable")  # stable: positions stay in order within a key
+    first, second = order[:-1], order[1:]
+    changed = (key[first] == key[second]) & (number[first] != number[second])
+    return equals[first[changed]], equals[second[changed]]
+
+
+def _left_sides(codes: NDArray[np.uint8], equals: Ints) -> NDArray[np.uint64]:
+    """Hash of each left side, read backwards; 0 where there is none."""
+    side = np.zeros(equals.size, np.uint64)
+    active, at = np.arange(equals.size), equals - 1
+    beside_operator = np.ones(equals.size, bool)  # the equals sign is one
+    for _ in range(MAX_SIDE):
+        code = codes[at]
+        space = _SPACE[code]
+        on = np.where(space, beside_operator | _OPERATOR[codes[at - 1]], ~_BREAK[code])
+        active, at, code, space = active[on], at[on], code[on], space[on]
+        if not active.size:
+            break
+        read = active[~space]
+        side[read] = (side[read] + code[~space] + np.uint64(1)) * _PRIME
+        beside_operator = np.where(space, beside_operator[on], _OPERATOR[code])
+        at = at - 1
+    return side
+
+
+def _numbers(
+    codes: NDArray[np.uint8], equals: Ints
+) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
+    """Hash of the number after each equals sign, and whether it is the whole right side."""
+    at = equals + 1
+    for skipped in (_SPACE, _table("$"), _table("-")):
+        sign = codes[at]
+        at = at + skipped[sign]
+    negative = sign == ord("-")
+    number = np.where(negative, np.uint64(7), np.uint64(0))
+    active = np.flatnonzero(_DIGIT[codes[at]])
+    is_number = np.zeros(equals.size, bool)
+    for _ in range(MAX_SIDE):
+        code = codes[at[active]]
+        digit = _DIGIT[code]
+        inner = _table(".,/")[code] & _DIGIT[codes[at[active] + 1]]
+        is_number[active] = ~(digit | inner)
+        active, code = active[digit | inner], code[digit | inner]
+        if not active.size:
+            break
+        read = active[code != ord(",")]
+        number[read] = (number[read] + codes[at[read]] + np.uint64(1)) * _PRIME
+        at[active] += 1
+    rest = at + _SPACE[codes[at]]
+    closes = (codes[rest] == ord("\\")) & _table(")],;\\")[codes[rest + 1]]
+    goes_on = _LETTER[codes[at]] | (_GOES_ON[codes[rest]] & ~closes)
+    return number, is_number & ~goes_on
