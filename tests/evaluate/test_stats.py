@@ -7,11 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from epistill.evaluate import stats
 from epistill.evaluate.stats import (
     bootstrap_mean,
+    bootstrap_ratio,
+    holm,
     maj_at_k,
     paired_bootstrap,
+    paired_test,
     pass_at_k,
+    resampled_sums,
     t_interval,
 )
 
@@ -116,3 +121,74 @@ def test_t_interval_closed_form():
     assert found.value == 2.0
     assert found.high - 2.0 == pytest.approx(4.302652729911275 / 3**0.5)
     assert t_interval(np.array([1.0])).low is None
+
+
+def test_many_clusters_are_drawn_in_blocks_as_if_at_once(monkeypatch):
+    table = np.random.default_rng(5).random((37, 2))
+    at_once = resampled_sums(table, seed=3, resamples=101)
+    monkeypatch.setattr(stats, "CACHED_ENTRIES", 200)
+    assert np.allclose(resampled_sums(table, seed=3, resamples=101), at_once)
+
+
+def test_the_ratio_interval_covers_as_often_as_it_says():
+    """Densities of responses whose length and rate both vary by problem; 400 worlds."""
+    rng = np.random.default_rng(6)
+    hits = 0
+    for world in range(400):
+        words = rng.integers(50, 500, size=60)
+        rates = rng.gamma(4, 0.0025, size=60)
+        markers = rng.poisson(words * rates)
+        (found,) = bootstrap_ratio(
+            markers[:, None].astype(float), words[:, None].astype(float), seed=world, resamples=500
+        )
+        hits += found.low <= 0.01 <= found.high
+    assert 0.90 <= hits / 400 <= 0.98
+
+
+def test_ratios_of_nothing_are_none():
+    found = bootstrap_ratio(np.array([[0.0, 2.0], [0.0, 0.0]]), np.array([[0.0, 4.0], [0.0, 0.0]]))
+    assert found[0] is None
+    assert (found[1].value, found[1].low, found[1].problems) == (0.5, None, 1)
+    with pytest.raises(ValueError, match="shapes"):
+        bootstrap_ratio(np.ones((2, 1)), np.ones((2, 2)))
+
+
+@given(st.lists(st.floats(-1, 1), min_size=2, max_size=30))
+def test_the_p_value_is_below_5_percent_where_the_interval_leaves_0_out(gaps):
+    gaps = np.array(gaps).round(3)
+    found = paired_test(gaps, np.zeros_like(gaps), resamples=999)
+    low, high = found.difference.low, found.difference.high
+    assert 0 < found.p_value <= 1
+    if found.p_value < 0.045:
+        assert low > 0 or high < 0
+    if low > 0 or high < 0:
+        assert found.p_value < 0.055
+    assert paired_test(-gaps, np.zeros_like(gaps), resamples=999).p_value == found.p_value
+
+
+def test_the_smallest_detectable_difference_is_detected_four_times_in_five():
+    """150 problems; the true difference is what one pilot run says could be shown."""
+    rng = np.random.default_rng(7)
+    pilot = paired_test(rng.normal(0, 1, 150), np.zeros(150)).smallest_detectable
+    shown = 0
+    for world in range(400):
+        gaps = rng.normal(pilot, 1, 150)
+        found = paired_bootstrap(gaps, np.zeros(150), seed=world, resamples=400)
+        shown += found.low > 0
+    assert 0.70 <= shown / 400 <= 0.90
+
+
+def test_nothing_varies_nothing_can_be_told():
+    found = paired_test(np.ones(5), np.ones(5))
+    assert (found.difference.value, found.p_value, found.smallest_detectable) == (0.0, 1.0, None)
+    assert paired_test(np.ones(1), np.zeros(1)).p_value is None
+
+
+@given(st.lists(st.floats(0, 1), max_size=8))
+def test_holm_keeps_order_and_never_shrinks(p_values):
+    adjusted = holm(p_values)
+    assert all(p <= a <= 1 for p, a in zip(p_values, adjusted, strict=True))
+    ranked = sorted(zip(p_values, adjusted, strict=True))
+    assert [a for _, a in ranked] == sorted(adjusted)
+    if p_values:
+        assert min(adjusted) == min(1.0, len(p_values) * min(p_values))

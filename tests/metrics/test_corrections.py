@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from epistill.metrics.corrections import WINDOW, correction_episodes
+from epistill.metrics.corrections import WINDOW, correction_episodes, correction_evidence
 from epistill.metrics.epistemic import marker_spans
 from epistill.metrics.lexicon import load_lexicon
 from epistill.metrics.scan import Scanner
@@ -21,8 +21,8 @@ SCANNER = Scanner(tuple(load_lexicon(name) for name in NAMES))
 def episodes(text, lexicon=0, retractions=2):
     buffer = make_buffer([text])
     found = SCANNER.scan(buffer)
-    opens = correction_episodes(buffer, found[lexicon].markers, found[retractions].markers)
-    return int(opens.sum())
+    evidence = correction_evidence(buffer, found[retractions].markers.starts)
+    return int(correction_episodes(buffer, found[lexicon].markers, evidence).sum())
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,9 @@ def test_chinese():
 def test_a_text_does_not_correct_its_neighbour():
     buffer = make_buffer(["x = 5. wait", "x = 7", "that's wrong"])
     found = SCANNER.scan(buffer)
-    assert not correction_episodes(buffer, found[0].markers, found[2].markers).any()
+    evidence = correction_evidence(buffer, found[2].markers.starts)
+    assert evidence[0].size == 1
+    assert not correction_episodes(buffer, found[0].markers, evidence).any()
 
 
 def plain_episodes(text):

@@ -41,30 +41,45 @@ _BREAK = (np.arange(256) < 32) | _table("=,;:$<>\"'`?!|") | (np.arange(256) >= 1
 # What makes a number only the beginning of a right side. 0xC2, 0xC3 and 0xE2 begin ·, ×, ÷, √, °.
 _GOES_ON = _table("+-*/^(_\\") | np.isin(np.arange(256), [0xC2, 0xC3, 0xE2])
 _LETTER = _table("abcdefghijklmnopqrstuvwxyz")
+_DOLLAR, _MINUS, _INNER, _CLOSES = _table("$"), _table("-"), _table(".,/"), _table(")],;\\")
 
 
-def correction_episodes(buffer: Buffer, markers: Hits, retractions: Hits) -> NDArray[np.bool_]:
+def correction_evidence(buffer: Buffer, retractions: Ints) -> tuple[Ints, Ints]:
+    """Where something is taken back, and what a marker must stand after to open the episode.
+
+    Args:
+        buffer: The texts.
+        retractions: Where phrases of the retraction lists begin.
+
+    Returns:
+        Positions of all evidence; for a changed result the position of the earlier equation, for a
+        retraction -1: there any marker before it will do.
+    """
+    earlier, later = changed_results(buffer)
+    no_side = np.full(retractions.size, -1)
+    return np.concatenate([retractions, later]), np.concatenate([no_side, earlier])
+
+
+def correction_episodes(
+    buffer: Buffer, markers: Hits, evidence: tuple[Ints, Ints]
+) -> NDArray[np.bool_]:
     """Which markers open a self-correction episode.
 
     Args:
         buffer: The texts.
         markers: Of one lexicon, in order.
-        retractions: Of the retraction lists, in order.
+        evidence: From `correction_evidence`.
 
     Returns:
         [markers] booleans.
     """
-    earlier, later = changed_results(buffer)
-    # A retraction has no earlier side: any marker before it in the same text will do.
-    no_side = np.full(retractions.starts.size, -1)
-    evidence = np.concatenate([retractions.starts, later])
-    after = np.concatenate([no_side, earlier])
-    opens = np.zeros(markers.starts.size, bool)
-    nearest = np.searchsorted(markers.stops, evidence, side="right") - 1
-    evidence, after, nearest = (a[nearest >= 0] for a in (evidence, after, nearest))
+    position, after = evidence
+    nearest = np.searchsorted(markers.stops, position, side="right") - 1
+    position, after, nearest = (a[nearest >= 0] for a in (position, after, nearest))
     marker = markers.starts[nearest]
-    same_text = buffer.text_of(marker) == buffer.text_of(evidence)
-    words = buffer.words_before(evidence) - buffer.words_before(markers.stops[nearest])
+    same_text = buffer.text_of(marker) == buffer.text_of(position)
+    words = buffer.words_before(position) - buffer.words_before(markers.stops[nearest])
+    opens = np.zeros(markers.starts.size, bool)
     opens[nearest[same_text & (marker > after) & (words <= WINDOW)]] = True
     return opens
 
@@ -113,7 +128,7 @@ def _numbers(
 ) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
     """Hash of the number after each equals sign, and whether it is the whole right side."""
     at = equals + 1
-    for skipped in (_SPACE, _table("$"), _table("-")):
+    for skipped in (_SPACE, _DOLLAR, _MINUS):
         sign = codes[at]
         at = at + skipped[sign]
     negative = sign == ord("-")
@@ -123,7 +138,7 @@ def _numbers(
     for _ in range(MAX_SIDE):
         code = codes[at[active]]
         digit = _DIGIT[code]
-        inner = _table(".,/")[code] & _DIGIT[codes[at[active] + 1]]
+        inner = _INNER[code] & _DIGIT[codes[at[active] + 1]]
         is_number[active] = ~(digit | inner)
         active, code = active[digit | inner], code[digit | inner]
         if not active.size:
@@ -132,6 +147,6 @@ def _numbers(
         number[read] = (number[read] + codes[at[read]] + np.uint64(1)) * _PRIME
         at[active] += 1
     rest = at + _SPACE[codes[at]]
-    closes = (codes[rest] == ord("\\")) & _table(")],;\\")[codes[rest + 1]]
+    closes = (codes[rest] == ord("\\")) & _CLOSES[codes[rest + 1]]
     goes_on = _LETTER[codes[at]] | (_GOES_ON[codes[rest]] & ~closes)
     return number, is_number & ~goes_on

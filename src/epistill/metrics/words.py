@@ -28,6 +28,7 @@ WORD = re.compile(rf"{SPACED}+(?:['’]{SPACED}+)*|[{CJK}]")
 
 # Classes of the bytes of a buffer; 0 is everything else.
 SPACED_CLASS, _CJK_FIRST, _CJK_REST = 1, 2, 3
+_CAPITAL = 4  # in the table, beside the class: a letter that `fold` changes
 # Between texts of a buffer, and around it, so that neighbours exist; no UTF-8 text holds this byte.
 SEPARATOR = b"\xff"
 _ASCII_CLASSES = bytes(int(chr(c).isalnum() or chr(c) == "_") if c < 128 else 0 for c in range(256))
@@ -90,6 +91,10 @@ class Buffer:
         """Which text each position lies in."""
         return np.searchsorted(self.starts, positions, side="right") - 1
 
+    def cjk_words(self) -> Ints:
+        """Positions of Chinese characters and kana."""
+        return np.flatnonzero(self.classes == _CJK_FIRST)
+
     def words_before(self, positions: Ints) -> Ints:
         """How many words of the buffer begin before each position."""
         return np.searchsorted(self.word_starts, positions)
@@ -106,7 +111,20 @@ def make_buffer(texts: list[str]) -> Buffer:
         >>> [buffer.data[p : p + 1] for p in buffer.word_starts[[0, 1, 3]]]
         [b'd', b's', b'x']
     """
-    parts = [_encode(fold(text)) for text in texts]
+    buffer = _make_buffer([_fold_ascii(text) for text in texts])
+    if buffer is None:
+        buffer = _make_buffer([_fold_ascii(fold(text)) for text in texts])
+        assert buffer is not None, "folding left a capital"
+    return buffer
+
+
+def _fold_ascii(text: str) -> bytes:
+    """`fold` for texts whose only capitals are ASCII, several times faster."""
+    return _encode(text).lower().replace("’".encode(), b"'")
+
+
+def _make_buffer(parts: list[bytes]) -> Buffer | None:
+    """None where a capital beyond ASCII stands."""
     data = SEPARATOR.join([b"", *parts, SEPARATOR * 3])
     lengths = np.fromiter(map(len, parts), np.int64, len(parts))
     stops = np.cumsum(lengths + 1)
@@ -116,7 +134,10 @@ def make_buffer(texts: list[str]) -> Buffer:
     if leads.size:
         classes = classes.copy()
         points, sizes = _decode(codes, leads)
-        kinds = _table()[points]
+        table = _table()
+        kinds = table[np.minimum(points, len(table) - 1)]
+        if (kinds & _CAPITAL).any():
+            return None
         for offset in range(4):
             kind = kinds[sizes > offset]
             if offset:
@@ -155,9 +176,10 @@ def _decode(codes: NDArray[np.uint8], leads: Ints) -> tuple[Ints, Ints]:
 
 @cache
 def _table() -> NDArray[np.uint8]:
-    """Class of every code point."""
-    letters = np.fromiter(map(str.isalnum, map(chr, range(0x110000))), np.uint8, 0x110000)
-    table = letters * np.uint8(SPACED_CLASS)
+    """Class of every code point up to the last Han block; the last entry is for all beyond."""
+    characters = [chr(point) for point in range(_CJK_RANGES[-1][1] + 2)]
+    table = np.array([c.isalnum() for c in characters]) * np.uint8(SPACED_CLASS)
     for low, high in _CJK_RANGES:
         table[low : high + 1] = _CJK_FIRST
+    table[[i for i, c in enumerate(characters) if fold(c) != c]] |= _CAPITAL
     return table

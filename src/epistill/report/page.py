@@ -17,6 +17,7 @@ from plotly.offline import get_plotlyjs
 
 from epistill.metrics.epistemic import marker_spans
 from epistill.report.figures import plots_of
+from epistill.report.format import format_estimate, format_signed
 from epistill.store import write_atomic
 
 VERDICT_CLASSES = {
@@ -85,26 +86,6 @@ def highlight_markers(text: str) -> Markup:
         parts.append(Markup("</mark>"))
         position = stop
     return Markup("").join([*parts, escape(text[position:])])
-
-
-def format_estimate(estimate: Mapping[str, Any] | None, digits: int = 3) -> str:
-    """As "0.512 [0.480, 0.544]", or a dash where there is nothing."""
-    if estimate is None:
-        return "–"
-    value = f"{estimate['value']:.{digits}f}"
-    if estimate["low"] is None:
-        return value
-    return f"{value} [{estimate['low']:.{digits}f}, {estimate['high']:.{digits}f}]"
-
-
-def format_signed(estimate: Mapping[str, Any] | None, digits: int = 3) -> str:
-    """The same for a difference, with its sign."""
-    if estimate is None:
-        return "–"
-    value = f"{estimate['value']:+.{digits}f}"
-    if estimate["low"] is None:
-        return value
-    return f"{value} [{estimate['low']:+.{digits}f}, {estimate['high']:+.{digits}f}]"
 
 
 def _marked_traces(report: Mapping[str, Any]) -> list[dict[str, Any]]:
