@@ -76,11 +76,10 @@ def correction_episodes(
     position, after = evidence
     nearest = np.searchsorted(markers.stops, position, side="right") - 1
     position, after, nearest = (a[nearest >= 0] for a in (position, after, nearest))
-    marker = markers.starts[nearest]
-    same_text = buffer.text_of(marker) == buffer.text_of(position)
+    same_text = buffer.text_of(position) == markers.texts[nearest]
     words = buffer.words_before(position) - buffer.words_before(markers.stops[nearest])
     opens = np.zeros(markers.starts.size, bool)
-    opens[nearest[same_text & (marker > after) & (words <= WINDOW)]] = True
+    opens[nearest[same_text & (markers.starts[nearest] > after) & (words <= WINDOW)]] = True
     return opens
 
 

@@ -19,13 +19,15 @@ from epistill.metrics.words import SPACED_CLASS, Buffer, Ints, needs_boundary
 
 @dataclass(frozen=True, slots=True)
 class Hits:
-    """Places in a buffer where words of one lexicon stand, in order of position.
+    """Places in a buffer where words of one lexicon stand.
 
     Attributes:
+        texts: [hits] index of the text.
         words: [hits] index into the lexicon's words.
         starts, stops: [hits] byte ranges.
     """
 
+    texts: Ints
     words: Ints
     starts: Ints
     stops: Ints
@@ -36,12 +38,15 @@ class Found:
     """What one lexicon finds in a buffer.
 
     Attributes:
-        markers: Whole words, exceptions left out, none overlapping another.
-        substrings: What `text.lower().count(word)` counts, word by word.
+        markers: Whole words in order of position, exceptions left out, none overlapping another.
+        substrings: What `text.lower().count(word)` counts, word by word; in no order.
     """
 
     markers: Hits
     substrings: Hits
+
+
+NOTHING = Hits(*(np.empty(0, np.int64) for _ in range(4)))
 
 
 class Scanner:
@@ -65,6 +70,11 @@ class Scanner:
         for row, lexicon in zip(self._index, lexicons, strict=True):
             row[[number[phrase] for phrase in lexicon.exceptions]] = -1
             row[[number[phrase] for phrase in lexicon.words]] = range(len(lexicon.words))
+        # Words that `str.count` steps over while they still go on, as "haha" in "hahaha".
+        self._greedy = [
+            [i for i, word in enumerate(lexicon.words) if _overlaps_itself(word)]
+            for lexicon in lexicons
+        ]
 
     def scan(self, buffer: Buffer) -> list[Found]:
         """Markers and substrings of each lexicon, in the order of `lexicons`."""
@@ -74,22 +84,25 @@ class Scanner:
         inside_left = self._bound_left[phrases] & (buffer.classes[starts - 1] == SPACED_CLASS)
         inside_right = self._bound_right[phrases] & (buffer.classes[stops] == SPACED_CLASS)
         whole = ~(inside_left | inside_right)
+        texts = buffer.text_of(starts)
+        there = np.bincount(phrases, minlength=self._index.shape[1]) > 0
         results = []
-        for index, lexicon in zip(self._index, self.lexicons, strict=True):
+        for index, greedy in zip(self._index, self._greedy, strict=True):
+            if not (there & (index >= -1)).any():
+                results.append(Found(NOTHING, NOTHING))
+                continue
             words = index[phrases]
             kept = np.flatnonzero(whole & (words >= -1))
             kept = kept[leftmost_longest(starts[kept], stops[kept])]
             kept = kept[words[kept] >= 0]
             counted = np.flatnonzero(words >= 0)
-            for word, text in enumerate(lexicon.words):
-                if _overlaps_itself(text):
-                    own = words[counted] == word
-                    places = counted[own]
-                    free = places[leftmost_longest(starts[places], stops[places])]
-                    counted = np.concatenate([counted[~own], free])
-            results.append(
-                Found(*(Hits(words[i], starts[i], stops[i]) for i in (kept, np.sort(counted))))
-            )
+            for word in greedy:
+                own = words[counted] == word
+                places = counted[own]
+                free = places[leftmost_longest(starts[places], stops[places])]
+                counted = np.concatenate([counted[~own], free])
+            pair = (Hits(texts[i], words[i], starts[i], stops[i]) for i in (kept, counted))
+            results.append(Found(*pair))
         return results
 
 

@@ -26,8 +26,9 @@ Ints = NDArray[np.int64]
 SPACED = rf"[^\W{CJK}]"
 WORD = re.compile(rf"{SPACED}+(?:['’]{SPACED}+)*|[{CJK}]")
 
-# Classes of the bytes of a buffer; 0 is everything else.
-SPACED_CLASS, _CJK_FIRST, _CJK_REST = 1, 2, 3
+# Classes of the bytes of a buffer; 0 is everything else, the rest of a CJK character too, so that a
+# word begins wherever the class grows.
+SPACED_CLASS, _CJK_FIRST = 1, 2
 _CAPITAL = 4  # in the table, beside the class: a letter that `fold` changes
 # Between texts of a buffer, and around it, so that neighbours exist; no UTF-8 text holds this byte.
 SEPARATOR = b"\xff"
@@ -76,8 +77,8 @@ class Buffer:
     Attributes:
         data: The UTF-8 bytes, SEPARATOR between texts and around them.
         starts, stops: [texts] byte ranges.
-        classes: [bytes] of uint8: 1 for word characters of languages with spaces, 2 and 3 for the
-            first and the other bytes of a Chinese character or kana, else 0.
+        classes: [bytes] of uint8: 1 for word characters of languages with spaces, 2 for the first
+            byte of a Chinese character or kana, else 0.
         word_starts: [words] positions, in order.
     """
 
@@ -120,7 +121,8 @@ def make_buffer(texts: list[str]) -> Buffer:
 
 def _fold_ascii(text: str) -> bytes:
     """`fold` for texts whose only capitals are ASCII, several times faster."""
-    return _encode(text).lower().replace("’".encode(), b"'")
+    lowered = _encode(text).lower()
+    return lowered if text.isascii() else lowered.replace("’".encode(), b"'")
 
 
 def _make_buffer(parts: list[bytes]) -> Buffer | None:
@@ -130,19 +132,17 @@ def _make_buffer(parts: list[bytes]) -> Buffer | None:
     stops = np.cumsum(lengths + 1)
     codes = np.frombuffer(data, np.uint8)
     classes = np.frombuffer(data.translate(_ASCII_CLASSES), np.uint8)
-    leads = np.flatnonzero((codes >= 0xC0) & (codes < 0xF8))  # first bytes of longer characters
-    if leads.size:
-        classes = classes.copy()
+    if not all(part.isascii() for part in parts):
+        leads = np.flatnonzero((codes >= 0xC0) & (codes < 0xF8))  # of characters beyond ASCII
         points, sizes = _decode(codes, leads)
         table = _table()
         kinds = table[np.minimum(points, len(table) - 1)]
         if (kinds & _CAPITAL).any():
             return None
+        classes = classes.copy()
         for offset in range(4):
             kind = kinds[sizes > offset]
-            if offset:
-                kind = np.where(kind == _CJK_FIRST, _CJK_REST, kind)
-            classes[leads[sizes > offset] + offset] = kind
+            classes[leads[sizes > offset] + offset] = kind if not offset else kind & SPACED_CLASS
     return Buffer(data, stops - lengths, stops, classes, _word_starts(codes, classes))
 
 
@@ -154,13 +154,11 @@ def _encode(text: str) -> bytes:
 
 
 def _word_starts(codes: NDArray[np.uint8], classes: NDArray[np.uint8]) -> Ints:
-    spaced = classes == SPACED_CLASS
-    begins = classes == _CJK_FIRST
-    begins[1:] |= spaced[1:] & ~spaced[:-1]
+    begins = classes[1:] > classes[:-1]  # of the byte after each
     apostrophes = np.flatnonzero(codes == ord("'"))
-    inside = apostrophes[spaced[apostrophes - 1] & spaced[apostrophes + 1]]
-    begins[inside + 1] = False
-    return np.flatnonzero(begins)
+    before, after = classes[apostrophes - 1], classes[apostrophes + 1]
+    begins[apostrophes[(before == SPACED_CLASS) & (after == SPACED_CLASS)]] = False
+    return np.flatnonzero(begins) + 1
 
 
 def _decode(codes: NDArray[np.uint8], leads: Ints) -> tuple[Ints, Ints]:

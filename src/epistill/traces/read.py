@@ -27,7 +27,7 @@ _MAGIC: dict[bytes, Format] = {
 }  # fmt: skip
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".gz", ".zst")
 PIECE_BYTES = 16 << 20
-BATCH_BYTES = 2 << 20
+BATCH_BYTES = 512 << 10
 HALF_WRITTEN = "half-written last line"
 _BOM = b"\xef\xbb\xbf"
 
