@@ -12,20 +12,9 @@ Python's str.lower and str.count are several times faster there.
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
-import resource
-import statistics
-import subprocess
-import sys
-import tempfile
-import time
 from pathlib import Path
-
-from common import report, timed
-
-from epistill.metrics import load_lexicon
 
 PLAIN = (
     "So the total is {a} + {b} = {c}.",

@@ -35,6 +35,7 @@ ALLOWED = {
     "train": FREE | {"store", "objective", "tasks", "metrics", "rollouts", "teacher"},
     "evaluate": FREE | {"store", "tasks", "metrics", "rollouts"},
     "lab": FREE | {"tasks", "metrics", "rollouts", "teacher", "evaluate"},
+    "traces": {"errors", "records", "metrics", "tasks", "rollouts.prompts", "evaluate.stats"},
     "report": FREE | {"store", "metrics", "evaluate.stats"},
     "inputs": FREE | {"tasks"},
     "study": FREE | {"store", "tasks", "rollouts", "teacher", "train", "evaluate", "report", "lab"},
@@ -42,7 +43,7 @@ ALLOWED = {
     "cli": None,  # opens every door, lazily
 }
 TORCH_FREE = ("records", "config", "axes", "describe", "methods", "store", "report.page", "evaluate.stats", "cli",
-              "metrics.epistemic", "study.spec", "inputs", "tasks.files")  # fmt: skip
+              "metrics.epistemic", "study.spec", "inputs", "tasks.files", "traces.summary")  # fmt: skip
 
 
 def modules():

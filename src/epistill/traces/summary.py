@@ -16,7 +16,8 @@ import numpy as np
 from epistill.evaluate.stats import Estimate, bootstrap_ratio
 from epistill.metrics.corrections import WINDOW
 from epistill.metrics.lexicon import Lexicon
-from epistill.traces.measure import Measured, Options, Reading, tabulator
+from epistill.traces.measure import Measured, Options, tabulator
+from epistill.traces.reading import Reading
 from epistill.traces.tabulate import DECILES, ClusterSums, Floats
 
 RESAMPLES = 1_000
