@@ -12,9 +12,19 @@ Python's str.lower and str.count are several times faster there.
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
+import resource
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
+from typing import Any
+
+from common import medians_in_turn, report
+
+from epistill.metrics import load_lexicon
 
 PLAIN = (
     "So the total is {a} + {b} = {c}.",
@@ -70,3 +80,72 @@ def write_traces(path: Path, megabytes: float, *, ascii_only: bool) -> None:
             out.write(line)
             written += len(line.encode())
             number += 1
+
+
+def read_texts(path: Path) -> list[str]:
+    with path.open(encoding="utf-8") as lines:
+        return [json.loads(line)["response"] for line in lines]
+
+
+def official_counts(texts: list[str], words: tuple[str, ...]) -> None:
+    """Ten `str.count` calls for each response, which is lowered once."""
+    for text in texts:
+        lowered = text.lower()
+        {word: lowered.count(word) for word in words}
+
+
+def run_measure(path: Path, workers: int) -> float:
+    """Peak resident memory in MB of the largest of its processes, so far among all children."""
+    command = [sys.executable, "-m", "epistill", "measure", str(path), "--json"]
+    subprocess.run([*command, "--workers", str(workers)], check=True, stdout=subprocess.DEVNULL)
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+
+
+def measure_rows(folder: Path, megabytes: float, repeats: int) -> list[dict[str, Any]]:
+    words = load_lexicon().words
+    rows = []
+    for kind, ascii_only in (("with ° ≤ — é", False), ("ASCII only", True)):
+        path = folder / f"{'ascii' if ascii_only else 'mixed'}.jsonl"
+        write_traces(path, megabytes, ascii_only=ascii_only)
+        peak = run_measure(path, 1)
+        texts = read_texts(path)
+        seconds = medians_in_turn(
+            {
+                "counts": lambda texts=texts: official_counts(texts, words),
+                "read and count": lambda p=path: official_counts(read_texts(p), words),
+                "one": lambda p=path: run_measure(p, 1),
+                "two": lambda p=path: run_measure(p, 2),
+            },
+            repeats,
+        )
+        rows.append(
+            {
+                "text": kind,
+                "MB": path.stat().st_size / 1e6,
+                "ten str.count s": seconds["counts"],
+                "json + ten str.count s": seconds["read and count"],
+                "measure s": seconds["one"],
+                "two processes s": seconds["two"],
+                "measure / str.count": seconds["one"] / seconds["counts"],
+                "measure / (json + str.count)": seconds["one"] / seconds["read and count"],
+                "two / one": seconds["two"] / seconds["one"],
+                "peak MB": peak,
+            }
+        )
+        path.unlink()
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--megabytes", type=float, default=200)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        rows = measure_rows(Path(folder), arguments.megabytes, arguments.repeats)
+    report("epistill measure", rows, arguments.out)
+
+
+if __name__ == "__main__":
+    main()

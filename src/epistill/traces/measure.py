@@ -227,7 +227,7 @@ def _shown(
     problem: str | None,
     options: Options,
 ) -> Shown:
-    score, _ = fields.number_of(trace, fields.SCORE_FIELDS, "score")
+    score, _ = trace.first(fields.SCORE_FIELDS)
     return Shown(
         priority=hash64(
             f"{options.seed}\0{problem}\0{trace.row}\0{trace.index}\0{trace.text[:99]}"
@@ -238,7 +238,7 @@ def _shown(
         thinking=_shorten(part.thinking),
         answer=_shorten(part.answer),
         counts=counts,
-        score=score,
+        score=float(score) if isinstance(score, int | float) else None,
     )
 
 

@@ -7,10 +7,9 @@ follows from its first bytes, not from its name. It does not look into records: 
 
 from __future__ import annotations
 
-import gzip
 import io
 import json
-import zlib
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ _MAGIC: dict[bytes, Format] = {
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".gz", ".zst")
 PIECE_BYTES = 16 << 20
 BATCH_BYTES = 512 << 10
+READ_BYTES = 64 << 10
 HALF_WRITTEN = "half-written last line"
 _BOM = b"\xef\xbb\xbf"
 
@@ -148,31 +148,29 @@ def _line_rows(piece: Piece) -> Iterator[list[Row]]:
 
 def _lines(piece: Piece) -> Iterator[bytes | Unusable]:
     """Lines that begin inside the piece; last, why there are no more where a stream is broken."""
-    import zstandard
-
-    with piece.path.open("rb") as raw:
-        if piece.format == "gzip":
-            file = gzip.GzipFile(fileobj=raw)
-        elif piece.format == "zstd":
-            reader = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
-            file = io.BufferedReader(reader, BATCH_BYTES)  # pyright: ignore[reportArgumentType]
-        else:
-            file = raw
-            if piece.start:  # the line that the piece before this one ends in is read there
-                raw.seek(piece.start - 1)
-                raw.readline()
-            else:
-                raw.seek(len(_BOM) if raw.read(len(_BOM)) == _BOM else 0)
-        position = raw.tell()
+    with _open(piece) as file:
+        if piece.start:  # the line that the piece before this one ends in is read there
+            file.seek(piece.start - 1)
+            file.readline()
+        elif file.peek(len(_BOM)).startswith(_BOM):
+            file.read(len(_BOM))
+        left = piece.stop - file.tell() if piece.format == "json lines" else sys.maxsize
         try:
-            while piece.format != "json lines" or position < piece.stop:
-                line = file.readline()
-                if not line:
-                    return
-                position += len(line)
+            while left > 0 and (line := file.readline()):
+                left -= len(line)
                 yield line
-        except (EOFError, OSError, zlib.error, zstandard.ZstdError) as error:
-            yield Unusable(f"broken {piece.format} stream ({error})")
+        except OSError as error:
+            yield Unusable(f"broken {piece.format} stream: the rest cannot be read ({error})")
+
+
+def _open(piece: Piece) -> Any:
+    if piece.format == "json lines":
+        return piece.path.open("rb", buffering=READ_BYTES)
+    import pyarrow as pa
+
+    # pyarrow goes on after the end of a frame, and says so when a stream ends too early.
+    stream = pa.input_stream(str(piece.path), compression=piece.format)
+    return io.BufferedReader(stream, READ_BYTES)
 
 
 def _parse(line: bytes) -> Mapping[str, Any] | Unusable | None:
