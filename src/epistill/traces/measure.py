@@ -9,13 +9,13 @@ depend on `workers`. `traces.summary` turns sums into numbers with intervals.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,7 @@ from epistill.traces.read import Piece, Row, find_files, pieces_of, read_piece
 from epistill.traces.reading import Reading, hash64
 from epistill.traces.tabulate import ClusterSums, Tabulator
 
+Found = TypeVar("Found")
 DEFAULT_LEXICONS = ("paper-en", "epistemic-zh")
 MAX_GROUPS = 50
 NO_GROUP, ALL = "(none)", "(all)"
@@ -111,27 +112,34 @@ def measure(paths: Sequence[Path], options: Options, *, workers: int = 1) -> lis
     files = {path: pieces_of(path) for path in find_files(paths)}
     tabulator(options)  # a wrong lexicon or tokenizer is said before anything is read
     results = []
-    parts = _measure_all([piece for pieces in files.values() for piece in pieces], options, workers)
+    parts = map_pieces(
+        partial(_measure_piece, options=options),
+        [piece for pieces in files.values() for piece in pieces],
+        workers,
+    )
     for path, pieces in files.items():
         whole = Measured(path, pieces[0].format if pieces else "parquet")
         for _ in pieces:
             _merge(whole, next(parts), options)
         if not whole.reading.used:
-            raise _nothing_used(whole, options)
+            raise nothing_used(whole, options)
         results.append(whole)
     return results
 
 
-def _measure_all(pieces: Sequence[Piece], options: Options, workers: int) -> Iterator[Measured]:
+def map_pieces(
+    function: Callable[[Piece], Found], pieces: Sequence[Piece], workers: int
+) -> Iterator[Found]:
+    """A function of each piece, in order, by so many processes; it must be importable."""
     if workers == 1 or len(pieces) == 1:
-        yield from (_measure_piece(piece, options) for piece in pieces)
+        yield from map(function, pieces)
         return
     import multiprocessing
 
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(workers, len(pieces)), spawn) as pool:
         try:
-            yield from pool.map(_measure_piece, pieces, [options] * len(pieces))
+            yield from pool.map(function, pieces)
         except BrokenProcessPool as error:
             raise EpistillError(
                 "a worker process was killed, most likely for memory; use fewer --workers"
@@ -146,13 +154,19 @@ def tabulator(options: Options) -> Tabulator:
 
 def _measure_piece(piece: Piece, options: Options) -> Measured:
     found = Measured(piece.path, piece.format)
+    for traces in usable_traces(piece, found.reading, options):
+        _add(traces, piece, found, options)
+    return found
+
+
+def usable_traces(piece: Piece, reading: Reading, options: Options) -> Iterator[list[Trace]]:
+    """The responses of a piece in batches; what is read and skipped is counted in `reading`."""
     named = (options.by, options.response_field, options.problem_field)
     columns = (*fields.KNOWN_FIELDS, *(name for name in named if name))
     for rows in read_piece(piece, columns):
-        traces = list(_usable(rows, found.reading, options))
+        traces = list(_usable(rows, reading, options))
         if traces:
-            _add(traces, piece, found, options)
-    return found
+            yield traces
 
 
 def _usable(rows: Sequence[Row], reading: Reading, options: Options) -> Iterator[Trace]:
@@ -176,6 +190,12 @@ def _usable(rows: Sequence[Row], reading: Reading, options: Options) -> Iterator
                 yield entry
 
 
+def cluster_of(trace: Trace, piece: Piece, position: int, problem: str | None) -> int:
+    """Hash of the problem; without one each response stands for itself."""
+    own = f"{piece.path}\0{piece.start}\0{trace.row}\0{position}"
+    return hash64(own if problem is None else problem)
+
+
 def _add(traces: list[Trace], piece: Piece, found: Measured, options: Options) -> None:
     problems, clusters, keys = [], [], []
     for i, trace in enumerate(traces):
@@ -188,9 +208,7 @@ def _add(traces: list[Trace], piece: Piece, found: Measured, options: Options) -
             if field_name is not None:
                 found.reading.fields[role][field_name] += 1
         problems.append(problem)
-        # Without a problem each response stands for itself.
-        own = f"{piece.start}\0{trace.row}\0{i}"
-        clusters.append(hash64(problem if problem is not None else own))
+        clusters.append(cluster_of(trace, piece, i, problem))
         text = trace.text if sample is None else str(sample)
         keys.append(hash64(f"{problem}\0{len(text)}\0{text[:99]}\0{text[-99:]}"))
     rows = [trace.row for trace in traces]
@@ -273,7 +291,7 @@ def _check_groups(found: Measured, options: Options) -> None:
         )
 
 
-def _nothing_used(whole: Measured, options: Options) -> EpistillError:
+def nothing_used(whole: Measured, options: Options) -> EpistillError:
     """Why a file gave nothing, with the fields it has."""
     if not whole.reading.read:
         return EpistillError(f"{whole.path} has zero rows; expected at least one record")
