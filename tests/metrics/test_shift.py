@@ -27,7 +27,12 @@ def world(rng, problems, words, *, paired, moved=0, factor=1.0):
     if paired:
         return a, b, lengths[0].astype(float), lengths[1].astype(float)
     none, zeros = np.zeros_like(a), np.zeros(problems)
-    return np.vstack([a, none]), np.vstack([none, b]), np.r_[lengths[0], zeros], np.r_[zeros, lengths[1]]
+    return (
+        np.vstack([a, none]),
+        np.vstack([none, b]),
+        np.r_[lengths[0], zeros],
+        np.r_[zeros, lengths[1]],
+    )
 
 
 def by_tokens(a, b, words_a, words_b):
@@ -57,7 +62,7 @@ def test_false_discoveries_are_controlled_and_true_ones_found():
     rng = np.random.default_rng(5)
     false, found = [], []
     for _ in range(20):
-        shift = vocabulary_shift(*world(rng, 80, 200, paired=True, moved=30, factor=0.4))
+        shift = vocabulary_shift(*world(rng, 80, 200, paired=True, moved=30, factor=0.25))
         called = np.flatnonzero(shift.q_value < 0.05)
         false.append((called >= 30).sum() / max(called.size, 1))
         found.append((called < 30).sum() / 30)
@@ -101,7 +106,9 @@ def test_equal_sets_and_sparse_counts():
     np.testing.assert_allclose(shift.p_value[tested], 1, atol=1e-3)
     np.testing.assert_allclose(shift.delta, 0)
     dense = vocabulary_shift(a, a[::-1], words, words[::-1])
-    thin = vocabulary_shift(sparse.csr_array(a), sparse.csr_array(a[::-1].copy()), words, words[::-1])
+    thin = vocabulary_shift(
+        sparse.csr_array(a), sparse.csr_array(a[::-1].copy()), words, words[::-1]
+    )
     np.testing.assert_allclose(dense.half_width, thin.half_width)
 
 

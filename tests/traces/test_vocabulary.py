@@ -16,7 +16,24 @@ from epistill.traces import shift as shifting
 from epistill.traces.measure import Options
 from epistill.traces.shift import shift
 
-PLAIN = "so the sum of 3 and 4 is 7, then we divide it by the number".split()
+PLAIN = [
+    "so",
+    "the",
+    "sum",
+    "of",
+    "3",
+    "and",
+    "4",
+    "is",
+    "7,",
+    "then",
+    "we",
+    "divide",
+    "it",
+    "by",
+    "the",
+    "number",
+]
 
 
 def traces(seed, doubt, problems=15, samples=3, words=60, **extra):
@@ -65,7 +82,9 @@ def test_markers_that_went_stand_first_and_ordinary_words_do_not(sets):
         assert row["moved_more_than_share_of_like_words"] == 1.0
     paper = found["lexicons"]["paper-en"]
     assert (paper["words"], paper["q_below_05"]) == (2, 2)
-    assert paper["mean_abs_delta_per_response"] > 5 * found["ordinary"]["mean_abs_delta_per_response"]
+    assert (
+        paper["mean_abs_delta_per_response"] > 5 * found["ordinary"]["mean_abs_delta_per_response"]
+    )
 
 
 def test_no_shift_is_no_shift(write):
@@ -79,7 +98,10 @@ def test_phrases_and_chinese_words_are_words(write):
     path = write("a.jsonl", [{"problem_id": i, "response": text} for i in range(12)])
     found = shift([path], [path], Options())
     rows = {row["word"]: row for row in found["words"]}
-    assert rows["可能"]["count_a"] == 12 * count_markers(text, shifting.load_lexicon("epistemic-zh"))["可能"]
+    assert (
+        rows["可能"]["count_a"]
+        == 12 * count_markers(text, shifting.load_lexicon("epistemic-zh"))["可能"]
+    )
     assert rows["等等"]["lexicon"] == "epistemic-zh"
     assert rows["don't"]["count_a"] == rows["性"]["count_a"] == 12
     assert all(row["p_value"] in (None, pytest.approx(1)) for row in found["words"])
@@ -95,21 +117,29 @@ def test_pieces_processes_and_folding_change_no_sum(sets, monkeypatch):
     assert folded["a"]["problems"] is None
     assert folded["a"]["clusters"] <= 8
     for row, other in zip(whole["words"], folded["words"], strict=True):
-        assert (row["word"], row["count_a"], row["rank"]) == (other["word"], other["count_a"], other["rank"])
-        assert row["delta_per_1k_words"]["value"] == pytest.approx(other["delta_per_1k_words"]["value"])
+        assert (row["word"], row["count_a"], row["rank"]) == (
+            other["word"],
+            other["count_a"],
+            other["rank"],
+        )
+        assert row["delta_per_1k_words"]["value"] == pytest.approx(
+            other["delta_per_1k_words"]["value"]
+        )
 
 
 def test_a_large_vocabulary_keeps_the_frequent_words_and_every_marker(write, monkeypatch):
     monkeypatch.setattr(shifting, "MAX_WORDS", 5)
-    monkeypatch.setattr(shifting, "MAX_SEEN", 40)
+    monkeypatch.setattr(shifting, "MAX_SEEN", 80)
     rare = " ".join(f"rare{chr(97 + i)}{chr(97 + j)}" for i in range(10) for j in range(10))
-    records = [{"problem_id": i, "response": f"so so so the the sum {rare} wait"} for i in range(12)]
+    records = [
+        {"problem_id": i, "response": f"so so so the the sum sum {rare} wait"} for i in range(12)
+    ]
     path = write("a.jsonl", records)
-    found = shift([path], [path], Options())
+    found = shift([path], [path], Options(lexicons=("paper-en",)))
     names = [row["word"] for row in found["words"]]
     assert set(names) >= {"so", "the", "wait"}
     assert len(names) == 5
-    assert found["a"]["words"] == 12 * 107
+    assert found["a"]["words"] == 12 * 108
     assert found["a"]["words_of_the_vocabulary"] < found["a"]["words"]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from epistill.report.format import format_estimate
@@ -30,14 +31,17 @@ def print_measured(summary: Mapping[str, Any]) -> None:
 
 
 def _reading_line(file: Mapping[str, Any]) -> str:
-    reading = file["reading"]
+    return f"{file['file']} ({file['format']}): {_reading(file['reading'])}"
+
+
+def _reading(reading: Mapping[str, Any]) -> str:
     said = "; ".join(
         f"{role} from {', '.join(f'{name} ({count:,})' for name, count in names.items())}"
         for role, names in reading["fields"].items()
     )
     skipped = sum(entry["count"] for entry in reading["skipped"].values())
     return (
-        f"{file['file']} ({file['format']}): {reading['responses_read']:,} responses read, "
+        f"{reading['responses_read']:,} responses read, "
         f"{reading['responses_used']:,} used, {skipped:,} skipped; {said}"
     )
 
@@ -99,4 +103,100 @@ def _deciles(markers: Mapping[str, Mapping[str, Any]]) -> Table:
     for rows in zip(*(found["deciles"] for found in markers.values()), strict=True):
         cells = [format_estimate(row["density_per_1k_words"], 2) for row in rows]
         table.add_row(f"{rows[0]['from']:.1f} to {rows[0]['from'] + 0.1:.1f}", *cells)
+    return table
+
+
+def print_shift(found: Mapping[str, Any], top: int) -> None:
+    """Print the words that moved most, then where each list's words stand."""
+    console = Console()
+    for name in ("a", "b"):
+        side = found[name]
+        problems = _problems(side)
+        console.print(
+            f"{name.upper()}: {', '.join(side['files'])}: {_reading(side['reading'])}; {problems}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    console.print(
+        f"{found['tested_words']:,} of {found['vocabulary']:,} words tested; "
+        f"{found['shared_problems']:,} shared problems; {found['test']}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    rows = found["words"][:top]
+    console.print(_moved("moved most", rows))
+    below = [row for row in found["words"][top:] if row["lexicon"] is not None]
+    if below:
+        console.print(_moved("the other words of the lists", below))
+    table = Table("", "words", "tested", "q < .05", "mean |B - A| per response", "median rank")
+    for name, group in (("ordinary words", found["ordinary"]), *found["lexicons"].items()):
+        if group["words"]:
+            table.add_row(
+                name,
+                f"{group['words']:,}",
+                f"{group['tested']:,}",
+                f"{group['q_below_05']:,}",
+                f"{group['mean_abs_delta_per_response']:.3f}",
+                f"{group['median_rank']:,.0f}",
+            )
+    console.print(table)
+
+
+def _problems(side: Mapping[str, Any]) -> str:
+    if side["problems"] is None:
+        return f"{side['clusters']:,} sets of problems (there are more)"
+    return f"{side['problems']:,} problems"
+
+
+def _moved(title: str, rows: Iterable[Mapping[str, Any]]) -> Table:
+    table = Table(
+        "rank", "word", "list", "A per 1,000 words", "B", "B - A [95 % interval]", "per response",
+        "q", "like words moved less", title=title,
+    )  # fmt: skip
+    for row in rows:
+        q, less = row["q_value"], row["moved_more_than_share_of_like_words"]
+        table.add_row(
+            f"{row['rank']:,}",
+            row["word"],
+            row["lexicon"] or "",
+            f"{row['per_1k_words_a']:.2f}",
+            f"{row['per_1k_words_b']:.2f}",
+            format_estimate(row["delta_per_1k_words"], 2),
+            f"{row['delta_per_response']:+.3f}",
+            "not tested" if q is None else f"{q:.2g}",
+            "" if less is None else f"{less:.0%}",
+        )
+    return table
+
+
+def print_graded(results: Iterable[Mapping[str, Any]]) -> None:
+    """Print what grading found, a file at a time, and where older labels disagree."""
+    console = Console()
+    for result in results:
+        console.print(
+            f"{result['file']}: {_reading(result['reading'])}; written to {result['written']}",
+            highlight=False,
+            soft_wrap=True,
+        )
+        table = Table("value [95 % interval]", "")
+        table.add_row("share correct", format_estimate(result["score"]))
+        for status, count in result["statuses"].items():
+            table.add_row(status, f"{count:,}")
+        agreement = result["agreement"]
+        if agreement is not None:
+            table.add_row("with an older label", f"{agreement['labelled']:,}")
+            table.add_row("agree", f"{agreement['agree']:,}")
+            for name in ("correct_here_wrong_there", "wrong_here_correct_there"):
+                table.add_row(name.replace("_", " "), f"{agreement[name]:,}")
+        console.print(table)
+        if agreement is not None and agreement["disagreements"]:
+            console.print(_disagreements(agreement["disagreements"]))
+
+
+def _disagreements(rows: Iterable[Mapping[str, Any]]) -> Table:
+    table = Table("row", "label", "grade", "extracted", "reference", title="disagreements")
+    for row in rows:
+        extracted = row["extracted"] if row["extracted"] is not None else row["reason"]
+        cells = (row["row"], row["label"], row["grade"], extracted, row["reference"])
+        table.add_row(*(escape(str(cell)[:60]) for cell in cells))
     return table

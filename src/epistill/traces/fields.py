@@ -36,7 +36,9 @@ STOP_FIELDS = (
     "finish_reason", "finish_reasons", "truncated", "is_truncated", "stop_reason", "stop_reasons",
     "rollout.stop_reason",
 )  # fmt: skip
-SCORE_FIELDS = ("score", "correct", "is_correct", "reward")
+SCORE_FIELDS = (
+    "grade_score", "score", "correct", "is_correct", "reward", "scores", "rewards",
+)  # fmt: skip
 _OPENED_FIELDS = ("opened_thinking", "rollout.opened_thinking")
 _PROMPT_FIELDS = ("rendered_prompt", "prompt_text", "prompt")
 # What `measure` may look at; a parquet file's other columns are not read.

@@ -25,7 +25,7 @@ from epistill.rollouts.prompts import SplitResponse
 from epistill.traces import fields
 from epistill.traces.fields import Trace, Unusable
 from epistill.traces.read import Piece, Row, find_files, pieces_of, read_piece
-from epistill.traces.reading import Reading, hash64
+from epistill.traces.reading import Reading, hash64, identity_key
 from epistill.traces.tabulate import ClusterSums, Tabulator
 
 Found = TypeVar("Found")
@@ -164,12 +164,13 @@ def usable_traces(piece: Piece, reading: Reading, options: Options) -> Iterator[
     named = (options.by, options.response_field, options.problem_field)
     columns = (*fields.KNOWN_FIELDS, *(name for name in named if name))
     for rows in read_piece(piece, columns):
-        traces = list(_usable(rows, reading, options))
+        traces = list(usable(rows, reading, options))
         if traces:
             yield traces
 
 
-def _usable(rows: Sequence[Row], reading: Reading, options: Options) -> Iterator[Trace]:
+def usable(rows: Sequence[Row], reading: Reading, options: Options) -> Iterator[Trace]:
+    """The responses of rows, one by one; what cannot be used is counted in `reading`."""
     for row in rows:
         reading.rows = row.number
         if row.record is None:
@@ -209,8 +210,7 @@ def _add(traces: list[Trace], piece: Piece, found: Measured, options: Options) -
                 found.reading.fields[role][field_name] += 1
         problems.append(problem)
         clusters.append(cluster_of(trace, piece, i, problem))
-        text = trace.text if sample is None else str(sample)
-        keys.append(hash64(f"{problem}\0{len(text)}\0{text[:99]}\0{text[-99:]}"))
+        keys.append(identity_key(problem, sample, trace.text))
     rows = [trace.row for trace in traces]
     found.reading.keys.append(np.array([keys, rows], np.uint64))
     table, parts = tabulator(options).tabulate(traces)
@@ -253,14 +253,15 @@ def _shown(
         row=trace.row,
         group=group,
         problem=None if problem is None else problem[:200],
-        thinking=_shorten(part.thinking),
-        answer=_shorten(part.answer),
+        thinking=shorten(part.thinking),
+        answer=shorten(part.answer),
         counts=counts,
         score=float(score) if isinstance(score, int | float) else None,
     )
 
 
-def _shorten(text: str) -> str:
+def shorten(text: str) -> str:
+    """A long text without its middle, as the page shows it."""
     left_out = len(text) - SHOWN_CHARACTERS
     if left_out <= 0:
         return text

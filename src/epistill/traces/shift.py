@@ -63,6 +63,7 @@ class _Seen:
     words: Counter[str] = field(default_factory=Counter)
     problems: set[int] = field(default_factory=set)
     overflow: bool = False  # more problems than can be told apart
+    listed: frozenset[str] = frozenset()  # words of lexicons, never forgotten
 
     def merge(self, other: _Seen) -> None:
         self.reading.merge(other.reading)
@@ -73,7 +74,8 @@ class _Seen:
 
     def bound(self) -> None:
         if len(self.words) > MAX_SEEN:
-            self.words = Counter(dict(self.words.most_common(MAX_SEEN // 2)))
+            listed = {word: self.words[word] for word in self.listed}
+            self.words = Counter(dict(self.words.most_common(MAX_SEEN // 2)) | listed)
         if len(self.problems) > MAX_CLUSTERS:
             self.problems, self.overflow = set(), True
 
@@ -159,7 +161,7 @@ def shift(
 def _first_pass(
     pieces: Sequence[Piece], options: Options, lexicons: tuple[Lexicon, ...], workers: int
 ) -> _Seen:
-    whole = _Seen()
+    whole = _Seen(listed=_listed(lexicons))
     for found in map_pieces(partial(_see, options=options, lexicons=lexicons), pieces, workers):
         whole.merge(found)
     if not whole.reading.used:
@@ -169,7 +171,7 @@ def _first_pass(
 
 
 def _see(piece: Piece, options: Options, lexicons: tuple[Lexicon, ...]) -> _Seen:
-    seen = _Seen()
+    seen = _Seen(listed=_listed(lexicons))
     for traces in usable_traces(piece, seen.reading, options):
         for i, trace in enumerate(traces):
             problem, name = problem_of(trace, options.problem_field)
@@ -180,6 +182,10 @@ def _see(piece: Piece, options: Options, lexicons: tuple[Lexicon, ...]) -> _Seen
             seen.words.update(_words(trace.text, lexicons)[0])
         seen.bound()
     return seen
+
+
+def _listed(lexicons: tuple[Lexicon, ...]) -> frozenset[str]:
+    return frozenset(word for one in lexicons for word in one.words)
 
 
 def _words(text: str, lexicons: tuple[Lexicon, ...]) -> tuple[Counter[str], int]:

@@ -218,16 +218,21 @@ class _Group:
         return rows
 
 
+def skipped_of(file: str, reading: Mapping[str, Any]) -> list[str]:
+    """One line for each reason why responses were skipped."""
+    return [
+        f"{file}: skipped {skipped['count']} of {reading['responses_read']} "
+        f"({reason}; first in row {skipped['first_row']})"
+        for reason, skipped in reading["skipped"].items()
+    ]
+
+
 def warnings_of(summary: Mapping[str, Any]) -> list[str]:
-    """One line for everything a reader must not miss: what was skipped, repeated, or unsure."""
+    """One line for everything a reader must not miss: what was skipped or repeated."""
     lines: list[str] = []
     for file in summary["files"]:
         reading = file["reading"]
-        for reason, skipped in reading["skipped"].items():
-            lines.append(
-                f"{file['file']}: skipped {skipped['count']} of {reading['responses_read']} "
-                f"({reason}; first in row {skipped['first_row']})"
-            )
+        lines += skipped_of(file["file"], reading)
         repeated = reading["repeated_responses"]
         if repeated and repeated["count"]:
             lines.append(

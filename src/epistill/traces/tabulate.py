@@ -66,7 +66,7 @@ class Tabulator:
                 "rename one"
             )
         self._scanner = Scanner((*self.lexicons, *map(load_lexicon, RETRACTIONS)))
-        self._tokenizer = None if tokenizer is None else _load_tokenizer(tokenizer)
+        self._tokenizer = None if tokenizer is None else load_tokenizer(tokenizer)
         self._opened = opened
         self.columns: dict[str, slice] = {}
         for name in _COLUMNS:
@@ -171,7 +171,12 @@ def _by_word(response: Ints, hits: Hits, responses: int, words: int) -> Ints:
     )
 
 
-def _load_tokenizer(path: Path) -> Any:
+def load_tokenizer(path: Path) -> Any:
+    """A tokenizer of the `tokenizers` library from a folder or file.
+
+    Raises:
+        EpistillError: None there, or not one.
+    """
     from tokenizers import Tokenizer
 
     file = path / "tokenizer.json" if path.is_dir() else path
