@@ -15,9 +15,10 @@ from epistill.evaluate import (
     minimum_detectable_difference,
     paired_bootstrap,
     paired_ratio_test,
+    paired_ratio_tests,
     paired_test,
 )
-from epistill.evaluate.paired import bootstrap_statistic
+from epistill.evaluate.paired import bootstrap_statistics
 
 
 @given(st.lists(st.floats(-1, 1), min_size=2, max_size=30))
@@ -161,5 +162,15 @@ def test_what_cannot_be_compared_is_an_error():
 def test_a_statistic_that_most_resamples_leave_undefined_has_no_interval():
     table = np.zeros((10, 2))
     table[0] = 1.0, 1.0  # the only problem below the line: absent from a third of the resamples
-    found = bootstrap_statistic(table, lambda sums: sums[:, 0] / sums[:, 1], resamples=500)
+    (found,) = bootstrap_statistics(table, [lambda s: s[:, 0] / s[:, 1]], resamples=500)
     assert (found.difference.value, found.difference.low, found.p_value) == (1.0, None, None)
+
+
+def test_many_ratios_at_once_are_those_one_by_one():
+    rng = np.random.default_rng(11)
+    above, below = rng.random((2, 30, 4)), rng.random((2, 30, 4)) + 0.1
+    below[0, :, 3] = 0
+    *found, nothing = paired_ratio_tests(above, below, resamples=400)
+    assert nothing is None
+    for i, test in enumerate(found):
+        assert test == paired_ratio_test(above[..., i], below[..., i], resamples=400)

@@ -5,6 +5,7 @@ from epistill.evaluate.paired import (
     holm,
     minimum_detectable_difference,
     paired_ratio_test,
+    paired_ratio_tests,
     paired_test,
 )
 from epistill.evaluate.stats import (
@@ -28,6 +29,7 @@ __all__ = [
     "minimum_detectable_difference",
     "paired_bootstrap",
     "paired_ratio_test",
+    "paired_ratio_tests",
     "paired_test",
     "pass_at_k",
 ]

@@ -8,10 +8,10 @@ function of the sums is looked at.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from epistill.evaluate.stats import RESAMPLES, Estimate, Floats, resampled_sums
 
@@ -124,60 +124,104 @@ def paired_ratio_test(
         raise ValueError(f"paired ratios of shapes {above.shape} and {below.shape}")
     if np.isnan(above).any() or np.isnan(below).any() or (below.sum(axis=1) <= 0).any():
         raise ValueError("expected no NaN, and on each side something to divide by")
-    ratios = above.sum(axis=1) / below.sum(axis=1)
-    # What each problem adds to the difference, to first order.
-    shifts = (above - ratios[:, None] * below) / below.mean(axis=1, keepdims=True)
-    found = bootstrap_statistic(
-        np.vstack([above, below]).T,
-        lambda sums: sums[:, 0] / sums[:, 2] - sums[:, 1] / sums[:, 3],
-        clusters=int(np.count_nonzero(below.min(axis=0))),
-        seed=seed,
-        resamples=resamples,
+    (found,) = paired_ratio_tests(
+        above[..., None], below[..., None], seed=seed, resamples=resamples
     )
-    return PairedTest(
-        found.difference, found.p_value, minimum_detectable_difference(shifts[0] - shifts[1])
-    )
+    assert found is not None
+    return found
 
 
-def bootstrap_statistic(
-    table: Floats,
-    statistic: Callable[[Floats], NDArray[np.float64]],
-    *,
-    clusters: int | None = None,
-    seed: int = 0,
-    resamples: int = RESAMPLES,
-) -> PairedTest:
-    """Any function of sums over problems, with a percentile interval and the p-value against 0.
+def paired_ratio_tests(
+    above: Floats, below: Floats, *, seed: int = 0, resamples: int = RESAMPLES
+) -> list[PairedTest | None]:
+    """`paired_ratio_test` of many ratios at once, in one resampling.
 
     Args:
-        table: [problems, columns], what each problem adds to each sum.
-        statistic: [draws, columns] sums to [draws] numbers; NaN where it is undefined.
-        clusters: Problems that bear on it; None takes all. With one there is no interval.
+        above, below: [2, problems, ratios], ours first. A problem that does not bear on a ratio
+            has zeros there.
         seed, resamples: As in `bootstrap_mean`.
 
     Returns:
-        `smallest_detectable` None. Where more than 5 % of the resamples leave the statistic
-        undefined, it has no interval and no p-value.
+        [ratios]; None where nothing is below the line on a side.
+
+    Example:
+        >>> above = np.ones((2, 4, 3))
+        >>> [test.difference.value for test in paired_ratio_tests(above, above)]
+        [0.0, 0.0, 0.0]
+    """
+    count = above.shape[2]
+    table = np.concatenate([above[0], above[1], below[0], below[1]], axis=1)
+
+    def difference(row: int) -> Callable[[Floats], Floats]:
+        def of_sums(sums: Floats) -> Floats:
+            ours, theirs, under, beneath = (sums[:, i * count + row] for i in range(4))
+            return ours / under - theirs / beneath
+
+        return of_sums
+
+    known = [row for row in range(count) if (below[:, :, row].sum(axis=1) > 0).all()]
+    there = [int(np.count_nonzero(below[:, :, row].any(axis=0))) for row in known]
+    tests = bootstrap_statistics(
+        table, [difference(row) for row in known], clusters=there, seed=seed, resamples=resamples
+    )
+    found: list[PairedTest | None] = [None] * count
+    for row, test in zip(known, tests, strict=True):
+        tops, bottoms = above[:, :, row], below[:, :, row]
+        ratios = tops.sum(axis=1) / bottoms.sum(axis=1)
+        # What each problem adds to the difference, to first order.
+        shifts = (tops - ratios[:, None] * bottoms) / bottoms.mean(axis=1, keepdims=True)
+        found[row] = replace(
+            test, smallest_detectable=minimum_detectable_difference(shifts[0] - shifts[1])
+        )
+    return found
+
+
+def bootstrap_statistics(
+    table: Floats,
+    statistics: Sequence[Callable[[Floats], Floats]],
+    *,
+    clusters: Sequence[int] | None = None,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> list[PairedTest]:
+    """Functions of sums over problems, with percentile intervals and p-values against 0.
+
+    Args:
+        table: [problems, columns], what each problem adds to each sum.
+        statistics: Each from [draws, columns] sums to [draws] numbers, NaN where undefined.
+        clusters: For each, the problems that bear on it; None takes all. With one there is no
+            interval.
+        seed, resamples: As in `bootstrap_mean`.
+
+    Returns:
+        `smallest_detectable` None. A statistic that more than 5 % of the resamples leave undefined
+        has no interval and no p-value.
 
     Example:
         >>> table = np.array([[1.0, 2.0], [1.0, 4.0]])
-        >>> bootstrap_statistic(table, lambda sums: sums[:, 0] / sums[:, 1]).difference.value
+        >>> (found,) = bootstrap_statistics(table, [lambda sums: sums[:, 0] / sums[:, 1]])
+        >>> found.difference.value
         0.3333333333333333
     """
-    clusters = len(table) if clusters is None else clusters
-    value = float(statistic(table.sum(axis=0, keepdims=True))[0])
-    bare = PairedTest(Estimate(value, None, None, clusters), None, None)
-    if clusters < 2:
-        return bare
-    with np.errstate(divide="ignore", invalid="ignore"):
-        draws = statistic(resampled_sums(table, seed=seed, resamples=resamples))
-    draws = draws[np.isfinite(draws)]
-    if draws.size < LEAST_VALID_SHARE * resamples:
-        return bare
-    low, high = np.quantile(draws, [0.025, 0.975])
-    tail = min(np.count_nonzero(draws <= 0), np.count_nonzero(draws >= 0))
-    p_value = min(1.0, 2 * (tail + 1) / (draws.size + 1))
-    return PairedTest(Estimate(value, float(low), float(high), clusters), p_value, None)
+    clusters = [len(table)] * len(statistics) if clusters is None else clusters
+    whole = table.sum(axis=0, keepdims=True)
+    sums = resampled_sums(table, seed=seed, resamples=resamples) if len(table) > 1 else None
+    found: list[PairedTest] = []
+    for statistic, n in zip(statistics, clusters, strict=True):
+        value = float(statistic(whole)[0])
+        found.append(PairedTest(Estimate(value, None, None, n), None, None))
+        if sums is None or n < 2:
+            continue
+        with np.errstate(divide="ignore", invalid="ignore"):
+            draws = statistic(sums)
+        draws = draws[np.isfinite(draws)]
+        if draws.size < LEAST_VALID_SHARE * resamples:
+            continue
+        low, high = np.quantile(draws, [0.025, 0.975])
+        tail = min(np.count_nonzero(draws <= 0), np.count_nonzero(draws >= 0))
+        p_value = min(1.0, 2 * (tail + 1) / (draws.size + 1))
+        found[-1] = PairedTest(Estimate(value, float(low), float(high), n), p_value, None)
+    return found
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
