@@ -18,7 +18,7 @@ def print_measured(summary: Mapping[str, Any]) -> None:
     """Print what `measure` found, a file at a time."""
     console = Console()
     for file in summary["files"]:
-        console.print(_reading_line(file), highlight=False, soft_wrap=True)
+        console.print(reading_line(file), highlight=False, soft_wrap=True)
         groups = dict(list(file["groups"].items())[:MAX_GROUPS])
         if len(file["groups"]) > MAX_GROUPS:
             console.print(f"the first {MAX_GROUPS} of {len(file['groups'])} groups; all in --json")
@@ -30,7 +30,8 @@ def print_measured(summary: Mapping[str, Any]) -> None:
             console.print(_deciles(group["markers"]))
 
 
-def _reading_line(file: Mapping[str, Any]) -> str:
+def reading_line(file: Mapping[str, Any]) -> str:
+    """What was read of a file, and from which fields."""
     return f"{file['file']} ({file['format']}): {_reading(file['reading'])}"
 
 

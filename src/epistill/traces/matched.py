@@ -24,6 +24,7 @@ class Half:
 
     Attributes:
         responses: Those to shared problems.
+        places: Their places among all responses of the side's set.
         problems: Index of the problem, the same numbering on both sides.
         scores: 1 or 0; NaN without a grade.
         answers: Extracted answers.
@@ -33,6 +34,7 @@ class Half:
     """
 
     responses: Sequence[Response]
+    places: Sequence[int]
     problems: Ints
     scores: Floats
     answers: Sequence[str | None]
@@ -96,6 +98,7 @@ def match(
         halves.append(
             Half(
                 responses=responses,
+                places=kept,
                 problems=np.array([index[r.problem] for r in responses]),
                 scores=_scores(label, responses, found.scores[kept], regrade, warnings),
                 answers=[found.answers[place] for place in kept],
