@@ -1,6 +1,6 @@
 """The page about traces: what a comparison found, and a browser of the traces themselves.
 
-Enters: the comparison's dictionary and the traces to show. Leaves: one HTML file that opens offline.
+Enters: a comparison's dictionary and the traces to show. Leaves: one HTML file that opens offline.
 Every trace is escaped before it reaches the page.
 """
 

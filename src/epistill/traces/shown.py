@@ -1,6 +1,6 @@
 """The traces that a page shows, as plain records.
 
-Enters: a `Comparison` with traces kept. Leaves: one record per trace, and how many there are in all.
+Enters: a `Comparison` with traces kept. Leaves: a record per trace, and how many there are in all.
 """
 
 from __future__ import annotations
