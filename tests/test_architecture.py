@@ -35,7 +35,17 @@ ALLOWED = {
     "train": FREE | {"store", "objective", "tasks", "metrics", "rollouts", "teacher"},
     "evaluate": FREE | {"store", "tasks", "metrics", "rollouts"},
     "lab": FREE | {"tasks", "metrics", "rollouts", "teacher", "evaluate"},
-    "traces": {"errors", "records", "metrics", "tasks", "rollouts.prompts", "evaluate.stats"},
+    "traces": {
+        "errors",
+        "records",
+        "config",
+        "store",
+        "metrics",
+        "tasks",
+        "rollouts.prompts",
+        "evaluate.stats",
+        "evaluate.paired",
+    },
     "report": FREE | {"store", "metrics", "evaluate.stats"},
     "inputs": FREE | {"tasks"},
     "study": FREE | {"store", "tasks", "rollouts", "teacher", "train", "evaluate", "report", "lab"},
@@ -43,7 +53,8 @@ ALLOWED = {
     "cli": None,  # opens every door, lazily
 }
 TORCH_FREE = ("records", "config", "axes", "describe", "methods", "store", "report.page", "evaluate.stats", "cli",
-              "metrics.epistemic", "study.spec", "inputs", "tasks.files", "traces.summary")  # fmt: skip
+              "metrics.epistemic", "study.spec", "inputs", "tasks.files", "traces.summary", "traces.compare",
+              "report.traces")  # fmt: skip
 
 
 def modules():

@@ -103,11 +103,14 @@ def compare(
         write_json(out, summary)
     if report is not None:
         from epistill.report.traces import write_trace_page
+        from epistill.traces.shift import shift
         from epistill.traces.shown import compared_traces
 
         shown, total = compared_traces(found)
-        write_trace_page(summary, shown, total, report, lexicons=options.reading.lexicons)
-        warn(f"page: {report}")
+        files = [list(side.readings) for side in found.sides]
+        moved = shift(files[0], files[1], options.reading)
+        lexicons = options.reading.lexicons
+        write_trace_page({**summary, "shift": moved}, shown, total, report, lexicons=lexicons)
     if as_json:
         say(summary)
     else:

@@ -14,6 +14,7 @@ from plotly.subplots import make_subplots
 from epistill.report.figures import PALETTE, Plot, error_bars, styled
 from epistill.report.format import bounds_text
 
+MAX_WORDS = 30
 COLOURS = {"a": PALETTE[0], "b": PALETTE[1]}
 
 
@@ -24,6 +25,8 @@ def trace_plots(summary: Mapping[str, Any]) -> list[Plot]:
     for i, found in enumerate(summary["sets"]):
         suffix = f": {found['set']}" if several else ""
         made += [_budget_plot(found, i, suffix), _strata_plot(found, i, suffix)]
+    if summary.get("shift") is not None:
+        made.append(shift_plot(summary["shift"]))
     return [plot for plot in made if plot is not None]
 
 
@@ -58,15 +61,15 @@ def _budget_plot(found: Mapping[str, Any], number: int, suffix: str) -> Plot | N
     figure.update_xaxes(title=f"budget ({found['budget_unit']})", type="log", tickvals=budgets,
                         ticktext=[f"{budget:,}" for budget in budgets])  # fmt: skip
     figure.update_yaxes(title="score (avg@k)", rangemode="tozero", secondary_y=False)
-    figure.update_yaxes(title="share of responses cut", range=[0, 1.02], showgrid=False,
-                        secondary_y=True)  # fmt: skip
+    figure.update_yaxes(title="share of responses cut", range=[0, 1.02], tickvals=[0, 0.5, 1],
+                        showgrid=False, secondary_y=True)  # fmt: skip
     return Plot(
         f"budgets-{number}",
         f"Scores under a budget{suffix}",
         f"The same responses, graded as if each had been cut after so many {found['budget_unit']}; "
         "95 % intervals. Dotted: the share that was cut there. Where the order of the two changes, "
         "the comparison depends on the limit.",
-        styled(figure, 420),
+        _with_legend_above(styled(figure, 420)),
     )
 
 
@@ -111,3 +114,61 @@ def _strata_plot(found: Mapping[str, Any], number: int, suffix: str) -> Plot | N
         "thirds of both sides together. Bars: 95 % intervals; n: responses.",
         styled(figure, 400),
     )
+
+
+def shift_plot(shift: Mapping[str, Any]) -> Plot | None:
+    """The words that moved most, and beside them the markers, wherever they stand.
+
+    Args:
+        shift: What `traces.shift` found.
+    """
+    rows = [row for row in shift["words"] if row["p_value"] is not None]
+    listed = [row for row in rows if row["lexicon"] is not None][:MAX_WORDS]
+    if not rows:
+        return None
+    panels = {"the words that moved most": rows[:MAX_WORDS], "the words of the lexicons": listed}
+    figure = make_subplots(rows=1, cols=2, subplot_titles=list(panels), horizontal_spacing=0.16)
+    for column, words in enumerate(panels.values(), 1):
+        for marker, colour in ((False, PALETTE[7]), (True, PALETTE[1])):
+            own = [row for row in words if (row["lexicon"] is not None) == marker]
+            figure.add_trace(
+                go.Scatter(
+                    x=[row["delta_per_1k_words"]["value"] for row in own],
+                    y=[f"{row['word']} ({row['rank']})" for row in own],
+                    error_x=error_bars([row["delta_per_1k_words"] for row in own]),
+                    mode="markers",
+                    name="word of a lexicon" if marker else "other word",
+                    legendgroup=str(marker),
+                    showlegend=column == 1,
+                    marker={"color": colour, "size": 7},
+                ),
+                row=1,
+                col=column,
+            )
+        figure.update_yaxes(
+            row=1,
+            col=column,
+            categoryorder="array",
+            categoryarray=[f"{row['word']} ({row['rank']})" for row in reversed(words)],
+        )
+    figure.update_xaxes(title="B - A, per 1,000 words", zeroline=True)
+    tested, means = shift["tested_words"], shift["ordinary"]
+    others = "; ".join(
+        f"{name} {found['mean_abs_delta_per_response']:.3g}"
+        for name, found in shift["lexicons"].items()
+        if found["words"]
+    )
+    ordinary = f"{means['mean_abs_delta_per_response']:.3g}" if means["words"] else "none"
+    return Plot(
+        "shift",
+        "Which words moved",
+        f"All words, not only those on a list; rank among {tested:,} tested words in brackets, "
+        "lines are 95 % intervals by problem. Mean absolute change per response: ordinary words "
+        f"{ordinary}; {others}.",
+        _with_legend_above(styled(figure, 180 + 19 * min(MAX_WORDS, len(rows)))),
+    )
+
+
+def _with_legend_above(figure: go.Figure) -> go.Figure:
+    figure.update_layout(legend={"orientation": "h", "y": 1.08, "yanchor": "bottom", "x": 0})
+    return figure

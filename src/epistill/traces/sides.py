@@ -38,7 +38,10 @@ CONTAINERS = ("sampling", "sampling_params", "sampling_config", "generation_conf
 _SAME = {"max_new_tokens": "max_tokens", "max_completion_tokens": "max_tokens",
          "enable_thinking": "thinking"}  # fmt: skip
 _NOT_SETTINGS = {"n", "seed", "stop", "num_return_sequences"}
-EXTRACTED_FIELDS = ("extracted", "extracted_answer", "predicted_answer", "pred", "grade.extracted")
+EXTRACTED_FIELDS = (
+    "grade_extracted", "extracted", "extracted_answer", "predicted_answer", "pred",
+)  # fmt: skip
+REFERENCE_FIELDS = ("grade_reference", "reference", "reference_answer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,10 +267,10 @@ def reference_of(trace: Trace) -> tuple[str | None, GraderName | None]:
 
     In the records of `epistill eval`, `answer` is what the model answered.
     """
-    value, _ = trace.first(("reference", "reference_answer"))
+    value, _ = trace.first(REFERENCE_FIELDS)
     if value is None and not _is_evaluation(trace.record):
         value, _ = reference_answer(trace.record)
-    grader, _ = trace.first(("grader",))
+    grader, _ = trace.first(("grade_grader", "grader"))
     if grader not in ("math", "choice", "exact"):
         grader = None
     return (str(value), grader) if isinstance(value, str | int | float) else (None, grader)
