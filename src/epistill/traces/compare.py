@@ -161,9 +161,8 @@ def _strata(matched: Matched, lexicon: str, seed: int) -> dict[str, Any] | None:
         matched.reasons["strata"] = "some records hold no text, and no count of markers"
         return None
     graded = [~np.isnan(half.scores) for half in matched.halves]
-    both = np.intersect1d(
-        *(half.problems[there] for half, there in zip(matched.halves, graded, strict=True))
-    )
+    ours, theirs = (h.problems[g] for h, g in zip(matched.halves, graded, strict=True))
+    both = np.intersect1d(ours, theirs)
     sides: list[Outcomes] = []
     for half, there in zip(matched.halves, graded, strict=True):
         kept = there & np.isin(half.problems, both)

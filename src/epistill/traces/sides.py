@@ -289,7 +289,8 @@ def _note_settings(trace: Trace, found: dict[str, set[str]]) -> None:
         if key in SETTINGS:
             found[_SAME.get(key, key)].add(_shown_value(value))
         elif key in CONTAINERS and isinstance(value, Mapping):
-            for name, inner in value.items():
+            for key_inside, inner in value.items():
+                name = str(key_inside)
                 if name not in _NOT_SETTINGS and not isinstance(inner, Mapping | list):
                     found[_SAME.get(name, name)].add(_shown_value(inner))
 
