@@ -37,6 +37,17 @@ ALLOWED = {
     "train": FREE | {"store", "objective", "tasks", "metrics", "rollouts", "teacher"},
     "evaluate": FREE | {"store", "tasks", "metrics", "rollouts"},
     "lab": FREE | {"tasks", "metrics", "rollouts", "teacher", "evaluate"},
+    "traces": {
+        "errors",
+        "records",
+        "config",
+        "store",
+        "metrics",
+        "tasks",
+        "rollouts.prompts",
+        "evaluate.stats",
+        "evaluate.paired",
+    },
     "report": FREE | {"store", "metrics", "evaluate.stats"},
     "inputs": FREE | {"tasks"},
     "integrations": FREE | {"store", "metrics", "rollouts"},
@@ -45,7 +56,8 @@ ALLOWED = {
     "cli": None,  # opens every door, lazily
 }
 TORCH_FREE = ("records", "config", "monitor", "axes", "describe", "methods", "store", "report.page", "evaluate.stats", "cli",
-              "metrics.epistemic", "study.spec", "inputs", "tasks.files")  # fmt: skip
+              "metrics.epistemic", "study.spec", "inputs", "tasks.files", "traces.summary", "traces.compare",
+              "report.traces")  # fmt: skip
 
 
 def modules():
