@@ -145,7 +145,7 @@ def test_hostile_answers_cost_at_most_the_limit_and_never_the_run(write):
         json.dumps(r).encode() + b"\n"
         for r in [*records, {"id": "g", "gold": "5", "response": "#### 5"}]
     )
-    result, rows = graded(write("a.jsonl", data), time_limit_s=1.5)
+    _result, rows = graded(write("a.jsonl", data), time_limit_s=1.5)
     statuses = {row["id"]: row["grade_status"] for row in rows}
     assert statuses.pop("g") == "correct"
     assert set(statuses) == set(HOSTILE)
