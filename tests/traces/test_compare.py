@@ -190,7 +190,7 @@ def test_without_any_grade_lengths_are_still_compared(tmp_path):
     found = compared(path, path).summary["sets"][0]
     assert found["measures"][0]["measure"] == "length (words)"
     assert set(found["reasons"]) == {"avg@k", "budgets", "strata"}
-    assert "--data" in found["reasons"]["avg@k"]
+    assert "--problems" in found["reasons"]["avg@k"]
 
 
 def test_references_by_problem_or_question(tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -20,7 +19,6 @@ from epistill.cli.traces import (
     TokenizerFolder,
 )
 from epistill.errors import EpistillError
-from epistill.records import GraderName
 
 Side = Annotated[Path, typer.Argument(help="Trace file, folder of them, or run directory.")]
 
@@ -30,8 +28,8 @@ def compare(
     a: Side,
     b: Side,
     k: Annotated[int | None, typer.Option("-k", help="For pass@k, maj@k; default: all.")] = None,
-    data: Annotated[
-        str | None, typer.Option(help="Problems with reference answers, where traces hold none.")
+    problems: Annotated[
+        str | None, typer.Option(help="File with reference answers, where traces hold none.")
     ] = None,
     regrade: Annotated[
         bool, typer.Option("--regrade", help="Do not trust the recorded scores.")
@@ -67,6 +65,7 @@ def compare(
     from epistill.traces.compare import CompareOptions
     from epistill.traces.compare import compare as run_compare
     from epistill.traces.measure import DEFAULT_LEXICONS, Options
+    from epistill.traces.references import look_up
     from epistill.traces.summary import warnings_of
 
     options = CompareOptions(
@@ -81,7 +80,7 @@ def compare(
         ),
         k=k,
         budgets=cuts,
-        references=None if data is None else _references(data),
+        references=None if problems is None else look_up(problems),
         regrade=regrade,
         pool=pool,
         allow_different_settings=allow_different_settings,
@@ -126,17 +125,3 @@ def _budgets(text: str | None) -> tuple[int, ...] | None:
             f"--budgets is {text!r}; expected whole numbers above 0 such as 1000,2000,4000"
         )
     return tuple(sorted({int(part) for part in parts}))
-
-
-def _references(data: str) -> Mapping[str, tuple[str, GraderName]]:
-    from epistill.config import FileTask
-    from epistill.inputs import task_from_name
-    from epistill.tasks.files import load_problems
-    from epistill.traces.budgets import by_id
-
-    task = task_from_name(data)
-    if not isinstance(task, FileTask):
-        raise EpistillError(
-            f"--data is {data!r}, a world without end; expected a file or dataset with the answers"
-        )
-    return by_id(load_problems(task.path, split=task.split).problems)

@@ -8,7 +8,7 @@ response that was really cut there would. The files are walked again; no text st
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 
 from epistill.config import EvalSet
 from epistill.metrics.words import WORD
-from epistill.records import GraderName, Problem
+from epistill.records import GraderName
 from epistill.rollouts.prompts import CLOSE, OPEN, split_thinking
 from epistill.tasks.files import grader_of
 from epistill.tasks.grading import Grader
 from epistill.traces.fields import Trace
 from epistill.traces.measure import Options
+from epistill.traces.references import Lookup, by_problem
 from epistill.traces.sides import Side, walk
 from epistill.traces.sources import Source
 from epistill.traces.tabulate import load_tokenizer, split
@@ -111,7 +112,7 @@ def answer_of_prefix(trace: Trace, stop: int, *, opened: bool = False) -> str:
     return split_thinking(trace.text[:stop], opened_in_prompt=inside).answer
 
 
-def references_of_run(source: Source, name: str) -> dict[str, tuple[str, GraderName]]:
+def references_of_run(source: Source, name: str) -> Lookup:
     """Reference answers of a run's evaluation set, from the task in its configuration."""
     from epistill.tasks.coverage import load_eval_problems
 
@@ -120,17 +121,8 @@ def references_of_run(source: Source, name: str) -> dict[str, tuple[str, GraderN
     for settings in source.run.config.get("evaluations", ()):
         chosen = EvalSet.model_validate(settings)
         if chosen.name == name:
-            return by_id(load_eval_problems(chosen.task, chosen.problems))
+            return by_problem(load_eval_problems(chosen.task, chosen.problems))
     return {}
-
-
-def by_id(problems: Sequence[Problem]) -> dict[str, tuple[str, GraderName]]:
-    """Answer and grader of problems, under their id and under their question."""
-    found: dict[str, tuple[str, GraderName]] = {}
-    for problem in problems:
-        found[problem.messages[-1].content] = problem.answer, problem.grader
-        found[problem.id] = problem.answer, problem.grader
-    return found
 
 
 def regrade(
@@ -138,7 +130,7 @@ def regrade(
     name: str,
     options: Options,
     budgets: Sequence[int],
-    references: Mapping[str, tuple[str, GraderName]],
+    references: Lookup,
     grader: Grader,
 ) -> Regraded:
     """Grade a set of one side, whole and cut.

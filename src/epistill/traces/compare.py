@@ -18,13 +18,13 @@ import numpy as np
 
 from epistill.evaluate.paired import holm
 from epistill.evaluate.stats import RESAMPLES
-from epistill.records import GraderName
 from epistill.tasks.grading import Grader
 from epistill.traces.agreement import Agreement, agree
 from epistill.traces.budgets import default_budgets, references_of_run, regrade
 from epistill.traces.contrasts import budget_contrasts, contrasts_of, judged, markers_of
 from epistill.traces.matched import Matched, match
 from epistill.traces.measure import Options, tabulator
+from epistill.traces.references import Lookup
 from epistill.traces.sides import Side, read_side
 from epistill.traces.sources import find_sources
 from epistill.traces.strata import Outcomes, accuracy_strata
@@ -50,7 +50,7 @@ class CompareOptions:
     reading: Options
     k: int | None = None
     budgets: tuple[int, ...] | None = None
-    references: Mapping[str, tuple[str, GraderName]] | None = None
+    references: Lookup | None = None
     regrade: bool = False
     pool: bool = False
     allow_different_settings: bool = False

@@ -28,11 +28,11 @@ from epistill.traces.matched import Half, Matched
 
 CANNOT_CUT = (
     "cut responses cannot be graded: no problem has a reference answer and texts on both sides; "
-    "name the problems with --data"
+    "name the problems with --problems"
 )
 UNGRADED = (
     "no problem is graded on both sides: the records hold no score (score, correct, ...) and no "
-    "reference answer; name the problems with --data"
+    "reference answer; name the problems with --problems"
 )
 
 

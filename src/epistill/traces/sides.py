@@ -21,12 +21,12 @@ from epistill.errors import EpistillError
 from epistill.records import GraderName
 from epistill.rollouts.prompts import SplitResponse
 from epistill.tasks.answers import extract_answer
-from epistill.tasks.files import reference_answer
 from epistill.traces import fields
 from epistill.traces.fields import Trace
 from epistill.traces.measure import Options, shorten, tabulator, usable
 from epistill.traces.read import pieces_of, read_piece
 from epistill.traces.reading import Reading, hash64, identity_key
+from epistill.traces.references import grader_in, is_evaluation, reference_in
 from epistill.traces.sources import Source
 
 NO_PROBLEM = "no problem named"
@@ -41,7 +41,6 @@ _NOT_SETTINGS = {"n", "seed", "stop", "num_return_sequences"}
 EXTRACTED_FIELDS = (
     "grade_extracted", "extracted", "extracted_answer", "predicted_answer", "pred",
 )  # fmt: skip
-REFERENCE_FIELDS = ("grade_reference", "reference", "reference_answer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +215,6 @@ def _add(
                 counted["n_markers"] if j == 0 and options.lexicons[0] == "paper-en" else None
                 for j in range(len(counts))
             )
-        reference, grader = reference_of(trace)
         score, _ = fields.number_of(trace, fields.SCORE_FIELDS, "score")
         question, _ = fields.question_of(trace)
         responses.append(
@@ -224,8 +222,8 @@ def _add(
                 problem=problem,
                 score=score,
                 answer=_answer(trace, part),
-                reference=reference,
-                grader=grader,
+                reference=_reference(trace),
+                grader=grader_in(trace, ("grade_grader", "grader")),
                 question=None if question is None else hash64(" ".join(question.split())),
                 words=int(words[i]) if counted is None else counted["n_words"],
                 tokens=int(tokens[i]) if known[i] else None,
@@ -258,27 +256,15 @@ def _keep(
         side.kept = heapq.nsmallest(options.keep, side.kept, key=lambda k: k.priority)
 
 
-def _is_evaluation(record: Mapping[str, Any]) -> bool:
-    return "n_markers" in record and "status" in record
-
-
-def reference_of(trace: Trace) -> tuple[str | None, GraderName | None]:
-    """The reference answer that stands in a record, and the grader that it names.
-
-    In the records of `epistill eval`, `answer` is what the model answered.
-    """
-    value, _ = trace.first(REFERENCE_FIELDS)
-    if value is None and not _is_evaluation(trace.record):
-        value, _ = reference_answer(trace.record)
-    grader, _ = trace.first(("grade_grader", "grader"))
-    if grader not in ("math", "choice", "exact"):
-        grader = None
-    return (str(value), grader) if isinstance(value, str | int | float) else (None, grader)
+def _reference(trace: Trace) -> str | None:
+    """What `epistill grade` graded against, else what the record says."""
+    graded, _ = trace.first(("grade_reference",))
+    return graded if isinstance(graded, str) else reference_in(trace.record)[0]
 
 
 def _answer(trace: Trace, part: SplitResponse) -> str | None:
     value, _ = trace.first(EXTRACTED_FIELDS)
-    if value is None and _is_evaluation(trace.record):
+    if value is None and is_evaluation(trace.record):
         value = trace.record.get("answer")
         return None if value is None else str(value)
     return str(value) if isinstance(value, str | int | float) else extract_answer(part.answer)
