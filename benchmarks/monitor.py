@@ -40,8 +40,9 @@ def measured(name, steps):
     seconds = defaultdict(float)
     originals = [(owner, attribute, getattr(owner, attribute)) for owner, attribute, _ in PARTS]
     for owner, attribute, part in PARTS:
+        inner = getattr(owner, attribute)
 
-        def timed(*args, _inner=getattr(owner, attribute), _part=part, **kwargs):
+        def timed(*args, _inner=inner, _part=part, **kwargs):
             start = time.perf_counter()
             try:
                 return _inner(*args, **kwargs)

@@ -126,7 +126,7 @@ def test_auto_starts_a_cluster_of_its_own(serial, tmp_path, monkeypatch):
 
 
 def test_a_cluster_that_is_not_there(tmp_path):
-    with pytest.raises(EpistillError, match="no Ray cluster at '127.0.0.1:1'"):
+    with pytest.raises(EpistillError, match=r"no Ray cluster at '127\.0\.0\.1:1'"):
         run_study(StudySpec.model_validate(SPEC), tmp_path / "out", ray="127.0.0.1:1")
     with pytest.raises(EpistillError, match="leave one of the two out"):
         run_study(StudySpec.model_validate(SPEC), tmp_path / "two", ray="127.0.0.1:1", workers=2)

@@ -73,6 +73,7 @@ def vocabulary_shift(counts_a: Any, counts_b: Any, words_a: Floats, words_b: Flo
     from scipy import sparse, stats
 
     a, b = (sparse.csc_array(counts, dtype=np.float64) for counts in (counts_a, counts_b))
+    assert a.shape is not None and b.shape is not None
     if a.shape != b.shape or a.shape[:1] != words_a.shape or words_a.shape != words_b.shape:
         raise ValueError(f"counts {a.shape}, {b.shape} with words {words_a.shape}, {words_b.shape}")
     total_a, total_b = float(words_a.sum()), float(words_b.sum())

@@ -9,6 +9,7 @@ must be one that every node sees: that is where results and checkpoints are.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from pathlib import Path
@@ -63,7 +64,7 @@ class RayCluster:
         else:
             where = {"address": address}
         try:
-            ray.init(log_to_driver=False, logging_level="ERROR", **where)
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, **where)
         except (ConnectionError, ValueError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]
             raise EpistillError(
