@@ -117,6 +117,6 @@ def reference_of(
         missing = "reference answer" if options.answer_field is None else options.answer_field
         return reference, None, name or f"no {missing}"
     known = (fields.problem_of(trace, options.problem_field)[0], fields.question_of(trace)[0])
-    reference, grader = next((lookup[key] for key in known if key in lookup), (None, None))
+    reference, grader = next((lookup[key] for key in known if key is not None and key in lookup), (None, None))
     source = str(options.problems)
     return reference, grader, source if reference is not None else f"problem not in {source}"
