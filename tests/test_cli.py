@@ -14,7 +14,7 @@ from epistill.rollouts.model import lab_directory
 
 COMMANDS = [
     [], ["study"], ["train"], ["eval"], ["lab"], ["lab", "pretrain"], ["lab", "card"],
-    ["tasks"], ["tasks", "show"], ["methods"], ["report"], ["env"], ["compare"],
+    ["measure"], ["shift"], ["grade"], ["compare"], ["tasks"], ["tasks", "show"], ["methods"], ["report"], ["env"],
 ]  # fmt: skip
 
 

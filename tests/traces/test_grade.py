@@ -86,7 +86,7 @@ def test_answers_from_a_file_of_problems(write, shared_data):
         },
         {"problem_id": "z", "response": "answer 4", "answer": "4"},
     ]
-    result, rows = graded(write("a.jsonl", records), problems=str(source))
+    result, rows = graded(write("a.jsonl", records), problems=str(source), grader="exact")
     assert [row["grade_score"] for row in rows] == [1.0, 1.0, None]
     assert list(result["reading"]["skipped"]) == [f"problem not in {source}"]
 
@@ -108,19 +108,21 @@ def test_disagreements_with_older_labels_are_listed(write):
         {"id": i, "gold": str(i), "response": f"answer {i if ours else -1}", "is_correct": label}
         for i, (ours, label) in enumerate([(1, True), (1, False), (0, True), (0, False), (0, 1.0)])
     ]
-    result, _ = graded(write("a.jsonl", records))
+    result, _ = graded(write("a.jsonl", records), grader="exact")
     agreement = result["agreement"]
     assert (agreement["labelled"], agreement["agree"]) == (5, 2)
     assert (agreement["correct_here_wrong_there"], agreement["wrong_here_correct_there"]) == (1, 2)
     assert [row["row"] for row in agreement["disagreements"]] == [2, 3, 5]
     assert agreement["disagreements"][0]["reference"] == "1"
-    again, _ = graded(write("b.jsonl", [{**r, "grade_score": 0.0} for r in records]))
+    again, _ = graded(
+        write("b.jsonl", [{**r, "grade_score": 0.0} for r in records]), grader="exact"
+    )
     assert again["agreement"]["labelled"] == 5  # its own columns are not an older label
 
 
 def test_grading_again_replaces_the_columns(write):
-    _, rows = graded(write("a.jsonl", [{"gold": "4", "response": "answer 4"}]))
-    _, again = graded(write("b.jsonl", [{**rows[0], "gold": "5"}]))
+    _, rows = graded(write("a.jsonl", [{"gold": "4", "response": "answer 4"}]), grader="exact")
+    _, again = graded(write("b.jsonl", [{**rows[0], "gold": "5"}]), grader="exact")
     assert again[0]["grade_score"] == 0.0
     (found,) = measure([write("c.jsonl", rows)], Options(keep=1))
     assert found.shown[0].score == 1.0
@@ -145,7 +147,7 @@ def test_hostile_answers_cost_at_most_the_limit_and_never_the_run(write):
         json.dumps(r).encode() + b"\n"
         for r in [*records, {"id": "g", "gold": "5", "response": "#### 5"}]
     )
-    _result, rows = graded(write("a.jsonl", data), time_limit_s=1.5)
+    _, rows = graded(write("a.jsonl", data), time_limit_s=1.5)
     statuses = {row["id"]: row["grade_status"] for row in rows}
     assert statuses.pop("g") == "correct"
     assert set(statuses) == set(HOSTILE)
@@ -246,7 +248,7 @@ def test_the_input_is_never_overwritten(write, tmp_path):
     other = write("b.jsonl", [{"response": "answer 1", "gold": "1"}])
     with pytest.raises(EpistillError, match="name a folder"):
         grade_files([path, other], path, GradeOptions())
-    found = grade_files([path, other], tmp_path / "out", GradeOptions())
+    found = grade_files([path, other], tmp_path / "out", GradeOptions(grader="exact"))
     assert [f["written"] for f in found] == [str(tmp_path / f"out/{n}.graded.jsonl") for n in "ab"]
 
 
@@ -255,7 +257,7 @@ def test_batches_keep_rows_and_order(write, monkeypatch):
     records = [{"id": i, "gold": str(i), "response": f"answer {i - i % 2}"} for i in range(11)]
     data = b"".join(json.dumps(r).encode() + b"\n" for r in records[:5]) + b"broken\n"
     data += b"".join(json.dumps(r).encode() + b"\n" for r in records[5:])
-    result, rows = graded(write("a.jsonl", data))
+    result, rows = graded(write("a.jsonl", data), grader="exact")
     assert [row["id"] for row in rows] == list(range(11))
     assert [row["grade_score"] for row in rows] == [1.0 - i % 2 for i in range(11)]
     assert result["reading"]["skipped"] == {"not JSON": {"count": 1, "first_row": 6}}

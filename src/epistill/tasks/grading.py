@@ -137,13 +137,13 @@ class Grader:
         if self._pool is None:
             import multiprocessing
 
+            # Importing sympy takes longer than grading; it must not count against a response, nor
+            # against the next one where a worker was killed and another takes its place.
             self._pool = ProcessPool(
-                max_workers=self.workers, context=multiprocessing.get_context("spawn")
+                max_workers=self.workers,
+                context=multiprocessing.get_context("spawn"),
+                initializer=_warm_up,
             )
-            # Importing sympy takes longer than grading; it must not count against a response.
-            warm = [self._pool.schedule(_warm_up) for _ in range(self.workers)]
-            for future in warm:
-                future.result()
         # Responses that give one answer to one problem get one verdict, whatever stands before it.
         read = [extract_answer(response) for _, response in pairs]
         keys = [
@@ -192,6 +192,6 @@ def grade(
 
 
 def _warm_up() -> None:
-    import math_verify
+    import math_verify  # pyright: ignore[reportUnusedImport]
 
     math_verify.verify(math_verify.parse("$1$"), math_verify.parse("$1$"))

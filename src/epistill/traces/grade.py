@@ -8,6 +8,7 @@ decides nothing about answers: `tasks.grading` does.
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,8 +26,7 @@ from epistill.records import Grade, GraderName, GradeStatus
 from epistill.tasks.grading import Grader
 from epistill.traces import fields
 from epistill.traces.fields import Trace, Unusable
-from epistill.traces.measure import Measured as _Measured
-from epistill.traces.measure import Options, nothing_used
+from epistill.traces.measure import Measured, Options, nothing_used
 from epistill.traces.read import find_files, pieces_of
 from epistill.traces.reading import Reading, hash64
 from epistill.traces.references import (
@@ -126,11 +126,9 @@ def _grade_file(
         with temporary.open("wb") as file:
             while batch := list(islice(records, BATCH)):
                 for record in _grade_batch(batch, chosen, options, lookup, grader, totals):
-                    file.write(orjson.dumps(record, default=str) + b"\n")
+                    file.write(_line(record))
         if not totals.reading.used:
-            whole = _Measured(path, pieces_of(path)[0].format if pieces_of(path) else "parquet")
-            whole.reading = totals.reading
-            raise nothing_used(whole, Options(response_field=options.response_field))
+            raise _nothing_graded(path, totals.reading, options)
         temporary.replace(place)
     except OSError as error:
         raise EpistillError(
@@ -139,6 +137,27 @@ def _grade_file(
     finally:
         temporary.unlink(missing_ok=True)
     return _describe(path, place, totals)
+
+
+def _line(record: Mapping[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(record, default=str) + b"\n"
+    except orjson.JSONEncodeError:  # lone surrogates and numbers beyond 64 bits
+        return json.dumps(record, default=str).encode() + b"\n"
+
+
+def _nothing_graded(path: Path, reading: Reading, options: GradeOptions) -> EpistillError:
+    if not reading.fields["response"]:
+        pieces = pieces_of(path)
+        whole = Measured(path, pieces[0].format if pieces else "parquet", reading)
+        return nothing_used(whole, Options(response_field=options.response_field))
+    reasons = ", ".join(
+        f"{n} {why} (first in row {row})" for why, (n, row) in reading.skipped.items()
+    )
+    return EpistillError(
+        f"{path}: none of {reading.read} responses can be graded: {reasons}; name the field of the "
+        "reference answer with --answer-field, or a file of problems with --problems"
+    )
 
 
 def _grade_batch(

@@ -79,7 +79,7 @@ def records_of(path: Path, reading: Reading) -> Iterator[tuple[int, Mapping[str,
 
 
 def choose_grader(path: Path, options: GradeOptions) -> GraderName:
-    """Multiple choice where the references of the first records are such, else mathematics."""
+    """Letters where the references of the first records are such, else mathematics."""
     records = (record for _, record in islice(records_of(path, Reading()), PEEKED))
     answers = [a for r in records if (a := _reference(r, options.answer_field)[0]) is not None]
     return grader_of(answers) if answers else "math"
@@ -101,7 +101,9 @@ def _reference(
     if name is not None:
         return reference_answer({"question": "", "answer": record[name]})[0], name
     answer, _ = reference_answer(record)
-    if answer is None or "reward_model" in record:
+    if answer is None:
+        return None, None
+    if "reward_model" in record:
         return answer, "reward_model"
     return answer, next(name for name in ANSWER_FIELDS if record.get(name) is not None)
 
@@ -115,6 +117,6 @@ def reference_of(
         missing = "reference answer" if options.answer_field is None else options.answer_field
         return reference, None, name or f"no {missing}"
     known = (fields.problem_of(trace, options.problem_field)[0], fields.question_of(trace)[0])
-    reference, grader = next((lookup[key] for key in known if key in lookup), (None, None))
+    reference, grader = next((lookup[key] for key in known if key is not None and key in lookup), (None, None))
     source = str(options.problems)
     return reference, grader, source if reference is not None else f"problem not in {source}"

@@ -145,11 +145,11 @@ class Tabulator:
         first_words = buffer.words_before(buffer.starts[::2])
         for lexicon, hits in zip(self.lexicons, found, strict=True):
             markers, name = hits.markers, lexicon.name
-            response = markers.texts // 2
+            response = markers.texts >> 1
             words = _by_word(response, markers, responses, len(lexicon.words))
             self._put(table, f"{name}.words", words)
             self._put(table, f"{name}.any", words.any(axis=1))
-            substrings = hits.substrings.texts // 2
+            substrings = hits.substrings.texts >> 1
             self._put(
                 table,
                 f"{name}.substrings",
@@ -159,7 +159,7 @@ class Tabulator:
             decile = np.minimum(DECILES * place // np.maximum(total[response], 1), DECILES - 1)
             counted = np.bincount(response * DECILES + decile, minlength=responses * DECILES)
             self._put(table, f"{name}.deciles", counted.reshape(-1, DECILES))
-            thinking = np.bincount(response[markers.texts % 2 == 0], minlength=responses)
+            thinking = np.bincount(response[(markers.texts & 1) == 0], minlength=responses)
             self._put(table, f"{name}.thinking", thinking)
             opens = correction_episodes(buffer, markers, evidence)
             self._put(table, f"{name}.episodes", np.bincount(response[opens], minlength=responses))
