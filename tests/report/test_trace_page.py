@@ -119,7 +119,7 @@ def test_the_page_of_measure_has_the_browser_too(tmp_path):
     assert done.returncode == 0, done.stderr
     html = (tmp_path / "m.html").read_text()
     assert "<script>alert(1)" not in html
-    facts, dom = opened(tmp_path / "m.html", tmp_path / "profile")
+    facts, _ = opened(tmp_path / "m.html", tmp_path / "profile")
     assert (facts["plots"], facts["plots-with-data"], facts["requests"]) == ("1", "1", "0")
     assert facts["entries"] == "48"
     assert "All 48 traces." in html
