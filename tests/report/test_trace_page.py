@@ -106,3 +106,22 @@ def test_beyond_2000_traces_the_page_shows_a_sample_and_says_so(tmp_path):
     shown = json.loads(re.search(r'id="traces-data">(.*?)</script>', text, flags=re.DOTALL)[1])
     problems = {side: {t["problem"] for t in shown if t["side"] == side} for side in "AB"}
     assert problems["A"] == problems["B"]  # whole problems, the same on both sides
+
+
+@needs_chromium
+def test_the_page_of_measure_has_the_browser_too(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({**r, "kind": "<u>"}) + "\n" for r in records(1)))
+    done = subprocess.run(
+        [sys.executable, "-m", "epistill", "measure", str(path), "--report", str(tmp_path / "m.html"), "--json"],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    html = (tmp_path / "m.html").read_text()
+    assert "<script>alert(1)" not in html
+    facts, _ = opened(tmp_path / "m.html", tmp_path / "profile")
+    assert (facts["plots"], facts["plots-with-data"], facts["requests"]) == ("1", "1", "0")
+    assert facts["entries"] == "48"
+    assert "All 48 traces." in html
+    density = json.loads(done.stdout)["files"][0]["groups"]["(all)"]["markers"]["paper-en"]
+    assert f"{density['density_per_1k_words']['value']:.2f} [" in html

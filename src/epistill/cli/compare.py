@@ -101,7 +101,7 @@ def compare(
     if out is not None:
         write_json(out, summary)
     if report is not None:
-        from epistill.report.traces import write_trace_page
+        from epistill.report.traces import write_compared_page
         from epistill.traces.shift import shift
         from epistill.traces.shown import compared_traces
 
@@ -109,7 +109,7 @@ def compare(
         files = [list(side.readings) for side in found.sides]
         moved = shift(files[0], files[1], options.reading)
         lexicons = options.reading.lexicons
-        write_trace_page({**summary, "shift": moved}, shown, total, report, lexicons=lexicons)
+        write_compared_page({**summary, "shift": moved}, shown, total, report, lexicons=lexicons)
     if as_json:
         say(summary)
     else:

@@ -72,6 +72,15 @@ def measure(
     summary = summarise(results, options)
     for line in warnings_of(summary):
         warn(line)
+    if report is not None:
+        from epistill.report.traces import write_measured_page
+        from epistill.traces.shown import measured_traces
+
+        shown, total = measured_traces(results, options)
+        lines = warnings_of(summary)
+        write_measured_page(
+            summary, shown, total, report, lexicons=options.lexicons, warnings=lines
+        )
     if out is not None:
         write_json(out, summary)
     if as_json:

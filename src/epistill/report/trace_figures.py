@@ -1,6 +1,7 @@
-"""The plots of a page about traces: scores under budgets, accuracy by length and by density.
+"""The plots of pages about traces: budgets, accuracy by length and doubt, words, positions.
 
-Enters: what `compare` found. Leaves: `Plot`s in page order; a figure without data is not made.
+Enters: what `compare` or `measure` found. Leaves: `Plot`s in page order; a figure without data is
+not made.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ MAX_WORDS = 30
 COLOURS = {"a": PALETTE[0], "b": PALETTE[1]}
 
 
-def trace_plots(summary: Mapping[str, Any]) -> list[Plot]:
+def compared_plots(summary: Mapping[str, Any]) -> list[Plot]:
     """All plots that have data, set by set."""
     several = len(summary["sets"]) > 1
     made: list[Plot | None] = []
@@ -167,6 +168,42 @@ def shift_plot(shift: Mapping[str, Any]) -> Plot | None:
         f"{ordinary}; {others}.",
         _with_legend_above(styled(figure, 180 + 19 * min(MAX_WORDS, len(rows)))),
     )
+
+
+def decile_plots(summary: Mapping[str, Any]) -> list[Plot]:
+    """Where in the response the markers stand, a line for each file (and group) and list."""
+    figure = go.Figure()
+    for file in summary["files"]:
+        for group, found in file["groups"].items():
+            for name, markers in found["markers"].items():
+                known = [
+                    row for row in markers["deciles"] if row["density_per_1k_words"] is not None
+                ]
+                several = len(file["groups"]) > 1
+                owner = f"{file['file']} {group}" if several else file["file"]
+                values = [row["density_per_1k_words"] for row in known]
+                figure.add_trace(
+                    go.Scatter(
+                        x=[row["from"] + 0.05 for row in known],
+                        y=[value["value"] for value in values],
+                        error_y=error_bars(values) if values else None,
+                        mode="lines+markers",
+                        name=f"{owner}: {name}",
+                        line={"color": PALETTE[len(figure.data) % len(PALETTE)], "width": 2},
+                    )
+                )
+    if not figure.data:
+        return []
+    figure.update_xaxes(title="place in the response", tickformat=".0%", range=[0, 1])
+    figure.update_yaxes(title="per 1,000 words", rangemode="tozero")
+    return [
+        Plot(
+            "deciles",
+            "Where in the response",
+            "Markers (and words of the control lists) by tenth of the response, 95 % intervals.",
+            styled(figure, 420),
+        )
+    ]
 
 
 def _with_legend_above(figure: go.Figure) -> go.Figure:

@@ -4,6 +4,7 @@ const PAGE = 20;
 const traces = JSON.parse(document.getElementById("traces-data").textContent);
 const control = (id) => document.getElementById(id);
 let limit = PAGE;
+control("side").append(...[...new Set(traces.map((t) => t.side))].map((name) => new Option(name)));
 function make(tag, className, text) {
   const node = document.createElement(tag);
   node.className = className;
