@@ -39,17 +39,19 @@ PARTS = (
 def measured(name, steps):
     seconds = defaultdict(float)
     originals = [(owner, attribute, getattr(owner, attribute)) for owner, attribute, _ in PARTS]
-    for owner, attribute, part in PARTS:
-        inner = getattr(owner, attribute)
 
-        def timed(*args, _inner=inner, _part=part, **kwargs):
+    def timed(inner, part):
+        def call(*args, **kwargs):
             start = time.perf_counter()
             try:
-                return _inner(*args, **kwargs)
+                return inner(*args, **kwargs)
             finally:
-                seconds[_part] += time.perf_counter() - start
+                seconds[part] += time.perf_counter() - start
 
-        setattr(owner, attribute, timed)
+        return call
+
+    for (owner, attribute, part), (*_, inner) in zip(PARTS, originals, strict=True):
+        setattr(owner, attribute, timed(inner, part))
     shares, totals, marks = defaultdict(list), [], [time.perf_counter()]
 
     def after(done):

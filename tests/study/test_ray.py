@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -17,7 +19,7 @@ from epistill.study.spec import StudySpec
 ray = pytest.importorskip("ray", reason="the extra 'ray' is not installed")
 
 TASK = {"type": "star_search", "arms": 3, "depth": 2}
-STEPS = 40
+STEPS = 24
 SPEC = {
     "name": "ray",
     "question": "The same?",
@@ -45,11 +47,11 @@ def serial(tmp_path_factory):
     return out
 
 
-@pytest.fixture
-def two_nodes(monkeypatch):
+@pytest.fixture(scope="module")
+def two_nodes():
     from ray.cluster_utils import Cluster
 
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     small = {"num_cpus": 1, "object_store_memory": 80 * 1024**2}
     cluster = Cluster(initialize_head=True, head_node_args={**small, "include_dashboard": False})
     other = cluster.add_node(**small)
@@ -63,6 +65,19 @@ def equal_runs(one, other):
         folder = f"runs/{arm['id']}/seed-0"
         for name in ("metrics.jsonl", "result.json", "evaluations/final-held out.jsonl"):
             assert (one / folder / name).read_bytes() == (other / folder / name).read_bytes(), name
+
+
+def test_mistakes_are_one_line_and_nobody_waits_for_a_node_that_never_comes(two_nodes, tmp_path):
+    cluster, _ = two_nodes
+    wrong = StudySpec.model_validate(
+        {**SPEC, "run": {**SPEC["run"], "model": str(tmp_path / "no")}}
+    )
+    with pytest.raises(EpistillError, match="no such directory") as found:
+        run_study(wrong, tmp_path / "wrong", ray=cluster.address)
+    assert "\n" not in str(found.value)
+    large = StudySpec.model_validate({**SPEC, "resources": {"cpus": 1, "gpus": 8}})
+    with pytest.raises(EpistillError, match="asks for 1 CPU and 8 GPU"):
+        run_study(large, tmp_path / "large", ray=cluster.address)
 
 
 def test_a_node_dies_in_the_middle_and_nothing_changes(two_nodes, serial, tmp_path):
@@ -104,25 +119,13 @@ def test_a_node_dies_in_the_middle_and_nothing_changes(two_nodes, serial, tmp_pa
     assert again == timings[lost[0]]
 
 
-def test_auto_starts_a_cluster_of_its_own(serial, tmp_path, monkeypatch):
+def test_auto_starts_a_cluster_of_its_own(serial, tmp_path):
     spec = StudySpec.model_validate({**SPEC, "arms": SPEC["arms"][:1]})
     run_study(spec, tmp_path / "study", ray="auto", workers=1)
     assert not ray.is_initialized()
-    folder = "runs/grpo/seed-0"
     for name in ("metrics.jsonl", "result.json"):
-        assert (tmp_path / "study" / folder / name).read_bytes() == (
-            serial / folder / name
-        ).read_bytes()
-    # On the same cluster code: mistakes are one line, and nobody waits for a node that never comes.
-    wrong = StudySpec.model_validate(
-        {**SPEC, "run": {**SPEC["run"], "model": str(tmp_path / "no")}}
-    )
-    with pytest.raises(EpistillError, match="no such directory") as found:
-        run_study(wrong, tmp_path / "wrong", ray="auto", workers=1)
-    assert "\n" not in str(found.value)
-    large = StudySpec.model_validate({**SPEC, "resources": {"cpus": 1, "gpus": 8}})
-    with pytest.raises(EpistillError, match="asks for 1 CPU and 8 GPU"):
-        run_study(large, tmp_path / "large", ray="auto", workers=1)
+        path = Path("runs/grpo/seed-0") / name
+        assert (tmp_path / "study" / path).read_bytes() == (serial / path).read_bytes()
 
 
 def test_a_cluster_that_is_not_there(tmp_path):
@@ -139,7 +142,7 @@ def test_resources_are_checked_and_kept():
         StudySpec.model_validate({**SPEC, "resources": {"cpus": 0}})
 
 
-def test_payloads_are_plain_json(monkeypatch, tmp_path):
+def test_payloads_are_plain_json(tmp_path):
     """What is handed over is text: no object of this project crosses the border of a process."""
     from epistill.study.runner import jobs_of
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ AUTO = "auto"
 # A node that was cut off may still run its worker for a while; that one holds the run's lock.
 LOCK_WAIT_S = 120.0
 LOCK_POLL_S = 1.0
+CONNECT_S = 10.0
 LOCAL_OBJECTS_BYTES = 80 * 1024**2  # nothing but short strings is ever stored there
 
 
@@ -32,6 +34,7 @@ class RayCluster:
     Args:
         address: As `ray.init` takes it ("10.0.0.1:6379"), or "auto" to start a local one.
         resources: What each job gets.
+        study: The study's folder, which every node must see.
         workers: Processors of a local one; None takes those that this process may use.
 
     Raises:
@@ -40,7 +43,9 @@ class RayCluster:
 
     retries = 5  # nodes come and go
 
-    def __init__(self, address: str, resources: Resources, workers: int | None = None) -> None:
+    def __init__(
+        self, address: str, resources: Resources, study: Path, workers: int | None = None
+    ) -> None:
         try:
             import ray
         except ImportError as error:
@@ -63,19 +68,17 @@ class RayCluster:
             )
         else:
             where = {"address": address}
+            _check_answer(address)
         try:
             ray.init(log_to_driver=False, logging_level=logging.ERROR, **where)
         except (ConnectionError, ValueError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise EpistillError(
-                f"no Ray cluster at {address!r}: {reason}; expected HOST:PORT of a running one "
-                "(ray start --head), or auto"
-            ) from error
+            raise _no_cluster(address, error) from error
         self._check_room(resources)
         self._remote: Any = ray.remote(
             num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=0
         )(_carry_out)
         self._threads = resources.cpus
+        self._study = study
         self._refs: list[Any] = []
 
     def _check_room(self, resources: Resources) -> None:
@@ -94,7 +97,7 @@ class RayCluster:
 
     def submit(self, payload: dict[str, Any], folder: Path) -> Handle:
         """Start a job as soon as a node has room."""
-        ref = self._remote.remote(json.dumps(payload), str(folder), self._threads)
+        ref = self._remote.remote(json.dumps(payload), str(folder), str(self._study), self._threads)
         self._refs.append(ref)
         return _RayJob(self._ray, ref)
 
@@ -135,12 +138,29 @@ class _RayJob:
             raise EpistillError(mistake)
 
 
-def _carry_out(payload: str, folder: str, threads: int) -> str | None:
+def _check_answer(address: str) -> None:
+    """Whether anything listens there: Ray itself tries for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
+    except (OSError, ValueError) as error:
+        raise _no_cluster(address, error) from error
+
+
+def _no_cluster(address: str, error: Exception) -> EpistillError:
+    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return EpistillError(
+        f"no Ray cluster at {address!r}: {reason}; expected HOST:PORT of a running one (ray start "
+        "--head), or auto"
+    )
+
+
+def _carry_out(payload: str, folder: str, study: str, threads: int) -> str | None:
     """In a worker of the cluster: do the job; return what a person should mend, if anything."""
-    if not Path(folder).parents[2].is_dir():
+    if not (Path(study) / "study.json").is_file():
         return (
-            f"{os.uname().nodename} does not see {Path(folder).parents[2]}; expected --out on "
-            "storage that all nodes share"
+            f"{os.uname().nodename} does not see {study}; expected --out on storage that all "
+            "nodes share"
         )
     use_threads(threads)
     deadline = time.monotonic() + LOCK_WAIT_S

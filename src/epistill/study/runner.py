@@ -108,12 +108,15 @@ def run_study(
         clock = _Clock(out)
         worlds, jobs = world_jobs(spec, out), jobs_of(spec, out)
 
+        def render() -> Path:
+            return _render(spec, out, worlds, jobs, clock)
+
         def executors(count: int) -> AbstractContextManager[Executor]:
             if ray is None:
                 return LocalProcesses(workers, spec.resources, count)
             from epistill.study.ray_cluster import RayCluster
 
-            return RayCluster(ray, spec.resources, workers)
+            return RayCluster(ray, spec.resources, out, workers)
 
         with Progress(
             TextColumn("{task.description}"),
@@ -123,14 +126,8 @@ def run_study(
             console=console or Console(quiet=True),
         ) as progress:
             for some in (worlds, jobs):
-                _run_jobs(
-                    some,
-                    executors,
-                    progress,
-                    lambda: _render(spec, out, worlds, jobs, clock),
-                    clock,
-                )
-        return _render(spec, out, worlds, jobs, clock)
+                _run_jobs(some, executors, progress, render, clock)
+        return render()
 
 
 def _claim_folder(spec: StudySpec, out: Path) -> None:

@@ -91,8 +91,7 @@ class Resources(Settings):
     """What each arm gets: a share of this machine, or of a Ray cluster.
 
     Attributes:
-        cpus: Processors, and threads of the arm: its numbers depend on them beyond rounding no
-            more than on any thread count, but equal counts give equal bits.
+        cpus: Processors, and the arm's threads: equal counts give equal bits wherever it runs.
         gpus: Of a Ray node; a part of one lets arms share it. Without Ray, arms see all of them.
     """
 
