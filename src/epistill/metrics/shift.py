@@ -73,9 +73,9 @@ def vocabulary_shift(counts_a: Any, counts_b: Any, words_a: Floats, words_b: Flo
     from scipy import sparse, stats
 
     a, b = (sparse.csc_array(counts, dtype=np.float64) for counts in (counts_a, counts_b))
-    shapes = np.shape(a), np.shape(b)
-    if shapes[0] != shapes[1] or {shapes[0][0]} != {words_a.size, words_b.size}:
-        raise ValueError(f"counts {shapes} with words {words_a.shape}, {words_b.shape}")
+    assert a.shape is not None and b.shape is not None
+    if a.shape != b.shape or a.shape[:1] != words_a.shape or words_a.shape != words_b.shape:
+        raise ValueError(f"counts {a.shape}, {b.shape} with words {words_a.shape}, {words_b.shape}")
     total_a, total_b = float(words_a.sum()), float(words_b.sum())
     if not total_a or not total_b:
         raise ValueError("a set without words has no densities")

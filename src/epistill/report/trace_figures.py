@@ -189,7 +189,7 @@ def decile_plots(summary: Mapping[str, Any]) -> list[Plot]:
                         error_y=error_bars(values) if values else None,
                         mode="lines+markers",
                         name=f"{owner}: {name}",
-                        line={"color": PALETTE[len(figure.data) % len(PALETTE)], "width": 2},
+                        line={"color": PALETTE[len(list(figure.data)) % len(PALETTE)], "width": 2},
                     )
                 )
     if not figure.data:

@@ -6,13 +6,13 @@ that has them. It grades nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from epistill.records import GraderName
+from epistill.records import GraderName, Problem
 from epistill.tasks.files import ANSWER_FIELDS, grader_of, load_problems, reference_answer
 from epistill.traces import fields
 from epistill.traces.fields import Trace, Unusable
@@ -20,7 +20,9 @@ from epistill.traces.read import pieces_of, read_piece
 from epistill.traces.reading import Reading
 
 # Names that can only mean the reference; `answer` may be the model's own, so it comes after them.
-REFERENCE_FIELDS = ("ground_truth", "reference_answer", "gold_answer", "expected_answer", "gold")
+REFERENCE_FIELDS = (
+    "ground_truth", "reference", "reference_answer", "gold_answer", "expected_answer", "gold",
+)  # fmt: skip
 PEEKED = 1_000  # records that decide between letters and mathematics
 Lookup = Mapping[str, tuple[str, GraderName]]
 
@@ -50,9 +52,13 @@ class GradeOptions:
 
 
 def look_up(source: str) -> Lookup:
+    """Answers and graders of a file's problems, by id and by question."""
+    return by_problem(load_problems(source).problems)
+
+
+def by_problem(problems: Sequence[Problem]) -> Lookup:
     """Answers and graders by problem id and by question."""
     found: dict[str, tuple[str, GraderName]] = {}
-    problems = load_problems(source).problems
     for problem in problems:
         found.setdefault(problem.messages[-1].content, (problem.answer, problem.grader))
     for problem in problems:  # an id wins over a question that reads like it
@@ -79,14 +85,19 @@ def records_of(path: Path, reading: Reading) -> Iterator[tuple[int, Mapping[str,
 
 
 def choose_grader(path: Path, options: GradeOptions) -> GraderName:
-    """Letters where the references of the first records are such, else mathematics."""
+    """The grader "choice" where the references of the first records are such, else "math"."""
     records = (record for _, record in islice(records_of(path, Reading()), PEEKED))
-    answers = [a for r in records if (a := _reference(r, options.answer_field)[0]) is not None]
+    answers = [a for r in records if (a := reference_in(r, options.answer_field)[0]) is not None]
     return grader_of(answers) if answers else "math"
 
 
-def _reference(
-    record: Mapping[str, Any], answer_field: str | None
+def is_evaluation(record: Mapping[str, Any]) -> bool:
+    """This package's own evaluation record: its `answer` is what the model answered."""
+    return "n_markers" in record and "status" in record
+
+
+def reference_in(
+    record: Mapping[str, Any], answer_field: str | None = None
 ) -> tuple[str | None, str | None]:
     """The reference answer in a record and the field that has it."""
     if answer_field is not None:
@@ -95,11 +106,11 @@ def _reference(
             return None, None
         # A worked solution that ends in GSM8K's `#### 18` is read as such.
         return reference_answer({"question": "", "answer": value})[0], answer_field
-    if "n_markers" in record and "status" in record:
-        return None, None  # this package's own evaluation: its `answer` is the extracted one
     name = next((n for n in REFERENCE_FIELDS if record.get(n) is not None), None)
     if name is not None:
         return reference_answer({"question": "", "answer": record[name]})[0], name
+    if is_evaluation(record):
+        return None, None
     answer, _ = reference_answer(record)
     if answer is None:
         return None, None
@@ -108,15 +119,21 @@ def _reference(
     return answer, next(name for name in ANSWER_FIELDS if record.get(name) is not None)
 
 
+def grader_in(trace: Trace, names: Sequence[str] = ("grader",)) -> GraderName | None:
+    """The grader that a record names; None where it names none that there is."""
+    named, _ = trace.first(names)
+    return named if named in ("math", "choice", "exact") else None
+
+
 def reference_of(
     trace: Trace, options: GradeOptions, lookup: Lookup | None
 ) -> tuple[str | None, GraderName | None, str]:
     """The reference answer, the grader that comes with it, and where it is from (or is missing)."""
     if lookup is None:
-        reference, name = _reference(trace.record, options.answer_field)
+        reference, name = reference_in(trace.record, options.answer_field)
         missing = "reference answer" if options.answer_field is None else options.answer_field
-        return reference, None, name or f"no {missing}"
+        return reference, grader_in(trace), name or f"no {missing}"
     known = (fields.problem_of(trace, options.problem_field)[0], fields.question_of(trace)[0])
-    reference, grader = next((lookup[key] for key in known if key is not None and key in lookup), (None, None))
+    reference, grader = next((lookup[key] for key in known if key and key in lookup), (None, None))
     source = str(options.problems)
     return reference, grader, source if reference is not None else f"problem not in {source}"
