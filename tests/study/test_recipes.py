@@ -12,8 +12,9 @@ import pytest
 from epistill.errors import EpistillError
 from epistill.methods import METHODS
 from epistill.store import RunStore, read_json
+from epistill.study.executors import run_job
 from epistill.study.plan import plan_study
-from epistill.study.runner import jobs_of, run_job, run_study
+from epistill.study.runner import jobs_of, run_study
 from epistill.study.spec import RECIPES, load_study, shipped_studies
 from epistill.study.tiny import PROBLEMS, tiny_study
 from epistill.tasks.grading import Grader
@@ -211,7 +212,7 @@ def test_each_recipe_runs_at_toy_size(name, tmp_path, monkeypatch, one_grader):
     spec = tiny_study(real, tmp_path)
     jobs = jobs_of(spec, tmp_path.resolve())
     for job in jobs:  # in this process: a worker's imports would take longer than the runs
-        run_job(job.payload, str(job.folder))
+        run_job(json.dumps(job.payload), str(job.folder))
     page = run_study(spec, tmp_path, workers=1)
     assert "Toy size" in page.read_text()
     report = read_json(tmp_path / "report.json")

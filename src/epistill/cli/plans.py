@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from epistill.cli.common import Json, app, say
+from epistill.cli.common import Json, app, at_least, say
+
+if TYPE_CHECKING:
+    from epistill.study.spec import StudySpec
 
 GIB = 2**30
 STATE = ("weights", "gradients", "optimizer", "teacher", "gathered", "activations", "logits")
@@ -17,27 +20,75 @@ STATE = ("weights", "gradients", "optimizer", "teacher", "gathered", "activation
 
 @app.command()
 def plan(
-    name: Annotated[str, typer.Argument(help="A recipe (recipes/...) or a study's TOML file.")],
+    name: Annotated[
+        str | None,
+        typer.Argument(help="recipes/... or a study's TOML file; none lists the recipes."),
+    ] = None,
     tokens_per_second: Annotated[
         float | None, typer.Option(help="Sampled by one GPU; default: the recipe's.")
     ] = None,
     utilisation: Annotated[
         float | None, typer.Option(help="Share of peak FLOPs in training; default: the recipe's.")
     ] = None,
+    gpus: Annotated[
+        int | None, typer.Option(help="That one arm is sharded over; default: the recipe's.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Reckon a study's memory per GPU, tokens and GPU hours from its own numbers."""
     from epistill.study.plan import plan_study
-    from epistill.study.spec import load_study
+    from epistill.study.spec import RECIPES, load_study, shipped_studies
 
-    found = plan_study(
-        load_study(name), sampling_tokens_per_second=tokens_per_second, utilisation=utilisation
-    )
-    if as_json:
-        say(found)
-        return
+    at_least("--gpus", gpus, 1)
+    names = [n for n in shipped_studies() if n.startswith(RECIPES)] if name is None else [name]
+    specs = {n: load_study(n) for n in names}
+    plans = {
+        n: plan_study(
+            spec,
+            sampling_tokens_per_second=tokens_per_second,
+            utilisation=utilisation,
+            gpus=gpus,
+        )
+        for n, spec in specs.items()
+    }
     console = Console()
     console = console if console.is_terminal else Console(width=160)
+    if name is not None:
+        say(plans[name]) if as_json else _print_plan(plans[name], console)
+    elif as_json:
+        say({n: {"question": specs[n].question, **found} for n, found in plans.items()})
+    else:
+        _print_recipes(specs, plans, console)
+
+
+def _print_recipes(
+    specs: Mapping[str, StudySpec], plans: Mapping[str, Mapping[str, Any]], console: Console
+) -> None:
+    from importlib import resources
+
+    table = Table("recipe", "models", "arms", "machine", "GiB on a GPU", "GPU hours")
+    for name, found in plans.items():
+        machine, arms = found["hardware"], found["arms"]
+        most = max(row["training_bytes"] for row in arms.values())
+        table.add_row(
+            name,
+            ", ".join(specs[name].architectures),
+            str(len(arms)),
+            f"{machine['gpus']} x {machine['gpu']}",
+            f"{most / GIB:.0f} of {machine['memory_gib']:g}",
+            f"{found['total_gpu_hours']:,.0f}",
+        )
+    console.print(table)
+    console.print(
+        "epistill plan NAME says what is behind the numbers; epistill study NAME --tiny runs a "
+        "recipe at toy size.\nThe files, to copy and change: "
+        f"{resources.files('epistill.study') / 'recipes'}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _print_plan(found: Mapping[str, Any], console: Console) -> None:
     for table in (_memory_table(found), _cost_table(found)):
         console.print(table)
     machine, assumed = found["hardware"], found["assumed"]

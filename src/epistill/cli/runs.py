@@ -15,7 +15,12 @@ from epistill.errors import EpistillError
 
 @app.command()
 def study(
-    name: Annotated[str, typer.Argument(help="A shipped study (lab, recipes/...) or a TOML file.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="A shipped study (lab, recipes/... as `epistill plan` lists) or a TOML file."
+        ),
+    ],
     preset: Annotated[str | None, typer.Option(help="A smaller version, e.g. quick.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder; default runs/NAME.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes; default all cores.")] = None,

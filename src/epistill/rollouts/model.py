@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import cached_file
 from transformers.utils.logging import disable_progress_bar
 
 from epistill.config import Lora
@@ -183,6 +184,7 @@ def load_model(
     if not sys.stderr.isatty():
         disable_progress_bar()  # a bar in a log file is noise
     tokenizer = _load_tokenizer(source, name, trust_remote_code)
+    _refuse_pickled_adapter(source, name)
     loader: Any = AutoModelForCausalLM
     try:
         network = loader.from_pretrained(
@@ -192,6 +194,7 @@ def load_model(
             trust_remote_code=trust_remote_code,
         )
     except (OSError, ValueError) as error:
+        _explain_own_code(error, name)
         raise EpistillError(
             f"model {name!r} could not be loaded: {_first_line(error)}; expected a causal LM with "
             "safetensors weights"
@@ -238,6 +241,7 @@ def _load_tokenizer(source: str, name: str, trust: bool) -> PreTrainedTokenizerB
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust)
     except (OSError, ValueError) as error:
+        _explain_own_code(error, name)
         raise EpistillError(
             f"model {name!r} has no usable tokenizer: {_first_line(error)}; expected "
             "tokenizer.json and tokenizer_config.json beside the weights"
@@ -248,6 +252,31 @@ def _load_tokenizer(source: str, name: str, trust: bool) -> PreTrainedTokenizerB
             "maps tokens to text offsets"
         )
     return tokenizer
+
+
+def _refuse_pickled_adapter(source: str, name: str) -> None:
+    """Transformers falls back to a pickled adapter, whatever `use_safetensors` says."""
+
+    def has(file: str) -> bool:
+        try:
+            return cached_file(source, file) is not None
+        except OSError:
+            return False
+
+    if has("adapter_config.json") and not has("adapter_model.safetensors"):
+        raise EpistillError(
+            f"model {name!r} is an adapter without adapter_model.safetensors; pickled weights are "
+            "not loaded: save it again as safetensors"
+        )
+
+
+def _explain_own_code(error: Exception, name: str) -> None:
+    if "trust_remote_code" in str(error):
+        raise EpistillError(
+            f"model {name!r} comes with code of its own, which is not run; expected a kind of "
+            "model that transformers has, or, where you trust the author, "
+            "load_model(..., trust_remote_code=True)"
+        ) from error
 
 
 def _check_head(model: LanguageModel) -> None:

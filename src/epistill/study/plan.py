@@ -25,7 +25,7 @@ from epistill.study.hardware import (
     adapter_parameters,
     teacher_bytes,
 )
-from epistill.study.spec import Arm, StudySpec
+from epistill.study.spec import Arm, Probe, StudySpec
 
 COMPUTE_BYTES = 2  # bfloat16
 ADAM_MOMENTS = 2
@@ -93,6 +93,7 @@ def plan_study(
     *,
     sampling_tokens_per_second: float | None = None,
     utilisation: float | None = None,
+    gpus: int | None = None,
 ) -> dict[str, Any]:
     """The plan of a study.
 
@@ -100,6 +101,7 @@ def plan_study(
         spec: With `architectures`, `hardware` and `lengths`.
         sampling_tokens_per_second: Of one GPU; None takes the recipe's.
         utilisation: Share of peak FLOPs in training; None takes the recipe's.
+        gpus: That an arm's state is sharded over; None takes the recipe's.
 
     Returns:
         `arms` (each with memory in bytes, tokens, GPU hours), `total_gpu_hours` over all arms,
@@ -114,8 +116,11 @@ def plan_study(
             f"study {spec.name!r} has no [hardware] or no [lengths]; expected both, as in "
             "`recipes/math-qwen3-8b-think`"
         )
-    rate = sampling_tokens_per_second or hardware.sampling_tokens_per_second
-    share = utilisation or hardware.utilisation
+    if gpus is not None:
+        hardware = hardware.model_copy(update={"gpus": gpus})
+    rate, share = sampling_tokens_per_second, utilisation
+    rate = hardware.sampling_tokens_per_second if rate is None else rate
+    share = hardware.utilisation if share is None else share
     if rate is None or share is None:
         raise EpistillError(
             f"study {spec.name!r} states no throughput; pass --tokens-per-second and "
@@ -227,10 +232,10 @@ def context_length(config: RunConfig, lengths: Lengths) -> int:
     return min(whole, lengths.answer or whole) if context.thinking == "remove" else whole
 
 
-def _probe_tokens(probe: Any, lengths: Lengths) -> int:
+def _probe_tokens(probe: Probe, lengths: Lengths) -> int:
     """Source rollouts and those of every context, each at most as long as unguided ones."""
-    rounds = 1 + len(probe.contexts)
-    return rounds * probe.problems * probe.samples * response_length(probe.sampling, lengths)
+    problems = (probe.candidates or probe.problems) + len(probe.contexts) * probe.problems
+    return problems * probe.samples * response_length(probe.sampling, lengths)
 
 
 def _flops(

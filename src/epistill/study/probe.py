@@ -31,7 +31,7 @@ def run_probe(probe: Probe, seed: int, folder: Path) -> RunStore:
         if store.result is not None:
             return store
         model = load_model(probe.model, dtype=probe.dtype, device=probe.device)
-        problems = load_eval_problems(probe.task, probe.problems)
+        problems = load_eval_problems(probe.task, probe.candidates or probe.problems)
         with Grader() as grader:
             # Contexts come from one set of rollouts, measurements from fresh ones: the response
             # that served as a context must not be counted as its own result.
@@ -43,6 +43,8 @@ def run_probe(probe: Probe, seed: int, folder: Path) -> RunStore:
                 sampling=probe.sampling,
                 seed=derive_seed("probe_source", seed),
             )
+            if probe.candidates is not None:
+                source = _within(source, probe)
             measured = {
                 name: guided_rollouts(
                     model,
@@ -76,6 +78,21 @@ def run_probe(probe: Probe, seed: int, folder: Path) -> RunStore:
             }
         store.finish({"evaluations": summaries})
     return store
+
+
+def _within(source: list[GradedRollout], probe: Probe) -> list[GradedRollout]:
+    """The rollouts of the first problems that the model solves as often as the probe asks for."""
+    grades: dict[str, list[float]] = {}
+    for item in source:
+        grades.setdefault(item.problem.id, []).append(item.grade.score)
+    least, most = probe.accuracy
+    chosen = [p for p, right in grades.items() if least <= sum(right) / len(right) <= most]
+    if len(chosen) < probe.problems:
+        raise EpistillError(
+            f"probe {probe.id!r}: {len(chosen)} of {len(grades)} problems are solved with a rate "
+            f"between {least:g} and {most:g}, expected {probe.problems}; raise its candidates"
+        )
+    return _only(source, set(chosen[: probe.problems]))
 
 
 def _only(items: list[GradedRollout], problems: set[str]) -> list[GradedRollout]:

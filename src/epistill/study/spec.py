@@ -60,12 +60,16 @@ class Probe(Settings):
     """A model's own generations under each context: section 3 of the paper.
 
     Attributes:
+        candidates: Problems sampled without a context to find `problems` of them whose share of
+            right responses lies within `accuracy`; None takes the first ones as they are.
         reference: Published numbers to show beside ours, context -> column -> number.
     """
 
     id: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
     label: str
     model: str
+    candidates: int | None = Field(default=None, ge=1)
+    accuracy: tuple[float, float] = (0.0, 1.0)
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: str = "cpu"
     task: TaskConfig

@@ -24,7 +24,7 @@ from epistill.records import GraderName, Problem
 from epistill.seeds import derive_seed, named_random
 from epistill.store import write_jsonl
 from epistill.study.hardware import Architecture
-from epistill.study.spec import StudySpec
+from epistill.study.spec import Resources, StudySpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -108,6 +108,8 @@ def tiny_study(spec: StudySpec, out: Path) -> StudySpec:
                 "task": _task(probe.task, folder),
                 "problems": PROBLEMS,
                 "samples": SAMPLES,
+                "candidates": None if probe.candidates is None else PROBLEMS,
+                "accuracy": (0.0, 1.0),
                 "sampling": _small_sampling(probe.sampling),
             }
         )
@@ -121,6 +123,7 @@ def tiny_study(spec: StudySpec, out: Path) -> StudySpec:
             "evaluations": _small_sets(spec.evaluations, folder),
             "arms": tuple(arms),
             "probes": tuple(probes),
+            "resources": Resources(),
             "note": "Toy size: random two-layer models, three generated problems, two steps. "
             "It shows that the recipe runs; its numbers mean nothing.",
         }

@@ -197,7 +197,7 @@ def _read_dataset(source: str, path: Path, split: str) -> list[dict[str, Any]]:
             loaded = datasets.load_dataset(str(path), split=split)
         else:
             loaded = datasets.load_dataset(name, config or None, split=split)
-    except (FileNotFoundError, ValueError, OSError, ConnectionError) as error:
+    except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: it has a script
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise EpistillError(
             f"no file or folder {source!r}, and as a dataset name with split {split!r} it could "
