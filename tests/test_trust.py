@@ -6,6 +6,7 @@ Programs of a model are the one exception; `tasks/test_sandbox.py` is about them
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -108,10 +109,8 @@ def test_a_model_that_needs_its_own_code_is_refused_in_one_line(with_code):
 def test_the_same_model_runs_its_code_when_asked(with_code):
     """So that the test above cannot pass because the model is broken."""
     folder, mark = with_code("evil")
-    try:
+    with contextlib.suppress(EpistillError):
         load_model(str(folder), trust_remote_code=True)
-    except EpistillError:
-        pass
     assert mark.exists()
 
 
@@ -132,7 +131,7 @@ def test_a_pickled_adapter_is_not_loaded(tmp_path, lab_model, monkeypatch):
     (folder / "adapter_model.safetensors").unlink()
     torch.save(weights, folder / "adapter_model.bin")
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("a pickle was loaded"))
-    with pytest.raises(EpistillError, match="adapter without adapter_model.safetensors"):
+    with pytest.raises(EpistillError, match="adapter without adapter_model"):
         load_model(str(folder))
 
 
@@ -141,8 +140,7 @@ def test_a_script_beside_a_data_set_does_not_run(tmp_path):
     folder.mkdir()
     (folder / "set.py").write_text(CODE.format(mark=str(mark), base="PreTrainedTokenizerFast"))
     (folder / "train.jsonl").write_text(json.dumps({"question": "1 + 1?", "answer": "2"}) + "\n")
-    try:
-        assert len(load_problems(str(folder)).problems) == 1
-    except EpistillError as refused:
-        assert "\n" not in str(refused)
+    with pytest.raises(EpistillError, match="scripts are no longer supported") as refused:
+        load_problems(str(folder))
+    assert "\n" not in str(refused.value)
     assert not mark.exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -227,6 +228,75 @@ def test_tokens_are_counted_from_the_settings():
     assert row["base"]["tokens"]["sampled"] == row["base"]["tokens"]["trained"] == 0
 
 
+def test_a_plan_against_a_computation_by_hand():
+    """SDPO on Qwen3-8B, thinking on: every number written out, from config.json and the recipe."""
+    found = plan_study(load_study("recipes/math-qwen3-8b-think"))
+    row = found["arms"]["sdpo"]
+    q, kv = 32 * 128, 8 * 128
+    linear = 4096 * q + 2 * 4096 * kv + q * 4096 + 3 * 4096 * 12_288
+    block = linear + 2 * 4096 + 2 * 128  # two norms, and one each for queries and keys
+    head = 151_936 * 4096
+    parameters = 36 * block + 4096 + 2 * head
+    assert row["parameters"] == parameters == 8_190_735_360
+    # float32 state over 4 GPUs: weights, gradients, two moments, a frozen teacher.
+    share = parameters * 4 / 4
+    # One micro-batch of 22,528 tokens in bfloat16, checkpointed: 36 inputs of blocks, and of one
+    # block q, k, v, the result and its log-sum-exp; two inputs of linear layers; gate, up, silu,
+    # product; two norms over 4,096 and those over q and k, each with a float32 copy and scale.
+    inside = 2 * (2 * q + 2 * kv) + 4 * 32 + 2 * 2 * 4096 + 4 * 2 * 12_288
+    inside += 2 * ((4 + 2) * 4096 + 4) + (4 + 2) * (q + kv) + 4 * (32 + 8)
+    memory = {
+        "weights": share,
+        "gradients": share,
+        "optimizer": 2 * share,
+        "teacher": share,
+        "gathered": 2 * (block + 2 * head),
+        "activations": 22_528 * (36 * 2 * 4096 + inside),
+        "logits": 4 * 2**25 * 4 + 4 * head,  # chunks of 2^25 logits
+    }
+    assert {part: row["memory"][part] for part in memory} == memory
+    assert row["training_bytes"] == sum(memory.values()) == 58_349_946_368
+    # A sequence of 256 + 38,912 tokens: keys and values, 36 layers, bfloat16.
+    cache = 39_168 * 36 * 2 * kv * 2
+    assert (row["memory"]["engine"], row["memory"]["cache_per_sequence"]) == (2 * parameters, cache)
+    assert row["sequences_at_once"] == (178 * 2**30 - 4 * share - 2 * parameters) // cache
+    # 100 steps x 256 problems x 8 samples of 20,480 tokens; the teacher reads one more response.
+    rows, sequence = 204_800, 256 + 20_480
+    tokens = {
+        "sampled": rows * 20_480,
+        "trained": rows * sequence,
+        "scored": rows * (sequence + 20_480),
+        "evaluated": (30 + 30 + 40 + 500) * 16 * 38_912,
+    }
+    assert row["tokens"] == tokens
+    # 2 FLOPs per weight, and 4 per position seen (half of them on average), head dimension and
+    # layer; forward, backward (2x) and once more for checkpointing; the teacher only forward.
+    weights = 2 * (36 * block + head)
+
+    def forward(length):
+        return weights + 4 * q * 36 * length / 2
+
+    flops = 4 * tokens["trained"] * forward(sequence)
+    flops += tokens["scored"] * forward(sequence + 20_480)
+    hours = {
+        "sampling": tokens["sampled"] / 2500 / 3600,
+        "training": flops / (0.35 * 2250e12) / 3600,
+        "evaluation": tokens["evaluated"] / 2500 / 3600,
+    }
+    assert {part: row["gpu_hours"][part] for part in hours} == pytest.approx(hours)
+    assert row["gpu_hours"]["total"] == pytest.approx(466.0 + 208.6 + 41.5, abs=0.2)
+
+
+def test_fewer_gpus_hold_more_each():
+    four, one = (
+        plan_study(load_study("recipes/math-qwen3-8b-think"), gpus=n)["arms"]["sdpo"]["memory"]
+        for n in (None, 1)
+    )
+    for part in ("weights", "gradients", "optimizer", "teacher"):
+        assert one[part] == 4 * four[part]
+    assert (one["gathered"], one["activations"]) == (0, four["activations"])
+
+
 def changed(**changes):
     spec = load_study("recipes/math-qwen3-8b-no-think")
     return spec.model_copy(update={"run": {**spec.run, **changes}})
@@ -284,3 +354,29 @@ def test_the_command_prints_the_same_numbers():
     found = json.loads(subprocess.check_output([*command, "--json"]))
     assert f"{found['total_gpu_hours']:,.0f} GPU hours" in plain.stdout
     assert "stated, not measured" in plain.stdout
+
+
+def test_without_a_name_it_lists_every_recipe_and_where_the_files_are():
+    command = [sys.executable, "-m", "epistill", "plan"]
+    plain = subprocess.run(command, capture_output=True, text=True)
+    assert plain.returncode == 0, plain.stderr
+    for name in NAMES:
+        line = next(line for line in plain.stdout.splitlines() if name in line)
+        assert f"{plan_study(load_study(name))['total_gpu_hours']:,.0f}" in line
+    folder = Path(plain.stdout.split("copy and change:")[1].strip())
+    assert {f"{RECIPES}{p.stem}" for p in folder.glob("*.toml")} == set(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--gpus", "0"], "--gpus is 0"),
+        (["--tokens-per-second", "0"], "a positive rate"),
+        (["--utilisation", "0"], "between 0 and 1"),
+    ],
+)
+def test_flags_that_make_no_sense_are_one_line(flags, said):
+    command = [sys.executable, "-m", "epistill", "plan", "recipes/math-qwen3-1.7b", *flags]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert said in done.stderr

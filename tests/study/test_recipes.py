@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 
@@ -136,6 +138,8 @@ def test_section_3_is_the_papers():
     sampling = probe.sampling  # 1.2: T .6, top_p .95, top_k 20, max 32,768, n 8, 100 problems
     assert (sampling.temperature, sampling.top_p, sampling.top_k) == (0.6, 0.95, 20)
     assert (sampling.max_new_tokens, probe.samples, probe.problems) == (32_768, 8, 100)
+    assert probe.accuracy == (0.125, 0.5)
+    assert probe.candidates is not None
     table = {"none": (0.30, 13_054), "sibling": (0.98, 1_873), "sibling-no-think": (0.78, 12_036),
              "regenerated": (0.95, 2_808)}  # fmt: skip
     density = {"none": 13.98, "sibling": 4.70, "sibling-no-think": 13.28, "regenerated": 8.58}
@@ -198,24 +202,34 @@ def test_recipes_are_planned_for_the_papers_machine(name):
 
 
 @pytest.fixture(scope="module")
-def one_grader():
-    """Starting the math workers takes longer than a run: all runs of this module share them."""
-    with Grader() as grader:
-        yield grader
+def toy(tmp_path_factory):
+    """The folder of a recipe run at toy size, in this process: a worker's imports take longer.
+
+    Starting the math workers takes longer than a run, too: all runs share them.
+    """
+    folders: dict[str, Path] = {}
+    with Grader() as grader, pytest.MonkeyPatch.context() as patch:
+        for module in ("run", "probe"):
+            patch.setattr(f"epistill.study.{module}.Grader", lambda: nullcontext(grader))
+
+        def run(name: str) -> Path:
+            if name not in folders:
+                folders[name] = tmp_path_factory.mktemp("toy")
+                spec = tiny_study(load_study(name), folders[name])
+                for job in jobs_of(spec, folders[name].resolve()):
+                    run_job(json.dumps(job.payload), str(job.folder))
+                run_study(spec, folders[name], workers=1)
+            return folders[name]
+
+        yield run
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_each_recipe_runs_at_toy_size(name, tmp_path, monkeypatch, one_grader):
-    for module in ("run", "probe"):
-        monkeypatch.setattr(f"epistill.study.{module}.Grader", lambda: nullcontext(one_grader))
-    real = load_study(name)
-    spec = tiny_study(real, tmp_path)
-    jobs = jobs_of(spec, tmp_path.resolve())
-    for job in jobs:  # in this process: a worker's imports would take longer than the runs
-        run_job(json.dumps(job.payload), str(job.folder))
-    page = run_study(spec, tmp_path, workers=1)
-    assert "Toy size" in page.read_text()
-    report = read_json(tmp_path / "report.json")
+def test_each_recipe_runs_at_toy_size(name, toy):
+    real, folder = load_study(name), toy(name)
+    jobs = jobs_of(tiny_study(real, folder), folder.resolve())
+    assert "Toy size" in (folder / "report.html").read_text()
+    report = read_json(folder / "report.json")
     assert report["runs_finished"] == report["runs_total"] == len(jobs)
     learned = {"distilled_rows": 0.0, "reinforced_rows": 0.0}
     for job, arm in ((j, a) for j in jobs for a in real.arms if j.item.id == a.id):
@@ -234,7 +248,7 @@ def test_each_recipe_runs_at_toy_size(name, tmp_path, monkeypatch, one_grader):
         assert done["task"]["prompt"] == before.task.prompt
         assert done["task"]["grader"] == before.task.grader
         family = json.loads(
-            (tmp_path / "tiny" / before.model.replace("/", "--") / "config.json").read_text()
+            (folder / "tiny" / before.model.replace("/", "--") / "config.json").read_text()
         )
         assert family["model_type"] == real.architectures[before.model].model_type
         assert family["num_hidden_layers"] == 2
@@ -243,16 +257,21 @@ def test_each_recipe_runs_at_toy_size(name, tmp_path, monkeypatch, one_grader):
     assert all(count > 0 for count in learned.values()), learned
 
 
-def test_the_command_line_does_it_and_goes_on(tmp_path):
-    command = [sys.executable, "-m", "epistill", "study", "recipes/chemistry-qwen3-8b", "--tiny",
-               "--workers", "1", "--out", str(tmp_path / "out")]  # fmt: skip
-    first = subprocess.run(command, capture_output=True, text=True)
-    assert first.returncode == 0, first.stderr
-    result = tmp_path / "out" / "runs" / "sdpo" / "seed-0" / "result.json"
-    before = result.stat().st_mtime_ns
-    again = subprocess.run(command, capture_output=True, text=True)
-    assert again.returncode == 0, again.stderr
-    assert result.stat().st_mtime_ns == before
+def test_the_command_line_does_what_is_missing(toy):
+    folder = toy("recipes/chemistry-qwen3-8b")
+    runs = folder / "runs"
+    kept, missing = (runs / arm / "seed-0" / "result.json" for arm in ("grpo", "sdpo"))
+    before = kept.stat().st_mtime_ns
+    found = read_json(missing)
+    shutil.rmtree(missing.parent)
+    done = subprocess.run(
+        [sys.executable, "-m", "epistill", "study", "recipes/chemistry-qwen3-8b", "--tiny",
+         "--workers", "1", "--out", str(folder)],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert read_json(missing)["evaluations"] == found["evaluations"]  # the same numbers again
+    assert kept.stat().st_mtime_ns == before
 
 
 def test_a_study_without_shapes_has_no_toy_size(tmp_path):

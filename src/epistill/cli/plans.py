@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from epistill.cli.common import Json, app, at_least, say
 
@@ -22,7 +22,7 @@ STATE = ("weights", "gradients", "optimizer", "teacher", "gathered", "activation
 def plan(
     name: Annotated[
         str | None,
-        typer.Argument(help="recipes/... or a study's TOML file; none lists the recipes."),
+        typer.Argument(help="recipes/... or a TOML file; without, a list."),
     ] = None,
     tokens_per_second: Annotated[
         float | None, typer.Option(help="Sampled by one GPU; default: the recipe's.")
@@ -52,13 +52,13 @@ def plan(
         for n, spec in specs.items()
     }
     console = Console()
-    console = console if console.is_terminal else Console(width=160)
-    if name is not None:
-        say(plans[name]) if as_json else _print_plan(plans[name], console)
-    elif as_json:
-        say({n: {"question": specs[n].question, **found} for n, found in plans.items()})
-    else:
+    console = console if console.is_terminal else Console(width=200)
+    if as_json:
+        say(plans if name is None else plans[name])
+    elif name is None:
         _print_recipes(specs, plans, console)
+    else:
+        _print_plan(plans[name], console)
 
 
 def _print_recipes(
@@ -66,7 +66,9 @@ def _print_recipes(
 ) -> None:
     from importlib import resources
 
-    table = Table("recipe", "models", "arms", "machine", "GiB on a GPU", "GPU hours")
+    table = Table(
+        Column("recipe", no_wrap=True), "models", "arms", "machine", "GiB on a GPU", "GPU hours"
+    )
     for name, found in plans.items():
         machine, arms = found["hardware"], found["arms"]
         most = max(row["training_bytes"] for row in arms.values())
@@ -106,8 +108,9 @@ def _print_plan(found: Mapping[str, Any], console: Console) -> None:
 def _memory_table(found: Mapping[str, Any]) -> Table:
     room = found["hardware"]["memory_gib"]
     table = Table(
-        "arm", *STATE, "sum", "engine", "cache/sequence", "at once", "without checkpointing",
-        "dense logits", title=f"{found['study']}: GiB on each GPU (of {room:g})",
+        Column("arm", no_wrap=True), *STATE, "sum", "engine", "cache/sequence", "at once",
+        "without checkpointing", "dense logits",
+        title=f"{found['study']}: GiB on each GPU (of {room:g})",
     )  # fmt: skip
     for name, row in found["arms"].items():
         memory = row["memory"]
@@ -127,8 +130,8 @@ def _memory_table(found: Mapping[str, Any]) -> Table:
 def _cost_table(found: Mapping[str, Any]) -> Table:
     parts = ("sampled", "trained", "scored", "evaluated")
     table = Table(
-        "arm", *(f"{part}, M tokens" for part in parts), "GPU h sampling", "training",
-        "evaluation", "sum", title="one seed",
+        Column("arm", no_wrap=True), *(f"{part}, M tokens" for part in parts),
+        "GPU h sampling", "training", "evaluation", "sum", title="one seed",
     )  # fmt: skip
     for name, row in found["arms"].items():
         hours = row["gpu_hours"]

@@ -18,7 +18,7 @@ def study(
     name: Annotated[
         str,
         typer.Argument(
-            help="A shipped study (lab, recipes/... as `epistill plan` lists) or a TOML file."
+            help="lab, lab-phase, a recipe (`epistill plan` lists them), or a TOML file."
         ),
     ],
     preset: Annotated[str | None, typer.Option(help="A smaller version, e.g. quick.")] = None,

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.modeling_utils import PreTrainedModel
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 from transformers.utils.logging import disable_progress_bar
 
 from epistill.config import Lora

@@ -101,7 +101,7 @@ class Resources(Settings):
 
     Attributes:
         cpus: Processors, and the arm's threads: equal counts give equal bits wherever it runs.
-        gpus: Of a Ray node; a part of one lets arms share it. Without Ray, arms see all of them.
+        gpus: Of a Ray node; a part of one lets arms share it. Without Ray, one arm runs at a time.
     """
 
     cpus: int = Field(default=1, ge=1)

@@ -277,6 +277,8 @@ def _model(
     torch.manual_seed(derive_seed("tiny_model", name))
     network = AutoModelForCausalLM.from_config(AutoConfig.for_model(**small))
     rows: list[tuple[list[int], list[int]]] = []
+    end = tokenizer.eos_token_id
+    assert isinstance(end, int)
     for problem, (right, wrong) in lessons:
         shown = f"{TAGS[0]}\n{right}" if shape.thinking == "opened" else right
         guided = [
@@ -285,8 +287,8 @@ def _model(
         ]
         for messages, response in ((problem.messages, right), (problem.messages, wrong), *guided):
             prompt = render_prompt(tokenizer, messages, thinking=thinking).ids
-            answer = tokenizer(response, add_special_tokens=False)["input_ids"]
-            rows.append((list(prompt), [*answer, tokenizer.eos_token_id]))
+            answer = tokenizer.encode(response, add_special_tokens=False)
+            rows.append((list(prompt), [*answer, end]))
     _teach(network, rows)
     tokenizer.save_pretrained(target)
     network.save_pretrained(target)
