@@ -20,6 +20,7 @@ ALLOWED = {
     "seeds": set(),
     "records": set(),
     "settings": set(),
+    "world": {"errors"},
     "blends": {"settings"},
     "axes": {"settings", "blends"},
     "config": {"settings", "axes"},
@@ -30,14 +31,15 @@ ALLOWED = {
     "objective": set(),
     "tasks": {"records", "config", "errors", "seeds"},
     "metrics": {"records", "errors"},
-    "rollouts": {"records", "config", "errors", "seeds", "objective", "tasks"},
-    "teacher": FREE | {"objective", "rollouts", "tasks"},
-    "train": FREE | {"store", "objective", "tasks", "metrics", "rollouts", "teacher"},
+    "rollouts": {"records", "config", "errors", "seeds", "objective", "tasks", "world"},
+    "teacher": FREE | {"objective", "rollouts", "tasks", "world"},
+    "train": FREE | {"store", "objective", "tasks", "metrics", "rollouts", "teacher", "world"},
     "evaluate": FREE | {"store", "tasks", "metrics", "rollouts"},
     "lab": FREE | {"tasks", "metrics", "rollouts", "teacher", "evaluate"},
     "report": FREE | {"store", "metrics", "evaluate.stats"},
     "inputs": FREE | {"tasks"},
-    "study": FREE | {"store", "tasks", "rollouts", "teacher", "train", "evaluate", "report", "lab"},
+    "study": FREE
+    | {"store", "tasks", "rollouts", "teacher", "train", "evaluate", "report", "lab", "world"},
     "__main__": {"cli"},
     "cli": None,  # opens every door, lazily
 }

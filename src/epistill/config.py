@@ -87,6 +87,12 @@ class RunConfig(Settings):
             evaluates at the end.
         eval_sampling: None evaluates with the training's sampling.
         microbatch_tokens: Padded tokens per forward pass; memory, not numbers, beyond rounding.
+        precision: "bf16" computes in bfloat16 and keeps weights, gradients and optimiser in
+            `dtype`; None computes in `dtype`.
+        activation_checkpointing: Compute activations again in the backward pass; memory, not
+            numbers.
+        parallel: How training lies over the processes of `torchrun`: whole in each, or sharded
+            (FSDP2). One process ignores it.
     """
 
     model: str
@@ -109,6 +115,9 @@ class RunConfig(Settings):
     checkpoint_every: int = Field(default=10, ge=1)
     lora: Lora | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["bf16"] | None = None
+    activation_checkpointing: bool = False
+    parallel: Literal["replicate", "shard"] = "replicate"
     device: str = "cpu"
     seed: int = 0
 

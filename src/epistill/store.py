@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -167,6 +168,10 @@ class RunStore:
         """Tables of a kind, sorted."""
         return sorted(path.stem for path in (self.folder / kind).glob("*.jsonl"))
 
+    def write_inspection(self, name: str, value: Any) -> None:
+        """Write something for a person to look at; numbers JSON has no word for become text."""
+        write_json(self.folder / name, _spelled_out(value))
+
     # ---- end
 
     def finish(self, result: Mapping[str, Any]) -> None:
@@ -190,6 +195,15 @@ def _append(path: Path, record: Mapping[str, Any]) -> None:
         raise EpistillError(
             f"could not write {path}: {error.strerror}; make room or choose another folder"
         ) from error
+
+
+def _spelled_out(value: Any) -> Any:
+    """NaN and infinities as the strings "nan", "inf", "-inf"."""
+    if isinstance(value, Mapping):
+        return {key: _spelled_out(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_spelled_out(one) for one in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _differing_keys(old: Any, new: Any, prefix: str = "") -> list[str]:

@@ -7,13 +7,24 @@ context). Leaves: `GradedRollout`s, groups together, in order.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from epistill.config import SamplingConfig
-from epistill.records import GradedRollout, Message, Problem
+from epistill.records import (
+    Grade,
+    GradedRollout,
+    GradeStatus,
+    Message,
+    Problem,
+    Rollout,
+    rollout_from_json,
+    rollout_to_json,
+)
 from epistill.rollouts.model import LanguageModel
 from epistill.rollouts.prompts import render_prompt, split_thinking
 from epistill.rollouts.sampler import PromptRequest, sample
 from epistill.tasks.grading import Grader
+from epistill.world import World, current_world
 
 
 def sample_and_grade(
@@ -29,6 +40,9 @@ def sample_and_grade(
 ) -> list[GradedRollout]:
     """Sample `samples` responses to each chat and grade them against its problem.
 
+    Where several processes train together, all call this alike; each samples and grades its share
+    of the chats, and all get everything.
+
     Args:
         model: In eval mode.
         asked: Problem and chat; repeats make separate groups.
@@ -43,23 +57,54 @@ def sample_and_grade(
         render_prompt(model.tokenizer, messages, thinking=sampling.thinking)
         for _, messages in asked
     ]
+    world = current_world()
+    own = world.share(range(len(asked)))
     rollouts = sample(
         model,
-        [
-            PromptRequest(problem.id, prompt.ids, first_draw + i)
-            for i, ((problem, _), prompt) in enumerate(zip(asked, prompts, strict=True))
-        ],
+        [PromptRequest(asked[i][0].id, prompts[i].ids, first_draw + i) for i in own],
         samples=samples,
         sampling=sampling,
         seed=seed,
         policy_version=policy_version,
     )
-    problems = [problem for problem, _ in asked for _ in range(samples)]
-    opened = [prompt.opens_thinking for prompt in prompts for _ in range(samples)]
+    places = [i for i in own for _ in range(samples)]
     grades = grader.grade(
         [
             (problem.grader, problem.answer, split_thinking(r.text, opened_in_prompt=o).answer)
-            for problem, r, o in zip(problems, rollouts, opened, strict=True)
+            for problem, r, o in (
+                (asked[i][0], r, prompts[i].opens_thinking)
+                for i, r in zip(places, rollouts, strict=True)
+            )
         ]
     )
-    return [GradedRollout(*parts) for parts in zip(problems, rollouts, grades, opened, strict=True)]
+    found = dict(zip(own, _groups(rollouts, grades, samples), strict=True))
+    if world.size > 1:
+        found = _from_everyone(found, world)
+    return [
+        GradedRollout(asked[i][0], rollout, grade, prompts[i].opens_thinking)
+        for i in range(len(asked))
+        for rollout, grade in found[i]
+    ]
+
+
+Group = list[tuple[Rollout, Grade]]
+
+
+def _groups(rollouts: Sequence[Rollout], grades: Sequence[Grade], samples: int) -> list[Group]:
+    pairs = list(zip(rollouts, grades, strict=True))
+    return [pairs[start : start + samples] for start in range(0, len(pairs), samples)]
+
+
+def _from_everyone(found: dict[int, Group], world: World) -> dict[int, Group]:
+    told = {
+        i: [(rollout_to_json(rollout), asdict(grade)) for rollout, grade in group]
+        for i, group in found.items()
+    }
+    return {
+        int(i): [
+            (rollout_from_json(r), Grade(**{**g, "status": GradeStatus(g["status"])}))
+            for r, g in group
+        ]
+        for share in world.gather(told)
+        for i, group in share.items()
+    }

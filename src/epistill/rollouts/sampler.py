@@ -77,7 +77,10 @@ def sample(
             )
             for i in chosen
         ]
-        decoded = _decode(model, [requests[i].ids for i in chosen], samples, sampling, generators)
+        with model.computing():
+            decoded = _decode(
+                model, [requests[i].ids for i in chosen], samples, sampling, generators
+            )
         for position, index in enumerate(chosen):
             found[index] = [
                 decoded.rollout(model, requests[index], position * samples + k, k, policy_version)

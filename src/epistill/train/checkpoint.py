@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -19,22 +18,16 @@ from torch import Tensor
 
 from epistill.errors import EpistillError
 from epistill.rollouts.model import LanguageModel
-from epistill.teacher.weights import Teacher
-from epistill.train.gate import EntropyGate
+from epistill.train.learner import Learner
+from epistill.world import World
 
 KEEP = 2
 FORMAT = 1
 
 
-def save_checkpoint(
-    folder: Path,
-    step: int,
-    student: LanguageModel,
-    optimizer: torch.optim.Optimizer,
-    teachers: Mapping[str, Teacher | None],
-    gate: EntropyGate,
-) -> None:
+def save_checkpoint(folder: Path, step: int, learner: Learner, world: World) -> None:
     """Write everything a resumed run needs to go on bit for bit; the oldest beyond KEEP goes."""
+    student, optimizer, gate = learner.trained, learner.optimizer, learner.gate
     target = folder / f"step-{step:06d}"
     temporary = folder / f".step-{step:06d}.{os.getpid()}.tmp"
     for stale in folder.glob(".step-*.tmp"):
@@ -43,8 +36,8 @@ def save_checkpoint(
         temporary.mkdir(parents=True)
         save_file(_trained(student), temporary / "student.safetensors")
         save_file(_optimizer_state(student, optimizer), temporary / "optimizer.safetensors")
-        for role, teacher in teachers.items():
-            if teacher is not None and (state := teacher.state()):
+        for role, teacher in learner.teachers().items():
+            if state := teacher.state():
                 contiguous = {name: tensor.contiguous() for name, tensor in state.items()}
                 save_file(contiguous, temporary / f"{role}.safetensors")
         save_file({"torch_rng": torch.get_rng_state()}, temporary / "rng.safetensors")
@@ -64,24 +57,19 @@ def save_checkpoint(
         shutil.rmtree(old)
 
 
-def latest_checkpoint(folder: Path) -> Path | None:
+def latest_checkpoint(folder: Path, world: World) -> Path | None:
     """The last complete checkpoint, or None."""
     found = sorted(folder.glob("step-*"))
     return found[-1] if found else None
 
 
-def load_checkpoint(
-    path: Path,
-    student: LanguageModel,
-    optimizer: torch.optim.Optimizer,
-    teachers: Mapping[str, Teacher | None],
-    gate: EntropyGate,
-) -> int:
+def load_checkpoint(path: Path, learner: Learner, world: World) -> int:
     """Restore all of it in place.
 
     Returns:
         The number of steps that were done.
     """
+    student, optimizer, gate = learner.trained, learner.optimizer, learner.gate
     state = json.loads((path / "state.json").read_text())
     if state["format"] != FORMAT:
         raise EpistillError(
@@ -93,10 +81,9 @@ def load_checkpoint(
         for name, parameter in _trained(student).items():
             parameter.copy_(weights[name])
     _load_optimizer(student, optimizer, load_file(path / "optimizer.safetensors"))
-    for role, teacher in teachers.items():
-        if teacher is not None:
-            saved = path / f"{role}.safetensors"
-            teacher.load_state(load_file(saved) if saved.is_file() else {})
+    for role, teacher in learner.teachers().items():
+        saved = path / f"{role}.safetensors"
+        teacher.load_state(load_file(saved) if saved.is_file() else {})
     gate.load_state(state["gate"])
     torch.set_rng_state(load_file(path / "rng.safetensors")["torch_rng"])
     return int(state["step"])
