@@ -19,13 +19,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from epistill.errors import EpistillError
+from epistill.errors import EpistillError, StoppedElsewhere
 
 Item = TypeVar("Item")
-
-
-class StoppedElsewhere(EpistillError):
-    """Another process of the run met the error and reports it; this one only stops."""
 
 
 @dataclass(frozen=True, slots=True)

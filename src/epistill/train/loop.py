@@ -58,7 +58,7 @@ def train(
     done = 0
     if (latest := latest_checkpoint(checkpoints, world)) is not None:
         done = load_checkpoint(latest, learner, world)
-    store.rewind(done)
+    world.on_first(lambda: store.rewind(done))
     if done == 0:
         on_step(0, student)
     while done < config.steps:

@@ -45,6 +45,7 @@ def placement(config: RunConfig, world: World) -> Place:
             fully_shard(part, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
             assert isinstance(part, FSDPModule)
             part.set_gradient_divide_factor(1.0)
+            part.set_force_sum_reduction_for_comms(True)  # gloo has no scaled sum
         if shared:  # a tied head is the embedding: it follows where that went
             embedding = model.input_layer()
             head.weight = embedding.weight
