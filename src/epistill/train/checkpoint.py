@@ -25,6 +25,7 @@ from epistill.errors import EpistillError
 from epistill.rollouts.model import LanguageModel
 from epistill.store import read_json, write_json
 from epistill.train.learner import Learner
+from epistill.train.parallel import refresh
 from epistill.world import World
 
 KEEP = 2
@@ -125,6 +126,7 @@ def load_checkpoint(path: Path, learner: Learner, world: World) -> int:
         teacher.load_state(
             {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
         )
+    refresh(learner.student, learner.trained)
     learner.gate.load_state(state["gate"])
     learner.skipped_in_a_row = state["skipped_in_a_row"]
     generators = state["generators"]

@@ -58,7 +58,7 @@ def update(
     for part in range(parts):
         learner.optimizer.zero_grad(set_to_none=True)
         rows = batch.rows[part * size : (part + 1) * size]
-        result = _gradients(config, learner, rows, step * parts + part)
+        result = gradients_of_step(config, learner, rows, step * parts + part)
         if result.distilled_rows == 0 and result.reinforced_rows == 0:
             results.append(result)
             continue  # nothing to learn from: weights, optimiser and teacher stay as they are
@@ -92,7 +92,9 @@ def update(
     }
 
 
-def _gradients(config: RunConfig, learner: Learner, rows: Sequence[Row], number: int) -> StepResult:
+def gradients_of_step(
+    config: RunConfig, learner: Learner, rows: Sequence[Row], number: int
+) -> StepResult:
     """Leave the gradient of one optimiser step in the trained parameters."""
     student, teacher, base = learner.trained, learner.teacher, learner.base
     scoring = {
