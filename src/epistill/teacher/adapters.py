@@ -35,7 +35,8 @@ def lora_layers(model: LanguageModel) -> dict[str, LoraLayer]:
 
 def weight_delta(layer: LoraLayer) -> Tensor:
     """What the active adapters add to the layer's weight, sum of scale B A; sharded as they are."""
-    delta: Any = sum(layer.get_delta_weight(name) for name in layer.active_adapters)
+    adapted: Any = layer
+    delta: Any = sum(adapted.get_delta_weight(name) for name in layer.active_adapters)
     return delta.redistribute(placements=[Shard(0)]) if isinstance(delta, DTensor) else delta
 
 

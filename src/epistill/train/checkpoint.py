@@ -15,9 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
-from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.hf_storage import (
+    HuggingFaceStorageReader,
+    HuggingFaceStorageWriter,
+)
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
@@ -66,7 +70,7 @@ def save_checkpoint(folder: Path, step: int, learner: Learner, world: World) -> 
         world.on_first(lambda: _said(begin, target))
         writer = HuggingFaceStorageWriter(str(temporary), save_distributed=True)
         with _alone_is_meant():
-            dcp.save(_tensors(learner), storage_writer=writer, no_dist=world.size == 1)
+            save(_tensors(learner), storage_writer=writer, no_dist=world.size == 1)
         world.on_first(lambda: _said(end, target))
     except CheckpointException as error:
         cause = next(iter(error.failures.values()))[0]
@@ -120,7 +124,7 @@ def load_checkpoint(path: Path, learner: Learner, world: World) -> int:
             "checkpoint of this run; remove it to train again from the start"
         )
     with _alone_is_meant():
-        dcp.load(tensors, storage_reader=reader, no_dist=world.size == 1)
+        load(tensors, storage_reader=reader, no_dist=world.size == 1)
     for role, teacher in learner.teachers().items():
         prefix = f"{role}/"
         teacher.load_state(
