@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import TypedDict
 
 from epistill.config import SamplingConfig
 from epistill.records import (
@@ -22,9 +23,19 @@ from epistill.records import (
 )
 from epistill.rollouts.model import LanguageModel
 from epistill.rollouts.prompts import render_prompt, split_thinking
+from epistill.rollouts.remote import RemoteEngine
 from epistill.rollouts.sampler import PromptRequest, sample
 from epistill.tasks.grading import Grader
 from epistill.world import World, current_world
+
+
+class Drawing(TypedDict):
+    """How every engine is asked to draw."""
+
+    samples: int
+    sampling: SamplingConfig
+    seed: int
+    policy_version: int
 
 
 def sample_and_grade(
@@ -37,6 +48,7 @@ def sample_and_grade(
     seed: int,
     policy_version: int = 0,
     first_draw: int = 0,
+    engine: RemoteEngine | None = None,
 ) -> list[GradedRollout]:
     """Sample `samples` responses to each chat and grade them against its problem.
 
@@ -52,6 +64,7 @@ def sample_and_grade(
         seed: Names the draws.
         policy_version: Stamped on the rollouts.
         first_draw: Place of the first chat in a larger batch that is sampled in parts.
+        engine: Samples on servers instead of in this process.
     """
     prompts = [
         render_prompt(model.tokenizer, messages, thinking=sampling.thinking)
@@ -59,14 +72,21 @@ def sample_and_grade(
     ]
     world = current_world()
     own = world.share(range(len(asked)))
-    rollouts = sample(
-        model,
-        [PromptRequest(asked[i][0].id, prompts[i].ids, first_draw + i) for i in own],
-        samples=samples,
-        sampling=sampling,
-        seed=seed,
-        policy_version=policy_version,
-    )
+    requests = [
+        PromptRequest(problem.id, prompt.ids, first_draw + i)
+        for i, ((problem, _), prompt) in enumerate(zip(asked, prompts, strict=True))
+    ]
+    drawing: Drawing = {
+        "samples": samples,
+        "sampling": sampling,
+        "seed": seed,
+        "policy_version": policy_version,
+    }
+    if engine is None:
+        rollouts = sample(model, [requests[i] for i in own], **drawing)
+    else:
+        everything = engine.sample(requests, **drawing)
+        rollouts = [everything[i * samples + k] for i in own for k in range(samples)]
     places = [i for i in own for _ in range(samples)]
     grades = grader.grade(
         [

@@ -17,11 +17,13 @@ from epistill.metrics.epistemic import official_substring_count, total_markers
 from epistill.records import GradedRollout, GradeStatus
 from epistill.rollouts.model import LanguageModel
 from epistill.rollouts.prompts import split_thinking
+from epistill.rollouts.vllm_client import ServersLost
 from epistill.seeds import derive_seed
 from epistill.store import RunStore
 from epistill.tasks.coverage import make_curriculum
 from epistill.tasks.grading import Grader
 from epistill.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from epistill.train.engine import open_engine
 from epistill.train.learner import make_learner
 from epistill.train.rows import Batch, on_policy_batch, trace_batch
 from epistill.train.traces import stored_traces
@@ -54,6 +56,7 @@ def train(
     teacher = learner.teacher
     checkpoints = store.folder / "checkpoints"
     curriculum = make_curriculum(config.task, config.coverage, config.seed)
+    engine = open_engine(config, student, store.folder)
     traces = stored_traces(config, store, student, curriculum, grader, world)
     done = 0
     if (latest := latest_checkpoint(checkpoints, world)) is not None:
@@ -64,7 +67,11 @@ def train(
     while done < config.steps:
         started = time.perf_counter()
         if traces is None:
-            batch = on_policy_batch(student, teacher, config, curriculum, grader, done)
+            try:
+                batch = on_policy_batch(student, teacher, config, curriculum, grader, done, engine)
+            except ServersLost as error:
+                save_checkpoint(checkpoints, done, learner, world)
+                world.stop(f"{error}; the run stopped after {done} steps, with a checkpoint")
         else:
             batch = trace_batch(traces, config, done)
         sampled = time.perf_counter()
@@ -111,6 +118,7 @@ def _batch_metrics(batch: Batch, *, on_policy: bool) -> dict[str, Any]:
         "official_substring_count_per_response": official / len(items),
         "entropy_nats_per_token": _entropy(items, tokens) if on_policy else None,
         "context_too_long_rows": batch.too_long,
+        **batch.numbers,
     }
 
 
