@@ -116,7 +116,7 @@ class Client:
     api_key: str | None = None
     sleep: Callable[[float], None] = time.sleep
     counts: Counts = field(default_factory=Counts)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _lock: threading.Condition = field(default_factory=threading.Condition)
     _http: httpx.Client | None = None
 
     @property
@@ -248,6 +248,8 @@ class Client:
                 raise self._given_up(failures)
 
             def attempt(server: Server = server) -> tuple[Any, Any]:
+                if stop.is_set():
+                    raise _Stopped("stopped because another request failed")
                 if server.lost is not None:  # another request found out meanwhile
                     raise _Lost(server.lost)
                 read = job.read(self.call(server, COMPLETIONS, job.body))
@@ -264,16 +266,19 @@ class Client:
             finally:
                 with self._lock:
                     server.busy -= 1
+                    self._lock.notify_all()
         raise _Stopped("stopped because another request failed")
 
     def _take(self, tried: Mapping[str, str]) -> Server | None:
+        """The least busy server that was not tried yet, as soon as it has room; None without."""
         with self._lock:
-            free = [s for s in self.alive if s.url not in tried]
-            if not free:
-                return None
-            server = min(free, key=lambda s: s.busy)
-            server.busy += 1
-            return server
+            while free := [s for s in self.alive if s.url not in tried]:
+                server = min(free, key=lambda s: s.busy)
+                if server.busy < self.in_flight:
+                    server.busy += 1
+                    return server
+                self._lock.wait()
+            return None
 
     def _given_up(self, failures: Mapping[str, str]) -> ServersLost:
         reasons = {s.url: s.lost for s in self.servers if s.lost is not None} | dict(failures)

@@ -76,7 +76,11 @@ def write_weights(model: LanguageModel, folder: Path) -> None:
 
 
 def _merged(network: Any) -> dict[str, Tensor]:
-    """The state dict under the base model's own names, low-rank adapters added in."""
+    """The state dict under the base model's own names, low-rank adapters added in.
+
+    A head that is tied to the embedding is written a second time: vLLM 0.32 on CPU keeps a packed
+    copy of the head, which a reload refreshes only if the file names it.
+    """
     adapters = {
         name: module for name, module in network.named_modules() if hasattr(module, "lora_A")
     }
@@ -92,6 +96,11 @@ def _merged(network: Any) -> dict[str, Tensor]:
                 for adapter in module.active_adapters:
                     tensor = tensor + module.get_delta_weight(adapter).to(tensor.dtype)
             state[f"{owner}.{kind}"] = tensor
+    seen: set[int] = set()
+    for name, tensor in state.items():
+        if tensor.data_ptr() in seen:
+            state[name] = tensor.clone()
+        seen.add(tensor.data_ptr())
     return state
 
 
