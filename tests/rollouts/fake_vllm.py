@@ -71,7 +71,8 @@ class FakeVllm:
             self.paths.append(handler.path)
         if handler.path != "/v1/completions":
             status, reply = self.control(handler.path, body)
-            return self.send(handler, status, json.dumps(reply).encode())
+            self.send(handler, status, json.dumps(reply).encode())
+            return
         with self.lock:
             self.bodies.append(body)
             fault = self.faults.pop(0) if self.faults else self.always

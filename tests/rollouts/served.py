@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+START_SECONDS = 400  # 20 to 80 on two cores; more beside other work
 WIDE = 32  # vLLM's CPU attention serves no head of 16 dimensions, which the lab model has
 
 
@@ -47,3 +57,63 @@ def widen_heads(source: Path, folder: Path, wide: int = WIDE) -> Path:
     new.float().save_pretrained(folder)
     AutoTokenizer.from_pretrained(source).save_pretrained(folder)
     return folder
+
+
+def with_misleading_defaults(folder: Path) -> None:
+    """Sampling defaults such as real models ship: a client that leaves them out samples wrongly."""
+    path = folder / "generation_config.json"
+    settings = json.loads(path.read_text()) | {"do_sample": True, "temperature": 0.1, "top_k": 1}
+    path.write_text(json.dumps(settings))
+
+
+@contextmanager
+def serving(
+    environment: Path, model: Path, log: Path
+) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """Start a server, wait until it answers, stop it and its children at the end."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [
+        environment / "bin" / "vllm", "serve", model, "--served-model-name", "m",
+        "--host", "127.0.0.1", "--port", port, "--max-model-len", 512, "--enforce-eager",
+        "--dtype", "float32", "--logprobs-mode", "processed_logprobs",
+    ]  # fmt: skip
+    variables = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")} | {
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_SERVER_DEV_MODE": "1",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+    }
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            [str(part) for part in command],
+            env=variables,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            tail = log.read_text(errors="replace")[-3000:]
+            assert process.poll() is None, f"the server ended while starting:\n{tail}"
+            assert time.monotonic() < deadline, f"the server did not start:\n{tail}"
+            try:
+                if httpx.get(f"{url}/health", timeout=5, trust_env=False).status_code == 200:
+                    break
+            except httpx.TransportError:
+                time.sleep(0.5)
+        yield url, process
+    finally:
+        stop(process)
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """SIGKILL the server and all its workers."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    process.wait()
