@@ -207,14 +207,16 @@ def test_a_server_killed_in_the_middle(server, folder, wide, tmp_path):
     """Last: it ends the server. Its requests go to another; then it was the only one."""
     url, process = server
 
-    def killed_soon(bodies=None):
-        while bodies is not None and not bodies:
+    def kill_while_it_works(other_bodies):
+        while not other_bodies:
             time.sleep(0.001)
         stop(process)
 
     with FakeVllm(load_model(str(folder))) as other:
-        pool = pool_on([url, other.url], wide, attempts=2)
-        threading.Thread(target=killed_soon, args=(other.bodies,)).start()
+        pool = pool_on([url, other.url], wide, attempts=2, weights_folder=tmp_path / "weights")
+        assert len(pool.push_weights(wide, 0).servers) == 2
+        other.bodies.clear()  # the probe's
+        threading.Thread(target=kill_while_it_works, args=(other.bodies,)).start()
         rollouts = pool.sample(
             asked(wide, 64), samples=8, sampling=SamplingConfig(max_new_tokens=64), seed=0
         )
@@ -225,5 +227,5 @@ def test_a_server_killed_in_the_middle(server, folder, wide, tmp_path):
         assert pool.client.counts.moved > 0
         assert largest_gap(wide, rollouts) < AGREE
     with pytest.raises(EpistillError, match="stopped after 0 steps, with a checkpoint"):
-        run(settings(folder, [url], "grpo"), tmp_path)
-    assert (tmp_path / "checkpoints" / "step-000000").is_dir()
+        run(settings(folder, [url], "grpo"), tmp_path / "run")
+    assert (tmp_path / "run" / "checkpoints" / "step-000000").is_dir()
