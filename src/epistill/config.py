@@ -5,7 +5,8 @@ The axes of a method are in `axes.py`, the published points on them in `methods.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -187,6 +188,14 @@ class RunConfig(Settings):
                 )
         return self
 
-    def identity(self) -> dict[str, object]:
+    def identity(self) -> dict[str, Any]:
         """What decides the numbers, as JSON: all settings but the places of servers."""
         return self.model_dump(mode="json", exclude={"rollouts": PLACES})
+
+    @classmethod
+    def identity_of(cls, stored: Mapping[str, Any]) -> dict[str, Any]:
+        """The identity that an older version wrote, with this version's defaults filled in."""
+        rollouts = stored.get("rollouts", {"engine": "inprocess"})
+        if rollouts["engine"] == "vllm":  # its places were not written; any will do
+            rollouts = {"urls": ["-"], "model": "-", **rollouts}
+        return cls.model_validate({**stored, "rollouts": rollouts}).identity()

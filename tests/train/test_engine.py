@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import subprocess
 import sys
@@ -140,7 +141,8 @@ def test_a_server_lost_in_the_middle_of_a_run(tmp_path):
         run(config([dying.url, other.url]), tmp_path)
     found = metrics(tmp_path)
     assert [row["servers_in_use"] for row in found] == [1, 1, 1]
-    assert all(row["requests_moved"] == 1 for row in found)
+    (moved,) = {row["requests_moved"] for row in found}
+    assert moved >= 1
 
 
 def test_all_servers_lost_stops_with_a_checkpoint_and_goes_on_elsewhere(tmp_path):
@@ -164,6 +166,31 @@ def test_all_servers_lost_stops_with_a_checkpoint_and_goes_on_elsewhere(tmp_path
     for one, other in zip(metrics(whole), metrics(broken), strict=True):
         assert one["reward"] == other["reward"]
         assert one["loss"] == pytest.approx(other["loss"], abs=1e-6)
+
+
+def test_two_processes_and_servers(tmp_path):
+    """The first process asks for both; when the servers are lost, both stop with a checkpoint."""
+    from test_parallel import on_two
+
+    one, two, lost = (tmp_path / name for name in ("one", "two", "lost"))
+    with FakeVllm(load_model("lab")) as server:
+        settings = config([server.url], "grpo", steps=2)
+        run(settings, one)
+        asked = len(server.bodies)
+        jobs = tmp_path / "jobs.json"
+        jobs.write_text(json.dumps([[str(two), settings.model_dump(mode="json")]]))
+        on_two("runs.py", jobs)
+        assert len(server.bodies) == 2 * asked
+    for first, second in zip(metrics(one), metrics(two), strict=True):
+        assert first["reward"] == second["reward"]
+        assert first["loss"] == pytest.approx(second["loss"], abs=1e-5)
+        assert second["engine_gap_max_nats"] < 1e-4
+    jobs.write_text(
+        json.dumps([[str(lost), config(["http://127.0.0.1:9"]).model_dump(mode="json")]])
+    )
+    with pytest.raises(AssertionError, match="stopped after 0 steps, with a checkpoint"):
+        on_two("runs.py", jobs)
+    assert (lost / "checkpoints" / "step-000000").is_dir()
 
 
 def test_the_command_says_it_in_one_line(tmp_path):
@@ -193,4 +220,5 @@ def test_settings_that_cannot_work_are_refused(tmp_path):
     with pytest.raises(EpistillError, match="the model the run starts from"):
         open_engine(settings, student, tmp_path / "run")
     assert "urls" not in settings.identity()["rollouts"]
+    assert RunConfig.identity_of(settings.identity()) == settings.identity()
     assert settings.identity()["rollouts"]["importance_cap"] == 2.0

@@ -77,9 +77,9 @@ def _begin(config: RunConfig, store: RunStore, held: ExitStack) -> bool:
     """Take hold of the directory; True where its run is finished already."""
     held.enter_context(store.locked())
     store.begin(
-        config.model_dump(mode="json"),
+        config.identity(),
         describe_environment(),
-        migrate=lambda old: RunConfig.model_validate(old).model_dump(mode="json"),
+        migrate=RunConfig.identity_of,
     )
     return store.result is not None
 

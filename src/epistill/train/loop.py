@@ -89,6 +89,8 @@ def train(
         if done % config.checkpoint_every == 0 and done < config.steps:
             save_checkpoint(checkpoints, done, learner, world)
         on_step(done, student)
+    if engine is not None:
+        engine.close()
 
 
 def _batch_metrics(batch: Batch, *, on_policy: bool) -> dict[str, Any]:
