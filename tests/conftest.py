@@ -7,10 +7,14 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import hypothesis
 import pytest
 import torch
 
 torch.set_num_threads(1)
+# A deadline per example is an assertion about wall-clock time.
+hypothesis.settings.register_profile("epistill", deadline=None)
+hypothesis.settings.load_profile("epistill")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
