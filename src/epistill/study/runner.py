@@ -7,8 +7,11 @@ of other settings is refused. Results do not depend on the number of workers: ea
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
+import signal
+import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -29,6 +32,7 @@ from epistill.study.summary import summarise_study
 FIRST_REPORT_S = 120.0
 REPORT_EVERY_S = 120.0
 POLL_S = 0.5
+PR_SET_PDEATHSIG = 1  # prctl(2)
 RETRIES = 1  # of a job whose worker died (killed by the system, say)
 
 
@@ -122,12 +126,24 @@ def run_study(
 def _claim_folder(spec: StudySpec, out: Path) -> None:
     path, settings = out / "study.json", spec.model_dump(mode="json")
     if path.is_file():
-        if read_json(path) != settings:
+        if _as_of_now(read_json(path), out) != settings:
             raise EpistillError(
                 f"{out} holds a study with other settings; choose another --out, or remove it"
             )
         return
     write_json(path, settings)
+
+
+def _as_of_now(settings: Any, out: Path) -> Any:
+    """Settings of an older version in this one's form: what it did not have yet has its default."""
+    try:
+        return StudySpec.model_validate(settings).model_dump(mode="json")
+    except ValueError as error:
+        raise EpistillError(
+            f"{out} was begun by another version of epistill, whose settings this one does not "
+            f"read ({' '.join(str(error).split())[:160]}); finish it with that version, or choose "
+            "another --out"
+        ) from error
 
 
 class _Clock:
@@ -162,7 +178,10 @@ def _run_jobs(
     attempts: dict[str, int] = {}
     next_report = max(FIRST_REPORT_S, clock.since_start())
     with ProcessPool(
-        max_workers=min(workers, len(waiting)), context=context, initializer=_one_thread
+        max_workers=min(workers, len(waiting)),
+        context=context,
+        initializer=_start_worker,
+        initargs=(os.getpid(),),
     ) as pool:
         running: dict[str, tuple[Job, Future[None]]] = {
             job.name: (job, pool.schedule(run_job, args=(job.payload, str(job.folder))))
@@ -213,6 +232,19 @@ def _steps_done(folder: Path) -> int:
         return (folder / "metrics.jsonl").read_bytes().count(b"\n")
     except OSError:
         return 0
+
+
+def _die_with_parent() -> None:
+    """A worker whose study was killed must not go on writing, nor hold its run's lock."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _start_worker(parent: int) -> None:
+    _die_with_parent()
+    if os.getppid() != parent:  # killed before the line above
+        os._exit(1)
+    _one_thread()
 
 
 def _one_thread() -> None:
