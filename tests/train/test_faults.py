@@ -76,6 +76,8 @@ class Breaking:
 def go(folder, config, steps):
     student = load_model("lab")
     breaking = Breaking(student, steps)
+    kept = sorted((folder / "checkpoints").glob("step-*"))
+    breaking.step = int(kept[-1].name.removeprefix("step-")) if kept else 0
     store = RunStore(folder)
     store.begin(config.model_dump(mode="json"), {})
     with Grader() as grader:
@@ -88,7 +90,7 @@ def same(one, other):
 
 
 def test_a_step_that_is_no_number_is_skipped_and_counted(tmp_path):
-    store, weights = go(tmp_path, configuration(updates_per_batch=2), steps={1, 3})
+    store, weights = go(tmp_path, configuration(problems_per_step=8, updates_per_batch=2), {1, 3})
     rows = store.metrics()
     assert [row["skipped_steps"] for row in rows] == [0, 2, 0, 2, 0]
     assert [row["gradient_norm"] is None for row in rows] == [False, True, False, True, False]
@@ -256,14 +258,10 @@ def test_a_checkpoint_of_another_format_is_refused_with_the_way_out(tmp_path):
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     config = configuration(steps=2)
     folder = unfinished(tmp_path / "run", config)
-    state = read_json(folder / "config.json")
-    write_json(folder / "config.json", {**state, "lora": {"rank": 2}})
     other = configuration(steps=2, lora={"rank": 2})
-    with pytest.raises(EpistillError):
-        run(other, folder)
-    changed = RunConfig.model_validate(read_json(folder / "config.json"))
+    write_json(folder / "config.json", other.model_dump(mode="json"))
     with pytest.raises(EpistillError, match="of another model or method"):
-        run(changed, folder)
+        run(other, folder)
 
 
 def test_a_checkpoint_is_safetensors_and_json_only(tmp_path):

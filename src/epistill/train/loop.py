@@ -79,9 +79,9 @@ def train(
             }
         )
         done += 1
+        on_step(done, student)  # before the checkpoint: a run killed between them does it again
         if done % config.checkpoint_every == 0 and done < config.steps:
             save_checkpoint(checkpoints, done, learner, world)
-        on_step(done, student)
 
 
 def _batch_metrics(batch: Batch, *, on_policy: bool) -> dict[str, Any]:
