@@ -6,6 +6,7 @@ of a study go through here.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -94,11 +95,15 @@ def _finish(
 ) -> None:
     """Write the weights, then the result: whoever sees it finds everything."""
     if save_model and config.steps > 0:
-        folder = store.folder / "model"
+        folder, temporary = store.folder / "model", store.folder / ".model.tmp"
         try:
-            student.network.save_pretrained(folder)
-            student.tokenizer.save_pretrained(folder)
+            shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed here
+            student.network.save_pretrained(temporary)
+            student.tokenizer.save_pretrained(temporary)
+            shutil.rmtree(folder, ignore_errors=True)
+            temporary.rename(folder)
         except (OSError, SafetensorError) as error:
+            shutil.rmtree(temporary, ignore_errors=True)
             raise EpistillError(
                 f"could not write the model to {folder}: {error}; make room and start the command "
                 "again, it goes on from the last checkpoint"

@@ -13,6 +13,7 @@ import torch
 from epistill.axes import FrozenWeights, Method
 from epistill.config import RunConfig
 from epistill.rollouts.model import LanguageModel
+from epistill.teacher.context import needs_regeneration
 from epistill.teacher.weights import Place, Teacher, make_teacher
 from epistill.train.gate import EntropyGate
 from epistill.train.parallel import placement, trained_copy
@@ -50,8 +51,17 @@ class Learner:
 
 
 def make_learner(config: RunConfig, student: LanguageModel, world: World) -> Learner:
-    """Teachers are copied before the student is laid out over processes, and laid out alike."""
+    """Teachers are copied before the student is laid out over processes, and laid out alike.
+
+    Raises:
+        EpistillError: A sharded teacher would have to write its own contexts.
+    """
     method = config.method
+    if world.size > 1 and config.parallel == "shard" and needs_regeneration(method.context):
+        world.stop(
+            "the context of this method is the teacher's own writing, and a sharded teacher cannot "
+            'sample; use parallel = "replicate", or another context'
+        )
     place = placement(config, world)
     student.compute_dtype = torch.bfloat16 if config.precision == "bf16" else None
     trained = trained_copy(student, place)

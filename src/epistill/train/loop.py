@@ -89,9 +89,9 @@ def train(
             }
         )
         done += 1
+        on_step(done, student)  # before the checkpoint: a run killed between them does it again
         if done % config.checkpoint_every == 0 and done < config.steps:
             save_checkpoint(checkpoints, done, learner, world)
-        on_step(done, student)
     if engine is not None:
         engine.close()
 
