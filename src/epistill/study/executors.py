@@ -20,7 +20,6 @@ from pebble import ProcessExpired, ProcessPool
 
 from epistill.study.spec import Probe, Resources, World
 
-
 PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
