@@ -16,6 +16,7 @@ from epistill.objective import entropy, token_log_probs
 from epistill.objective.fused import chunk_rows
 from epistill.rollouts.model import LanguageModel
 from epistill.teacher.align import align, micro_batches
+from epistill.world import World, current_world
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +46,13 @@ def score_completions(
         microbatch_tokens: Padded tokens per forward pass.
     """
     found: dict[int, TokenScores] = {}
+    world = current_world()
     lengths = [len(p) + len(c) for p, c in zip(prompts, completions, strict=True)]
+    batches = list(
+        micro_batches(lengths, max_tokens=world.batch_tokens(lengths, microbatch_tokens))
+    )
     head = model.head()
-    for members in micro_batches(lengths, max_tokens=microbatch_tokens):
+    for members, counted in world.deal(batches):
         chosen = [completions[i] for i in members]
         batch = align(
             [prompts[i] for i in members], chosen, pad_id=model.pad_id, device=model.device
@@ -62,5 +67,31 @@ def score_completions(
         rows = zip(
             torch.cat(log_probs).split(sizes), torch.cat(entropies).split(sizes), strict=True
         )
-        found |= {i: TokenScores(*scores) for i, scores in zip(members, rows, strict=True)}
+        if counted:
+            found |= {i: TokenScores(*scores) for i, scores in zip(members, rows, strict=True)}
+    if world.size > 1:
+        found = _from_everyone(found, batches, completions, world)
     return [found[i] for i in range(len(lengths))]
+
+
+def _from_everyone(
+    found: dict[int, TokenScores],
+    batches: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+    world: World,
+) -> dict[int, TokenScores]:
+    """All processes' scores; who scored which row follows from how the batches were dealt."""
+    log_probs, entropies = (
+        world.gather_tensor(torch.cat([torch.zeros(0), *parts]))
+        for parts in (
+            [score.log_probs for score in found.values()],
+            [score.entropies for score in found.values()],
+        )
+    )
+    everything: dict[int, TokenScores] = {}
+    for rank in range(world.size):
+        rows = [i for batch in batches[rank :: world.size] for i in batch]
+        sizes = [len(completions[i]) for i in rows]
+        parts = zip(rows, log_probs[rank].split(sizes), entropies[rank].split(sizes), strict=True)
+        everything |= {i: TokenScores(one, other) for i, one, other in parts}
+    return everything
