@@ -198,6 +198,7 @@ def test_the_parts_add_up(name):
             "gradients",
             "optimizer",
             "teacher",
+            "student",
             "gathered",
             "activations",
             "logits",
@@ -205,8 +206,8 @@ def test_the_parts_add_up(name):
         assert row["training_bytes"] == sum(row["memory"][part] for part in parts)
         room = spec.hardware.memory_gib * GIB
         cache = row["sequences_at_once"] * memory.cache_per_sequence
-        assert memory.state + memory.engine + cache <= room
-        assert room < memory.state + memory.engine + cache + memory.cache_per_sequence
+        assert memory.state + cache <= room
+        assert room < memory.state + cache + memory.cache_per_sequence
         assert row["fits"]
         three = [row["gpu_hours"][part] for part in ("sampling", "training", "evaluation")]
         assert row["gpu_hours"]["total"] == pytest.approx(sum(three))
@@ -250,16 +251,17 @@ def test_a_plan_against_a_computation_by_hand():
         "gradients": share,
         "optimizer": 2 * share,
         "teacher": share,
-        "gathered": 2 * (block + 2 * head),
+        "student": parameters * 4,  # the whole copy that samples
+        "gathered": 2 * (2 * block + 3 * head),  # embedding, both heads, a block and the next
         "activations": 22_528 * (36 * 2 * 4096 + inside),
         "logits": 4 * 2**25 * 4 + 4 * head,  # chunks of 2^25 logits
     }
     assert {part: row["memory"][part] for part in memory} == memory
-    assert row["training_bytes"] == sum(memory.values()) == 58_349_946_368
+    assert row["training_bytes"] == sum(memory.values()) == 92_743_440_384
     # A sequence of 256 + 38,912 tokens: keys and values, 36 layers, bfloat16.
     cache = 39_168 * 36 * 2 * kv * 2
-    assert (row["memory"]["engine"], row["memory"]["cache_per_sequence"]) == (2 * parameters, cache)
-    assert row["sequences_at_once"] == (178 * 2**30 - 4 * share - 2 * parameters) // cache
+    assert row["memory"]["cache_per_sequence"] == cache
+    assert row["sequences_at_once"] == (178 * 2**30 - 4 * share - 4 * parameters) // cache
     # 100 steps x 256 problems x 8 samples of 20,480 tokens; the teacher reads one more response.
     rows, sequence = 204_800, 256 + 20_480
     tokens = {
@@ -294,7 +296,23 @@ def test_fewer_gpus_hold_more_each():
     )
     for part in ("weights", "gradients", "optimizer", "teacher"):
         assert one[part] == 4 * four[part]
-    assert (one["gathered"], one["activations"]) == (0, four["activations"])
+    assert one["student"] == 0  # the trained weights sample
+    assert one["gathered"] == one["weights"] / 2  # their bfloat16 copies
+    assert one["activations"] == four["activations"]
+
+
+def test_replicas_are_whole_and_float32_needs_no_copies():
+    plans = [
+        plan_study(changed(parallel=parallel, precision=precision), gpus=4)["arms"]["sdpo"][
+            "memory"
+        ]
+        for parallel, precision in (("shard", "bf16"), ("replicate", "bf16"), ("replicate", None))
+    ]
+    shard, replicate, full = plans
+    assert replicate["weights"] == 4 * shard["weights"] == shard["student"]
+    assert (replicate["student"], full["gathered"]) == (0, 0)
+    assert full["cache_per_sequence"] == 2 * replicate["cache_per_sequence"]
+    assert full["activations"] > 1.5 * replicate["activations"]
 
 
 def changed(**changes):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,7 +16,9 @@ if TYPE_CHECKING:
     from epistill.study.spec import StudySpec
 
 GIB = 2**30
-STATE = ("weights", "gradients", "optimizer", "teacher", "gathered", "activations", "logits")
+PARTS = (
+    "weights", "gradients", "optimizer", "teacher", "student", "gathered", "activations", "logits",
+)  # fmt: skip
 
 
 @app.command()
@@ -32,6 +35,9 @@ def plan(
     ] = None,
     gpus: Annotated[
         int | None, typer.Option(help="That one arm is sharded over; default: the recipe's.")
+    ] = None,
+    configs: Annotated[
+        Path | None, typer.Option(help="Folder: each arm's configuration for `epistill train`.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -51,6 +57,8 @@ def plan(
         )
         for n, spec in specs.items()
     }
+    if configs is not None:
+        _write_configs(specs.values(), configs)
     console = Console()
     console = console if console.is_terminal else Console(width=200)
     if as_json:
@@ -59,6 +67,17 @@ def plan(
         _print_recipes(specs, plans, console)
     else:
         _print_plan(plans[name], console)
+
+
+def _write_configs(specs: Iterable[StudySpec], folder: Path) -> None:
+    """STUDY/ARM-seed-S.json; the study takes a run of it that lies in its folder as its own."""
+    from epistill.store import write_json
+
+    for spec in specs:
+        (folder / spec.name).mkdir(parents=True, exist_ok=True)
+        for arm, seed in ((arm, seed) for arm in spec.arms for seed in spec.seeds):
+            config = spec.config_of(arm, seed).model_dump(mode="json")
+            write_json(folder / spec.name / f"{arm.id}-seed-{seed}.json", config)
 
 
 def _print_recipes(
@@ -108,13 +127,13 @@ def _print_plan(found: Mapping[str, Any], console: Console) -> None:
 def _memory_table(found: Mapping[str, Any]) -> Table:
     room = found["hardware"]["memory_gib"]
     table = Table(
-        Column("arm", no_wrap=True), *STATE, "sum", "engine", "cache/sequence", "at once",
+        Column("arm", no_wrap=True), *PARTS, "sum", "cache/sequence", "at once",
         "without checkpointing", "dense logits",
         title=f"{found['study']}: GiB on each GPU (of {room:g})",
     )  # fmt: skip
     for name, row in found["arms"].items():
         memory = row["memory"]
-        cells = [*(memory[part] for part in STATE), row["training_bytes"], memory["engine"]]
+        cells = [*(memory[part] for part in PARTS), row["training_bytes"]]
         fits = "" if row["fits"] else " (does not fit)"
         table.add_row(
             name,

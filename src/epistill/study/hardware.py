@@ -176,12 +176,11 @@ class Hardware(Settings):
     """The machine a plan is for. Throughput is stated here, not measured; flags replace it.
 
     Attributes:
-        gpus: Weights, gradients, optimiser and teacher are sharded over them; each samples.
+        gpus: Of one arm: processes under `torchrun`. Each samples.
         memory_gib: Of one.
         peak_tflops: Dense bfloat16 of one, from its data sheet.
         utilisation: Share of the peak that training reaches; None where the recipe does not say.
         sampling_tokens_per_second: Of one GPU while many sequences are sampled; None as above.
-        activation_checkpointing: Compute activations again in the backward pass.
         source: Where the figures are from.
     """
 
@@ -191,7 +190,6 @@ class Hardware(Settings):
     peak_tflops: float = Field(gt=0)
     utilisation: float | None = Field(default=None, gt=0, le=1)
     sampling_tokens_per_second: float | None = Field(default=None, gt=0)
-    activation_checkpointing: bool = True
     source: str
 
 

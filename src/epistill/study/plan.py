@@ -5,7 +5,7 @@
 Enters: a `StudySpec` with architectures and hardware. Leaves: a plan as plain numbers. All of it
 is computed from the study's own settings but the throughput, which is stated (by the recipe or a
 flag). Bounds are upper ones: every row is taken to have a teacher's context, every response to be
-as long as `lengths` says or the limit. Computing is taken to be in bfloat16, state in `dtype`.
+as long as `lengths` says or the limit. The parts are those of `train.parallel` and `train.learner`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from epistill.study.hardware import (
 )
 from epistill.study.spec import Arm, Probe, StudySpec
 
-COMPUTE_BYTES = 2  # bfloat16
 ADAM_MOMENTS = 2
 CHUNK_COPIES = 4  # a chunk's logits of student and teacher, its log-probs, its gradient
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
@@ -35,35 +34,38 @@ DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes on one GPU, by part. The engine and its cache are not there while training steps.
+    """Bytes on one GPU, by part.
 
     Attributes:
-        weights, gradients, optimizer, teacher: State, sharded.
-        gathered: One block, the embedding and the head whole, while they are computed with.
+        weights, gradients, optimizer, teacher: State; each GPU has its share where `parallel` is
+            "shard", else all of it.
+        student: The whole copy that samples, where the trained one is sharded.
+        gathered: In the computing dtype and whole while they are computed with: two blocks (one is
+            fetched ahead), the embedding, the heads. Not sharded: copies of all weights, where
+            they are kept in another dtype.
         activations: Of one micro-batch.
         logits: Of one chunk (the fused head), with the head's float32 gradient.
         logits_dense: What whole logits of a micro-batch would take instead; not in the sum.
         activations_whole: Without checkpointing; not in the sum where it is on.
-        engine: A bfloat16 copy of the weights to sample with.
-        cache_per_sequence: Keys and values of one sequence at its full length.
+        cache_per_sequence: Keys and values of one sequence at its full length, while sampling.
     """
 
     weights: int
     gradients: int
     optimizer: int
     teacher: int
+    student: int
     gathered: int
     activations: int
     logits: int
     logits_dense: int
     activations_whole: int
-    engine: int
     cache_per_sequence: int
 
     @property
     def state(self) -> int:
         """What is there all the time."""
-        return self.weights + self.optimizer + self.teacher
+        return self.weights + self.optimizer + self.teacher + self.student
 
     @property
     def training(self) -> int:
@@ -140,7 +142,7 @@ def plan_study(
         memory = arm_memory(config, shape, hardware, lengths)
         hours = {
             "sampling": tokens.sampled / rate / 3600,
-            "training": _flops(config, shape, tokens, lengths, hardware) / flops_per_second / 3600,
+            "training": _flops(config, shape, tokens, lengths) / flops_per_second / 3600,
             "evaluation": tokens.evaluated / rate / 3600,
         }
         arms[arm.id] = _arm_row(arm, config, shape, hardware, memory, tokens, hours)
@@ -181,7 +183,7 @@ def _arm_row(
     hours: dict[str, float],
 ) -> dict[str, Any]:
     room = int(hardware.memory_gib * GIB)
-    free = room - memory.state - memory.engine
+    free = room - memory.state
     return {
         "label": arm.label,
         "model": config.model,
@@ -243,10 +245,9 @@ def _flops(
     shape: Architecture,
     tokens: Tokens,
     lengths: Lengths,
-    hardware: Hardware,
 ) -> float:
     """Of training. A backward pass is two forward ones, or one where the weights are frozen."""
-    passes = (3 if config.lora is None else 2) + hardware.activation_checkpointing
+    passes = (3 if config.lora is None else 2) + config.activation_checkpointing
     length = lengths.prompt + response_length(config.sampling, lengths)
     trained = passes * shape.forward_flops(length, tokens.trained)
     longer = length + context_length(config, lengths)
@@ -260,34 +261,37 @@ def arm_memory(
     from epistill.objective.fused import LOGITS_PER_CHUNK
 
     number = DTYPE_BYTES[config.dtype]
+    computed = DTYPE_BYTES["bfloat16"] if config.precision == "bf16" else number
     trained = shape.parameters if config.lora is None else adapter_parameters(shape, config.lora)
-    shards = hardware.gpus
+    training = config.steps > 0
+    sharded = training and hardware.gpus > 1 and config.parallel == "shard"
+    shards = hardware.gpus if sharded else 1
     sequence = lengths.prompt + config.sampling.max_new_tokens
     # A micro-batch holds at least one sequence; a teacher's is longer but keeps no activations.
     tokens = max(config.microbatch_tokens, min(sequence, shape.max_position_embeddings))
-    head = shape.embedding_parameters
-    whole = (shape.layer_parameters + 2 * head) * COMPUTE_BYTES
-    chunk = min(LOGITS_PER_CHUNK, tokens * shape.vocab_size)
     networks = 2 if config.method.needs_teacher else 1
+    head = shape.embedding_parameters
+    if sharded:
+        gathered = (2 * shape.layer_parameters + (1 + networks) * head) * computed
+    else:
+        gathered = 0 if computed == number else shape.parameters * computed
+    chunk = min(LOGITS_PER_CHUNK, tokens * shape.vocab_size)
 
     def activations(checkpointing: bool) -> int:
-        return shape.activation_bytes(tokens, COMPUTE_BYTES, checkpointing=checkpointing)
+        return shape.activation_bytes(tokens, computed, checkpointing=checkpointing)
 
     drawn = config.eval_sampling or config.sampling
     longest = lengths.prompt + max(config.sampling.max_new_tokens, drawn.max_new_tokens)
-    training = config.steps > 0
     return Memory(
         weights=shape.parameters * number // shards,
         gradients=trained * number // shards if training else 0,
         optimizer=ADAM_MOMENTS * trained * number // shards if training else 0,
         teacher=teacher_bytes(shape, config.method, config.lora, number) // shards,
-        gathered=(whole if shards > 1 else 0) if training else 0,
-        activations=activations(hardware.activation_checkpointing) if training else 0,
+        student=shape.parameters * number if sharded else 0,
+        gathered=gathered if training else 0,
+        activations=activations(config.activation_checkpointing) if training else 0,
         logits=CHUNK_COPIES * chunk * FLOAT32_BYTES + head * FLOAT32_BYTES if training else 0,
         logits_dense=2 * networks * tokens * shape.vocab_size * FLOAT32_BYTES if training else 0,
         activations_whole=activations(False) if training else 0,
-        engine=shape.parameters * COMPUTE_BYTES,
-        cache_per_sequence=shape.cache_bytes(
-            min(longest, shape.max_position_embeddings), COMPUTE_BYTES
-        ),
+        cache_per_sequence=shape.cache_bytes(min(longest, shape.max_position_embeddings), computed),
     )
