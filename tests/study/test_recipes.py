@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from epistill.errors import EpistillError
+from epistill.inputs import load_run_config
 from epistill.methods import METHODS
-from epistill.store import RunStore, read_json
+from epistill.store import RunStore, read_json, write_json
 from epistill.study.executors import run_job
 from epistill.study.plan import plan_study
 from epistill.study.runner import jobs_of, run_study
@@ -272,6 +273,40 @@ def test_the_command_line_does_what_is_missing(toy):
     assert done.returncode == 0, done.stderr
     assert read_json(missing)["evaluations"] == found["evaluations"]  # the same numbers again
     assert kept.stat().st_mtime_ns == before
+
+
+@pytest.mark.slow
+def test_an_arm_trained_by_torchrun_is_taken_by_its_study(tmp_path):
+    recipe, out = "recipes/chemistry-qwen3-8b", tmp_path / "out"
+    spec = tiny_study(load_study(recipe), out)
+    arm = next(arm for arm in spec.arms if arm.id == "sdpo")
+    write_json(tmp_path / "sdpo.json", spec.config_of(arm, 0).model_dump(mode="json"))
+    folder = out / "runs" / "sdpo" / "seed-0"
+    epistill = ["-m", "epistill"]
+    for command in (
+        ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *epistill, "train",
+         str(tmp_path / "sdpo.json"), "--out", str(folder)],
+        [*epistill, "study", recipe, "--tiny", "--workers", "1", "--out", str(out)],
+    ):  # fmt: skip
+        done = subprocess.run([sys.executable, *command], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        if "train" in command:
+            written = (folder / "result.json").stat().st_mtime_ns
+    assert (folder / "result.json").stat().st_mtime_ns == written
+    report = read_json(out / "report.json")
+    assert report["runs_finished"] == report["runs_total"] == 3
+
+
+def test_written_configurations_are_the_arms_own(tmp_path):
+    for name in ("recipes/coverage-qwen3-8b", "recipes/math-ds-7b"):
+        spec = load_study(name)
+        command = ["plan", name, "--json", "--configs", str(tmp_path)]
+        subprocess.run(
+            [sys.executable, "-m", "epistill", *command], check=True, stdout=subprocess.DEVNULL
+        )
+        for arm in spec.arms:
+            path = tmp_path / spec.name / f"{arm.id}-seed-0.json"
+            assert load_run_config(path, {}) == spec.config_of(arm, 0)
 
 
 def test_a_study_without_shapes_has_no_toy_size(tmp_path):
