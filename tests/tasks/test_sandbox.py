@@ -270,11 +270,20 @@ print(run_python({source!r}))
     )
 
 
-def test_without_landlock_the_run_is_refused_by_name_and_nothing_runs(tmp_path):
+PRCTL = {"x86_64": 157, "aarch64": 167}
+
+
+@pytest.mark.parametrize(
+    ("calls", "name"),
+    [("(444, 445, 446)", "Landlock"), (f"({PRCTL.get(os.uname().machine)},)", "seccomp")],
+)
+def test_without_a_mechanism_the_run_is_refused_by_name_and_nothing_runs(calls, name, tmp_path):
     mark = tmp_path / "ran"
-    done = without("(444, 445, 446)", f"open({str(mark)!r}, 'w')", unsafe=False)
+    done = without(calls, f"open({str(mark)!r}, 'w')", unsafe=False)
     assert done.returncode == 1
-    assert "the code sandbox lacks Landlock" in done.stderr
+    refusal = done.stderr.splitlines()[-1]
+    assert "the code sandbox lacks" in refusal
+    assert f"{name}: " in refusal
     assert not mark.exists()
 
 
