@@ -309,6 +309,14 @@ def test_written_configurations_are_the_arms_own(tmp_path):
             assert load_run_config(path, {}) == spec.config_of(arm, 0)
 
 
+@pytest.mark.parametrize(("text", "said"), [("{", "is not JSON"), ("[1]", "is a list; expected")])
+def test_a_configuration_that_is_none_is_one_line(text, said, tmp_path):
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(EpistillError, match=said) as refused:
+        load_run_config(tmp_path / "run.json", {})
+    assert "\n" not in str(refused.value)
+
+
 def test_a_study_without_shapes_has_no_toy_size(tmp_path):
     with pytest.raises(EpistillError, match="--tiny has no small version of task"):
         tiny_study(load_study("lab"), tmp_path)
