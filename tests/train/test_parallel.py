@@ -65,6 +65,13 @@ def settings(name, **changes):
 LAYOUTS = ("replicate", "shard")
 VARIANTS = [(name, parallel) for name in METHODS for parallel in LAYOUTS]
 LORA = {"lora": {"rank": 4, "alpha": 8.0}}
+EASY = {"rules": [{"type": "fall", "measure": "length_tokens", "share": 1e-6}],
+        "baseline_steps": 2, "window_steps": 2, "standard_errors": 0.0}  # fmt: skip
+
+
+def watched(action, **changes):
+    """A run whose monitor fires after a few steps, and does something about it."""
+    return settings("sdpo", steps=8, evaluations=[], monitor={**EASY, "action": action}, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -72,10 +79,13 @@ def trained(tmp_path_factory):
     """Every variant by one process and by two; and one that two go on with where one stopped."""
     folder = tmp_path_factory.mktemp("parallel")
     one = [(folder / f"one-{name}", settings(name)) for name in METHODS]
+    one += [(folder / f"one-{action}", watched(action)) for action in ("stop", "lower")]
     on_one([*one, (folder / "one-lora", settings("sdpo", **LORA))])
     two = [(folder / f"{p}-{name}", settings(name, parallel=p)) for name, p in VARIANTS]
     two += [(folder / f"{p}-lora", settings("sdpo", parallel=p, **LORA)) for p in LAYOUTS]
     two += [cut(folder / "one-sdpo", folder / f"1-to-2-{p}", parallel=p) for p in LAYOUTS]
+    two += [(folder / f"{p}-stop", watched("stop", parallel=p)) for p in LAYOUTS]
+    two += [cut(folder / "one-lower", folder / "1-to-2-lower")]
     job = folder / "job.json"
     job.write_text(json.dumps([[str(path), config] for path, config in two]))
     on_two("runs.py", job)
@@ -83,7 +93,7 @@ def trained(tmp_path_factory):
 
 
 def cut(source, target, **changes):
-    """The run as it was after its checkpoint at step 2, settings changed where asked."""
+    """The run as it was after its last checkpoint, settings changed where asked."""
     shutil.copytree(source, target)
     (target / "result.json").unlink()
     shutil.rmtree(target / "model")
@@ -92,9 +102,9 @@ def cut(source, target, **changes):
     return target, config
 
 
-def assert_same_run(one, other):
+def assert_same_run(one, other, steps=3):
     first, second = RunStore(one).metrics(), RunStore(other).metrics()
-    assert len(first) == len(second) == 3
+    assert len(first) == len(second) == steps
     assert any(row["gradient_norm"] for row in first)
     for a, b in zip(first, second, strict=True):
         assert a.keys() == b.keys()
@@ -139,12 +149,38 @@ def test_a_run_resumes_on_another_number_of_processes(trained, parallel):
     assert_same_run(trained / "one-sdpo", trained / f"1-to-2-{parallel}")
 
 
+def assert_same_alarms(one, other):
+    first, second = RunStore(one).alarms(), RunStore(other).alarms()
+    assert first == [{**alarm, "value": pytest.approx(alarm["value"])} for alarm in second]
+
+
+@pytest.mark.parametrize("parallel", LAYOUTS)
+def test_an_alarm_stops_all_processes_at_one_step(trained, parallel):
+    """One process alone would not stop by its own numbers (drivers/runs.py): a hang, if it decided."""
+    one, two = trained / "one-stop", trained / f"{parallel}-stop"
+    stopped = RunStore(one).result["stopped_by"]
+    assert stopped["step"] < 7
+    assert RunStore(two).result["steps"] == RunStore(one).result["steps"] == stopped["step"] + 1
+    assert_same_run(one, two, steps=stopped["step"] + 1)
+    assert_same_alarms(one, two)
+
+
+def test_processes_that_resume_know_the_alarms_before(trained):
+    one, two = trained / "one-lower", trained / "1-to-2-lower"
+    factors = [row["teacher_weight_factor"] for row in RunStore(one).metrics()]
+    assert factors[6] < 1.0  # lowered before the checkpoint that they went on from
+    assert_same_run(one, two, steps=8)
+    assert_same_alarms(one, two)
+
+
 CASES = {
     "tied-live": {"method": "sdpo", "axes": {"teacher": {"type": "live"}}},
     "untied-ema": {"method": "sdpo", "untied": True, "axes": {"teacher": {"type": "ema", "rate": 0.2}}},
+    "untied": {"method": "grpo", "untied": True},
     "untied-recomputed": {"method": "grpo", "untied": True, "run": {"activation_checkpointing": True}},
     "evidence": {"method": "rlsd"},
     "start-weights": {"method": "sdpg"},
+    "untied-frozen": {"method": "sdpo", "untied": True, "axes": {"teacher": {"type": "frozen"}}},
     "lora-frozen": {"method": "sdpo", "lora": "fresh", "axes": {"teacher": {"type": "frozen"}}},
     "lora-ema": {"method": "sdpo", "lora": "moved", "axes": {"teacher": {"type": "ema", "rate": 0.2}}},
     "bf16": {"method": "grpo", "run": {"precision": "bf16"}},
@@ -185,5 +221,16 @@ def test_gradients_are_those_of_one_process_also_where_one_has_no_row_to_distil(
     first, second = (
         json.loads((stepped / f"{n}-{case}.json").read_text()) for n in ("one", layout)
     )
+    assert second["teachers_laid_out_alike"]
+    assert second["sharded"] == (layout == "shard")
     assert first["distilled_rows"] == second["distilled_rows"]
     assert second["loss"] == pytest.approx(first["loss"], abs=5e-3 if case == "bf16" else 1e-6)
+
+
+def test_recomputing_activations_changes_no_number(stepped):
+    plain, again = (load_file(stepped / f"one-{n}.safetensors") for n in ("untied", "untied-recomputed"))  # fmt: skip
+    assert plain.keys() == again.keys()
+    for name in plain:
+        assert torch.equal(plain[name], again[name])
+    calls = [json.loads((stepped / f"one-{n}.json").read_text())["block_calls"] for n in ("untied", "untied-recomputed")]  # fmt: skip
+    assert calls[1] == 2 * calls[0] > 0
