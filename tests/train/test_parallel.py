@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -34,13 +36,22 @@ METHODS = {
 }
 
 
-def on_two(driver, *arguments):
+def start_two(driver, *arguments):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
+    return subprocess.Popen(
         [*torchrun, str(DRIVERS / driver), *map(str, arguments)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=LIMIT_S,
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def on_two(driver, *arguments):
+    process = start_two(driver, *arguments)
+    try:
+        _, said = process.communicate(timeout=LIMIT_S)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # torchrun ends its processes with itself
+        raise
+    assert process.returncode == 0, said[-3000:]
 
 
 def on_one(runs):
@@ -64,6 +75,7 @@ def settings(name, **changes):
 
 LAYOUTS = ("replicate", "shard")
 VARIANTS = [(name, parallel) for name in METHODS for parallel in LAYOUTS]
+RESUMED = ("sdpo", "lora")
 LORA = {"lora": {"rank": 4, "alpha": 8.0}}
 EASY = {"rules": [{"type": "fall", "measure": "length_tokens", "share": 1e-6}],
         "baseline_steps": 2, "window_steps": 2, "standard_errors": 0.0}  # fmt: skip
@@ -83,7 +95,10 @@ def trained(tmp_path_factory):
     on_one([*one, (folder / "one-lora", settings("sdpo", **LORA))])
     two = [(folder / f"{p}-{name}", settings(name, parallel=p)) for name, p in VARIANTS]
     two += [(folder / f"{p}-lora", settings("sdpo", parallel=p, **LORA)) for p in LAYOUTS]
-    two += [cut(folder / "one-sdpo", folder / f"1-to-2-{p}", parallel=p) for p in LAYOUTS]
+    two += [
+        cut(folder / f"one-{name}", folder / f"1-to-2-{p}-{name}", parallel=p)
+        for p in LAYOUTS for name in RESUMED
+    ]  # fmt: skip
     two += [(folder / f"{p}-stop", watched("stop", parallel=p)) for p in LAYOUTS]
     two += [cut(folder / "one-lower", folder / "1-to-2-lower")]
     job = folder / "job.json"
@@ -141,12 +156,41 @@ def test_two_processes_equal_one(trained, name, parallel):
     assert_same_run(trained / f"one-{name}", trained / f"{parallel}-{name}")
 
 
+@pytest.mark.parametrize("name", RESUMED)
 @pytest.mark.parametrize("parallel", LAYOUTS)
-def test_a_run_resumes_on_another_number_of_processes(trained, parallel):
-    back = cut(trained / f"{parallel}-sdpo", trained / f"2-to-1-{parallel}")
+def test_a_run_resumes_on_another_number_of_processes(trained, parallel, name):
+    back = cut(trained / f"{parallel}-{name}", trained / f"2-to-1-{parallel}-{name}")
     on_one([back])
-    assert_same_run(trained / "one-sdpo", back[0])
-    assert_same_run(trained / "one-sdpo", trained / f"1-to-2-{parallel}")
+    assert_same_run(trained / f"one-{name}", back[0])
+    assert_same_run(trained / f"one-{name}", trained / f"1-to-2-{parallel}-{name}")
+
+
+def rank_of(pid):
+    variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    return next((int(v[5:]) for v in variables if v.startswith(b"RANK=")), None)
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").is_file(), reason="finds a process by /proc")
+def test_one_process_killed_ends_the_other_and_nothing_is_lost(tmp_path):
+    config = settings("grpo", steps=12, checkpoint_every=1, evaluations=[])
+    one, two, job = tmp_path / "one", tmp_path / "two", tmp_path / "job.json"
+    job.write_text(json.dumps([[str(two), config]]))
+    process, metrics = start_two("runs.py", job), two / "metrics.jsonl"
+    deadline = time.monotonic() + LIMIT_S
+    while not (metrics.is_file() and metrics.read_bytes().count(b"\n") >= 2):
+        assert process.poll() is None, process.stderr.read()[-3000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(next(int(pid) for pid in children if rank_of(pid) == 1), signal.SIGKILL)
+    process.communicate(timeout=LIMIT_S)
+    assert process.returncode != 0
+    assert RunStore(two).result is None
+    finished = RunStore(two).metrics()[:2]
+    on_two("runs.py", job)
+    assert RunStore(two).metrics()[:2] == finished
+    on_one([(one, config)])
+    assert_same_run(one, two, steps=12)
 
 
 def assert_same_alarms(one, other):
@@ -181,6 +225,7 @@ CASES = {
     "evidence": {"method": "rlsd"},
     "start-weights": {"method": "sdpg"},
     "untied-frozen": {"method": "sdpo", "untied": True, "axes": {"teacher": {"type": "frozen"}}},
+    "untied-snapshot": {"method": "sdpo", "untied": True, "axes": {"teacher": {"type": "snapshot", "every": 2}}},
     "lora-frozen": {"method": "sdpo", "lora": "fresh", "axes": {"teacher": {"type": "frozen"}}},
     "lora-ema": {"method": "sdpo", "lora": "moved", "axes": {"teacher": {"type": "ema", "rate": 0.2}}},
     "bf16": {"method": "grpo", "run": {"precision": "bf16"}},
