@@ -6,6 +6,7 @@ Tolerances: metrics 1e-5, weights after 3 steps 1e-5, gradients 1e-6 absolute in
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -75,6 +76,7 @@ def settings(name, **changes):
 
 LAYOUTS = ("replicate", "shard")
 VARIANTS = [(name, parallel) for name in METHODS for parallel in LAYOUTS]
+SPOILED = {"skipping": [2, 3], "stopping": [1, 2, 3]}
 RESUMED = ("sdpo", "lora")
 LORA = {"lora": {"rank": 4, "alpha": 8.0}}
 EASY = {"rules": [{"type": "fall", "measure": "length_tokens", "share": 1e-6}],
@@ -102,7 +104,10 @@ def trained(tmp_path_factory):
     two += [(folder / f"{p}-stop", watched("stop", parallel=p)) for p in LAYOUTS]
     two += [cut(folder / "one-lower", folder / "1-to-2-lower")]
     job = folder / "job.json"
-    job.write_text(json.dumps([[str(path), config] for path, config in two]))
+    jobs = [[str(path), config, []] for path, config in two]
+    for p, (name, steps) in itertools.product(LAYOUTS, SPOILED.items()):
+        jobs.append([str(folder / f"{p}-{name}"), settings("sft-unguided", parallel=p), steps])
+    job.write_text(json.dumps(jobs))
     on_two("runs.py", job)
     return folder
 
@@ -165,6 +170,19 @@ def test_a_run_resumes_on_another_number_of_processes(trained, parallel, name):
     assert_same_run(trained / f"one-{name}", trained / f"1-to-2-{parallel}-{name}")
 
 
+@pytest.mark.parametrize("parallel", LAYOUTS)
+def test_all_skip_a_step_that_is_no_number_in_one_of_them(trained, parallel):
+    skipping, stopping = (trained / f"{parallel}-{name}" for name in SPOILED)
+    assert [row["skipped_steps"] for row in RunStore(skipping).metrics()] == [0, 2, 0]
+    assert all(bool(tensor.isfinite().all()) for tensor in weights_of(skipping).values())
+    assert RunStore(skipping).result is not None
+    assert [row["skipped_steps"] for row in RunStore(stopping).metrics()] == [1]
+    assert (stopping / "stopped" / "step-000001.json").is_file()
+    first, other = (json.loads((stopping / f"stopped-{rank}.json").read_text()) for rank in (0, 1))
+    assert (first["type"], other["type"]) == ("EpistillError", "StoppedElsewhere")
+    assert "3 optimiser steps in a row" in first["message"]
+
+
 def rank_of(pid):
     variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     return next((int(v[5:]) for v in variables if v.startswith(b"RANK=")), None)
@@ -174,7 +192,7 @@ def rank_of(pid):
 def test_one_process_killed_ends_the_other_and_nothing_is_lost(tmp_path):
     config = settings("grpo", steps=12, checkpoint_every=1, evaluations=[])
     one, two, job = tmp_path / "one", tmp_path / "two", tmp_path / "job.json"
-    job.write_text(json.dumps([[str(two), config]]))
+    job.write_text(json.dumps([[str(two), config, []]]))
     process, metrics = start_two("runs.py", job), two / "metrics.jsonl"
     deadline = time.monotonic() + LIMIT_S
     while not (metrics.is_file() and metrics.read_bytes().count(b"\n") >= 2):
