@@ -104,9 +104,9 @@ def trained(tmp_path_factory):
     two += [(folder / f"{p}-stop", watched("stop", parallel=p)) for p in LAYOUTS]
     two += [cut(folder / "one-lower", folder / "1-to-2-lower")]
     job = folder / "job.json"
-    jobs = [[str(path), config, []] for path, config in two]
+    jobs = [[str(path), config] for path, config in two]
     for p, (name, steps) in itertools.product(LAYOUTS, SPOILED.items()):
-        jobs.append([str(folder / f"{p}-{name}"), settings("sft-unguided", parallel=p), steps])
+        jobs.append([str(folder / f"{p}-{name}"), settings("sft-unguided", parallel=p), *steps])
     job.write_text(json.dumps(jobs))
     on_two("runs.py", job)
     return folder
@@ -192,7 +192,7 @@ def rank_of(pid):
 def test_one_process_killed_ends_the_other_and_nothing_is_lost(tmp_path):
     config = settings("grpo", steps=12, checkpoint_every=1, evaluations=[])
     one, two, job = tmp_path / "one", tmp_path / "two", tmp_path / "job.json"
-    job.write_text(json.dumps([[str(two), config, []]]))
+    job.write_text(json.dumps([[str(two), config]]))
     process, metrics = start_two("runs.py", job), two / "metrics.jsonl"
     deadline = time.monotonic() + LIMIT_S
     while not (metrics.is_file() and metrics.read_bytes().count(b"\n") >= 2):

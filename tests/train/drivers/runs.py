@@ -1,4 +1,4 @@
-"""Carries out runs, [[folder, configuration, spoiled], ...] in a JSON file; alone or under torchrun.
+"""Carries out runs, [[folder, configuration, *spoiled], ...] in a JSON file; alone or under torchrun.
 
 Processes that are not the first see no metrics on disk, and count responses as longer and longer:
 a machine whose view of the folder lags and whose arithmetic differs. No decision may rest on it.
@@ -51,7 +51,7 @@ gradients = epistill.train.update.accumulate_gradients
 with joined() as world:
     if not world.first:
         see_otherwise()
-    for folder, config, spoiled in json.loads(Path(sys.argv[1]).read_text()):
+    for folder, config, *spoiled in json.loads(Path(sys.argv[1]).read_text()):
         spoil(() if world.first else spoiled, gradients)
         try:
             run(RunConfig.model_validate(config), Path(folder))
