@@ -1,17 +1,21 @@
 """Distillation losses with a 152k vocabulary, from hidden states: ours beside TRL's paths.
 
-    python benchmarks/losses.py [--tokens 2048] [--repeats 5] [--threads 2] [--out FILE.json]
+    python benchmarks/losses.py [--tokens 2048] [--repeats 5] [--threads 2] [--only NAME]
+        [--out FILE.json]
 
 Both get hidden states [N, H], the student's head (with gradient) and the teacher's; both return the
 mean loss and the gradients of hidden states and head. Each runs in a process of its own, in turn,
 so that its peak memory is its own: what it needs beyond the inputs, the two gradients included.
-"floor" is the time of the head's four matrix products alone.
+"floor" is the time of the head's four matrix products alone, by the fastest routine at hand.
+Threads are bound to processors: two that spin on one processor, waiting for each other, would time
+the scheduler.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -88,6 +92,9 @@ BARS = {"JSD, full vocabulary": (2, 10), "JSD, top 100 + tail": (1, 5)}
 def child(case: str, who: str, tokens: int, threads: int) -> None:
     """One measurement: seconds, loss and peak memory, as JSON on stdout."""
     torch.set_num_threads(threads)
+    if who == "floor":
+        print(json.dumps({"seconds": floor(tokens, threads), "mib": 0.0, "loss": 0.0}))
+        return
     given = inputs(tokens)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     loss = {"ours": ours, "trl": trl}[who](CASES[case])
@@ -106,21 +113,22 @@ def child(case: str, who: str, tokens: int, threads: int) -> None:
 
 def floor(tokens: int, threads: int) -> float:
     """Seconds of the products that no implementation can avoid."""
+    from epistill.objective.products import add_weight_gradient, linear
+
     torch.set_num_threads(threads)
     hidden, weight, teacher_hidden, teacher_weight = (t.detach() for t in inputs(tokens))
-    rows, buffer = 256, torch.empty(256, V)
+    rows, total = 256, torch.zeros_like(weight)
 
     def products():
         for start in range(0, tokens, rows):
             part = slice(start, start + rows)
-            torch.mm(hidden[part], weight.T, out=buffer[: len(hidden[part])])
-            torch.mm(teacher_hidden[part], teacher_weight.T, out=buffer[: len(hidden[part])])
-            d = buffer[: len(hidden[part])]
-            torch.mm(d, weight)
-            torch.mm(d.T, hidden[part])
+            linear(hidden[part], weight)
+            d_logits = linear(teacher_hidden[part], teacher_weight)
+            linear(d_logits, weight.t())
+            add_weight_gradient(total, d_logits, hidden[part])
 
     products()
-    return statistics.median(timed(products) for _ in range(3))
+    return timed(products)
 
 
 def main() -> None:
@@ -129,15 +137,16 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--only", default="", help="cases with this in their name")
     parser.add_argument("--child", nargs=2)
     options = parser.parse_args()
     if options.child:
         child(*options.child, options.tokens, options.threads)
         return
-    least = floor(options.tokens, options.threads)
+    os.environ["OMP_PROC_BIND"] = "true"  # for the children
     rows = []
-    for case in CASES:
-        found = {"ours": [], "trl": []}
+    for case in (name for name in CASES if options.only in name):
+        found = {"ours": [], "trl": [], "floor": []}
         for _ in range(options.repeats):
             for who in found:
                 command = [sys.executable, __file__, "--child", case, who]
@@ -159,7 +168,7 @@ def main() -> None:
                 "TRL MiB": trl_["mib"],
                 "smaller": trl_["mib"] / ours_["mib"],
                 "bars": "/".join(map(str, BARS.get(case, ("-", "-")))),
-                "times floor": ours_["seconds"] / least,
+                "times floor": ours_["seconds"] / median["floor"]["seconds"],
                 "loss gap": abs(ours_["loss"] - trl_["loss"]),
             }
         )
