@@ -36,13 +36,16 @@ ALLOWED = {
     "evaluate": FREE | {"store", "tasks", "metrics", "rollouts"},
     "lab": FREE | {"tasks", "metrics", "rollouts", "teacher", "evaluate"},
     "report": FREE | {"store", "metrics", "evaluate.stats"},
-    "inputs": FREE | {"tasks"},
-    "study": FREE | {"store", "tasks", "rollouts", "teacher", "train", "evaluate", "report", "lab"},
+    "preflight": FREE
+    | {"store", "objective", "tasks", "metrics", "rollouts", "teacher", "evaluate"},
+    "inputs": FREE | {"tasks", "preflight.config"},
+    "study": FREE
+    | {"store", "tasks", "rollouts", "teacher", "train", "evaluate", "report", "lab", "preflight"},
     "__main__": {"cli"},
     "cli": None,  # opens every door, lazily
 }
 TORCH_FREE = ("records", "config", "axes", "describe", "methods", "store", "report.page", "evaluate.stats", "cli",
-              "metrics.epistemic", "study.spec", "inputs", "tasks.files")  # fmt: skip
+              "metrics.epistemic", "study.spec", "inputs", "tasks.files", "preflight.config")  # fmt: skip
 
 
 def modules():

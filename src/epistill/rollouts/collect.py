@@ -7,17 +7,43 @@ context). Leaves: `GradedRollout`s, groups together, in order.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Protocol
 
 from epistill.config import SamplingConfig
-from epistill.records import GradedRollout, Message, Problem
+from epistill.records import GradedRollout, Message, Problem, Rollout
 from epistill.rollouts.model import LanguageModel
 from epistill.rollouts.prompts import render_prompt, split_thinking
 from epistill.rollouts.sampler import PromptRequest, sample
 from epistill.tasks.grading import Grader
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class Speaker(Protocol):
+    """Whatever answers prompts beside a model in this process: a server, or a cache before one."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's tokenizer, which renders the prompts."""
+        ...
+
+    def sample(
+        self,
+        requests: Sequence[PromptRequest],
+        *,
+        samples: int,
+        sampling: SamplingConfig,
+        seed: int,
+        policy_version: int = 0,
+    ) -> list[Rollout]:
+        """As `rollouts.sampler.sample`."""
+        ...
+
 
 def sample_and_grade(
-    model: LanguageModel,
+    model: LanguageModel | Speaker,
     asked: Sequence[tuple[Problem, Sequence[Message]]],
     grader: Grader,
     *,
@@ -30,7 +56,7 @@ def sample_and_grade(
     """Sample `samples` responses to each chat and grade them against its problem.
 
     Args:
-        model: In eval mode.
+        model: In eval mode, or a speaker.
         asked: Problem and chat; repeats make separate groups.
         grader: Grades the answer parts.
         samples: Responses per chat.
@@ -43,16 +69,13 @@ def sample_and_grade(
         render_prompt(model.tokenizer, messages, thinking=sampling.thinking)
         for _, messages in asked
     ]
-    rollouts = sample(
-        model,
-        [
-            PromptRequest(problem.id, prompt.ids, first_draw + i)
-            for i, ((problem, _), prompt) in enumerate(zip(asked, prompts, strict=True))
-        ],
-        samples=samples,
-        sampling=sampling,
-        seed=seed,
-        policy_version=policy_version,
+    requests = [
+        PromptRequest(problem.id, prompt.ids, first_draw + i)
+        for i, ((problem, _), prompt) in enumerate(zip(asked, prompts, strict=True))
+    ]
+    draw = partial(sample, model) if isinstance(model, LanguageModel) else model.sample
+    rollouts = draw(
+        requests, samples=samples, sampling=sampling, seed=seed, policy_version=policy_version
     )
     problems = [problem for problem, _ in asked for _ in range(samples)]
     opened = [prompt.opens_thinking for prompt in prompts for _ in range(samples)]

@@ -23,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from epistill.errors import EpistillError
 from epistill.report.page import write_report
 from epistill.store import RunStore, read_json, write_json
-from epistill.study.spec import Arm, Probe, StudySpec, World
+from epistill.study.spec import Arm, Preflight, Probe, StudySpec, World
 from epistill.study.summary import summarise_study
 
 FIRST_REPORT_S = 120.0
@@ -34,9 +34,9 @@ RETRIES = 1  # of a job whose worker died (killed by the system, say)
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One arm or probe at one seed, or one world."""
+    """One arm or probe at one seed, one preflight, or one world."""
 
-    item: Arm | Probe | World
+    item: Arm | Probe | Preflight | World
     seed: int
     folder: Path
     payload: dict[str, Any]
@@ -64,8 +64,17 @@ def world_jobs(spec: StudySpec, out: Path) -> list[Job]:
 
 
 def jobs_of(spec: StudySpec, out: Path) -> list[Job]:
-    """All runs, seed after seed, so that a first picture of every arm comes early."""
-    jobs: list[Job] = []
+    """Preflights, then all runs, seed after seed: a first picture of every arm comes early."""
+    jobs = [
+        Job(
+            preflight,
+            preflight.settings.seed,
+            out / "runs" / preflight.id,
+            {"preflight": preflight.model_dump(mode="json")},
+            1,
+        )
+        for preflight in spec.preflights
+    ]
     for seed in spec.seeds:
         for probe in spec.probes:
             payload = {"probe": probe.model_dump(mode="json"), "seed": seed}
@@ -235,6 +244,10 @@ def run_job(payload: dict[str, Any], folder: str) -> None:
         from epistill.study.world import run_world
 
         run_world(World.model_validate(payload["world"]), Path(folder))
+    elif "preflight" in payload:
+        from epistill.study.preflights import run_preflight_job
+
+        run_preflight_job(Preflight.model_validate(payload["preflight"]), Path(folder))
     elif "probe" in payload:
         run_probe(Probe.model_validate(payload["probe"]), payload["seed"], Path(folder))
     else:

@@ -20,6 +20,7 @@ from pydantic import Field, ValidationError, model_validator
 from epistill.config import EvalSet, RunConfig, SamplingConfig, TaskConfig
 from epistill.errors import EpistillError
 from epistill.methods import method
+from epistill.preflight.config import PreflightConfig
 from epistill.settings import Settings
 
 WORLD = "world:"  # an arm's model "world:ID" is one of the study's own worlds
@@ -69,6 +70,14 @@ class Probe(Settings):
     samples: int = Field(default=8, ge=2)
     sampling: SamplingConfig
     reference: dict[str, dict[str, float]] = Field(default_factory=dict)
+
+
+class Preflight(Settings):
+    """What is measured before training; the page compares it with what the arms then did."""
+
+    id: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    label: str
+    settings: PreflightConfig
 
 
 class World(Settings):
@@ -169,6 +178,7 @@ class StudySpec(Settings):
     worlds: tuple[World, ...] = ()
     grid: Grid | None = None
     probes: tuple[Probe, ...] = ()
+    preflights: tuple[Preflight, ...] = ()
     claims: tuple[Claim, ...] = ()
     controls: tuple[Claim, ...] = ()
     presets: dict[str, Preset] = Field(default_factory=dict)
@@ -196,11 +206,11 @@ class StudySpec(Settings):
 
     @model_validator(mode="after")
     def _names_exist(self) -> StudySpec:
-        known = [arm.id for arm in self.arms] + [probe.id for probe in self.probes]
+        known = [item.id for item in (*self.arms, *self.probes, *self.preflights)]
         if not known:
             raise ValueError("a study needs at least one arm or probe")
         if len(set(known)) != len(known):
-            raise ValueError(f"ids of arms and probes repeat: {sorted(known)}")
+            raise ValueError(f"ids of arms, probes and preflights repeat: {sorted(known)}")
         for claim in (*self.claims, *self.controls):
             for test in claim.tests:
                 for name in (test.arm, test.versus):

@@ -20,10 +20,15 @@ from epistill.teacher.align import align, micro_batches
 
 @dataclass(frozen=True, slots=True)
 class TokenScores:
-    """One row's scores, [T] each, float32 on the CPU: nats of each completion token."""
+    """One row's scores, [T] each, float32 on the CPU: nats of each completion token.
+
+    Attributes:
+        mass: Probability of a set of tokens at each position; None where none was asked for.
+    """
 
     log_probs: Tensor
     entropies: Tensor
+    mass: Tensor | None = None
 
 
 @torch.no_grad()
@@ -34,6 +39,7 @@ def score_completions(
     *,
     temperature: float = 1.0,
     microbatch_tokens: int = 16_384,
+    mass_of: Sequence[int] | None = None,
 ) -> list[TokenScores]:
     """Score completions under their prompts.
 
@@ -43,24 +49,28 @@ def score_completions(
         completions: One per row.
         temperature: Logits are divided by it, as the sampler's were.
         microbatch_tokens: Padded tokens per forward pass.
+        mass_of: Also the total probability of these token ids at each position.
     """
     found: dict[int, TokenScores] = {}
     lengths = [len(p) + len(c) for p, c in zip(prompts, completions, strict=True)]
     head = model.head()
+    wanted = torch.tensor(mass_of or (), dtype=torch.long, device=model.device)
     for members in micro_batches(lengths, max_tokens=microbatch_tokens):
         chosen = [completions[i] for i in members]
         batch = align(
             [prompts[i] for i in members], chosen, pad_id=model.pad_id, device=model.device
         )
         hidden = batch.hidden(model)
-        log_probs, entropies = [], []
+        log_probs, entropies, mass = [], [], []
         for part in torch.arange(len(hidden)).split(chunk_rows(head.weight.shape[0])):
             logits = head.logits(hidden[part]).float() / temperature
             log_probs.append(token_log_probs(logits, batch.token_ids[part]).cpu())
-            entropies.append(entropy(logits.log_softmax(-1)).cpu())
+            normalised = logits.log_softmax(-1)
+            entropies.append(entropy(normalised).cpu())
+            if mass_of is not None:
+                mass.append(normalised[:, wanted].exp().sum(-1).cpu())
         sizes = [len(completion) for completion in chosen]
-        rows = zip(
-            torch.cat(log_probs).split(sizes), torch.cat(entropies).split(sizes), strict=True
-        )
+        columns = [torch.cat(parts).split(sizes) for parts in (log_probs, entropies, mass) if parts]
+        rows = zip(*columns, strict=True)
         found |= {i: TokenScores(*scores) for i, scores in zip(members, rows, strict=True)}
     return [found[i] for i in range(len(lengths))]
