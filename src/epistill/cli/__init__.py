@@ -11,6 +11,7 @@ import sys
 import typer
 
 from epistill.cli import runs as runs  # isort: skip
+from epistill.cli import preflight as preflight  # isort: skip
 from epistill.cli import facts as facts  # isort: skip
 from epistill.cli.common import app, lab, tasks
 from epistill.errors import EpistillError

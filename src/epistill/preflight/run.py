@@ -40,7 +40,7 @@ from epistill.preflight.pressure import (
     u_by_class,
 )
 from epistill.preflight.richness import richness
-from epistill.preflight.verdict import load_thresholds, verdict_of
+from epistill.preflight.verdict import advice, load_thresholds, verdict_of
 from epistill.records import Problem
 from epistill.tasks.coverage import load_eval_problems
 from epistill.tasks.grading import Grader
@@ -103,6 +103,7 @@ def run_preflight(
             "missing": list(plan.first.missing),
         },
         "contexts": contexts,
+        "advice": advice(contexts),
         "control": {
             "largest_u_nats": exact,
             "tolerance_nats": ZERO,
