@@ -23,10 +23,12 @@ if TYPE_CHECKING:
 
 CLASSES = ("marker", "control", "number", "other")
 MARKER, CONTROL, NUMBER, OTHER = range(len(CLASSES))
-# Digits with their separators, and operators that stand alone: not a hyphen inside a word, and not
+# Digits with their separators, and operators; not a hyphen (or / or *) between two letters, and not
 # the brackets of a tag, which the first branch takes out of the way.
+_LETTER = r"[^\W\d_]"
 _NUMBER = re.compile(
-    r"<[/|]?\w[\w|]*>|(\d+(?:[.,]\d+)*|(?<![^\W\d_])[-+*/=<>^%×÷±≤≥≠≈√](?![^\W\d_]))"
+    r"<[/|]?\w[\w|]*>|(\d+(?:[.,]\d+)*|[+=<>^%×÷±≤≥≠≈√]"
+    rf"|(?<!{_LETTER})[-*/]|[-*/](?!{_LETTER}))"
 )
 WINDOW = 16  # tokens before one that its decoded form may depend on
 SHORTEST_PREFIX = 4  # letters of a marker that its first token must have, to stand for it

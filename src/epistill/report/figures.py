@@ -13,7 +13,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from epistill.report.prediction import prediction_figure
+from epistill.report.prediction import PREDICTION_WORDS, prediction_figure
 from epistill.report.surface import surface_figure
 
 PALETTE = (
@@ -56,7 +56,11 @@ def plots_of(report: Mapping[str, Any]) -> list[Plot]:
         _evaluation_curves(arms, colours),
         _change_plot(arms, colours),
         _coverage_plot(arms, colours),
-        *(_prediction_plot(preflight["prediction"]) for preflight in report["preflights"]),
+        *(
+            Plot(*PREDICTION_WORDS, _styled(prediction_figure(preflight["prediction"]), 640))
+            for preflight in report["preflights"]
+            if preflight["prediction"] is not None
+        ),
     ]
     return [plot for plot in made if plot is not None]
 
@@ -98,18 +102,6 @@ def _surface_plot(surface: Mapping[str, Any] | None) -> Plot | None:
         "Difference of the two methods on the out-of-distribution sets at every setting of the "
         "dials; * where the 95 % interval excludes zero. Red: worse, or fewer markers.",
         _styled(figure, 420 * len(surface["pairs"])),
-    )
-
-
-def _prediction_plot(prediction: Mapping[str, Any] | None) -> Plot | None:
-    if prediction is None:
-        return None
-    return Plot(
-        "prediction",
-        "Prediction and outcome, arm by arm",
-        "Across: what preflight measured before training; up: the change that training brought, "
-        "with its 95 % interval. Hover for the arm.",
-        _styled(prediction_figure(prediction), 640),
     )
 
 

@@ -8,6 +8,13 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+PREDICTION_WORDS = (
+    "prediction-plot",
+    "Prediction and outcome, arm by arm",
+    "Across: what preflight measured before training; up: the change that training brought, with "
+    "its 95 % interval. Hover for the arm.",
+)
+
 
 def prediction_figure(prediction: Mapping[str, Any]) -> go.Figure:
     """Four panels: the prediction that was written down beforehand, and its outcome."""
