@@ -32,7 +32,7 @@ def ratios(
     return dict(zip(columns, bootstrap_ratio(above, below), strict=True))
 
 
-def by_problem(problems: Sequence[str], columns: Sequence[Sequence[float]]) -> Floats:
+def by_problem(problems: Sequence[str], columns: Sequence[Sequence[float] | Floats]) -> Floats:
     """[clusters, columns] sums, clusters in order of first appearance."""
     index = {name: i for i, name in enumerate(dict.fromkeys(problems))}
     sums = np.zeros((len(index), len(columns)))

@@ -58,7 +58,7 @@ def verdict_of(context: Mapping[str, Any], thresholds: Mapping[str, Any]) -> lis
         thresholds: `load_thresholds`.
 
     Returns:
-        outcome, expectation ("rises likely", "falls likely", "not predicted", "not measured"),
+        outcome, expectation ("rise likely", "fall likely", "not predicted", "not measured"),
         reason (a sentence).
     """
     values = predictors_of(context)
@@ -92,14 +92,19 @@ def _one(outcome: str, entry: Mapping[str, Any], value: float | None) -> dict[st
             "expectation": "not predicted",
             "reason": f"{why}; {reason}",
         }
-    # The study's rho is positive by registration: a larger value, a larger outcome.
-    rises = value > threshold["value"]
+    sign = entry["sign"]
+    rises = sign * value > threshold["value"]
+    chosen = ""
+    if not entry["registered"]:
+        chosen = (
+            f"; chosen after the fact, since {entry['registered_predictor']} did not predict it"
+        )
     return {
         "outcome": outcome,
         "expectation": "rise likely" if rises else "fall likely",
-        "reason": f"{reason}; threshold {threshold['value']:+.3g} sorts {threshold['right']} of "
-        f"{threshold['of']} lab arms rightly ({threshold['left_out_right']} where their context "
-        f"was left out), {evidence}",
+        "reason": f"{reason}; threshold {sign * threshold['value']:+.3g} sorts "
+        f"{threshold['right']} of {threshold['of']} lab arms rightly "
+        f"({threshold['left_out_right']} where their context was left out), {evidence}{chosen}",
     }
 
 

@@ -17,12 +17,12 @@ PREDICTION_WORDS = (
 
 
 def prediction_figure(prediction: Mapping[str, Any]) -> go.Figure:
-    """Four panels: the prediction that was written down beforehand, and its outcome."""
+    """Four panels: the prediction that verdicts use, and its outcome."""
     outcomes = prediction["outcomes"]
     titles = [f"{name}: rho {found['rho']['value']:+.2f}" for name, found in outcomes.items()]
     figure = make_subplots(rows=2, cols=2, subplot_titles=titles, vertical_spacing=0.16)
     for i, (name, found) in enumerate(outcomes.items()):
-        place = {"row": i // 2 + 1, "col": i % 2 + 1}
+        row, column = i // 2 + 1, i % 2 + 1
         changes = [arm["outcomes"][name] for arm in prediction["arms"]]
         figure.add_trace(
             go.Scatter(
@@ -41,8 +41,9 @@ def prediction_figure(prediction: Mapping[str, Any]) -> go.Figure:
                 mode="markers",
                 showlegend=False,
             ),
-            **place,
+            row=row,
+            col=column,
         )
-        figure.update_xaxes(title=found["predictor"], **place)
-        figure.update_yaxes(title="change", **place)
+        figure.update_xaxes(title=found["predictor"], row=row, col=column)
+        figure.update_yaxes(title="change", row=row, col=column)
     return figure

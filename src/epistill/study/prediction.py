@@ -65,19 +65,50 @@ def prediction_of(
                 "rho": spearman(x, y, [row["id"] for row in rows]).as_dict(),
                 "rho_contexts": spearman(x, y, contexts).as_dict(),
             }
-        x = np.array([row["predictions"][chosen] for row in rows])
-        rho = correlations[outcome][chosen]["rho_contexts"]
-        outcomes[outcome] = {
-            "predictor": chosen,
-            "rho": rho,
-            "predicts": rho["low"] is not None and rho["low"] > 0,
-            "threshold": threshold_of(x, y, contexts),
-            "arms": [
-                {"arm": row["id"], "prediction": a, "outcome": b}
-                for row, a, b in zip(rows, x.tolist(), y.tolist(), strict=True)
-            ],
-        }
+        outcomes[outcome] = _decided(rows, outcome, chosen, correlations[outcome])
     return {"arms": rows, "correlations": correlations, "outcomes": outcomes}
+
+
+def _decided(
+    rows: Sequence[Mapping[str, Any]],
+    outcome: str,
+    registered: str,
+    correlations: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What verdicts use: the registered prediction, or, where it failed, a rival that did not.
+
+    A rival was chosen after the results were seen, and says so (`registered` false). Predictions
+    are turned by `sign` so that a larger value means a larger outcome.
+    """
+
+    def predicts(name: str) -> bool:
+        rho = correlations[name]["rho_contexts"]
+        if rho["low"] is None:
+            return False
+        return rho["low"] > 0 or (name in RIVALS and rho["high"] < 0)
+
+    chosen = registered
+    if not predicts(registered):
+        able = [name for name in RIVALS if predicts(name)]
+        strength = {name: abs(correlations[name]["rho"]["value"]) for name in able}
+        chosen = max(able, key=strength.__getitem__, default=registered)
+    sign = -1 if predicts(chosen) and correlations[chosen]["rho"]["value"] < 0 else 1
+    x = np.array([row["predictions"][chosen] for row in rows])
+    y = np.array([row["outcomes"][outcome]["value"] for row in rows])
+    return {
+        "predictor": chosen,
+        "registered": chosen == registered,
+        "registered_predictor": registered,
+        "registered_rho": correlations[registered]["rho_contexts"],
+        "sign": sign,
+        "rho": correlations[chosen]["rho_contexts"],
+        "predicts": predicts(chosen),
+        "threshold": threshold_of(sign * x, y, [row["context"] for row in rows]),
+        "arms": [
+            {"arm": row["id"], "prediction": a, "outcome": b}
+            for row, a, b in zip(rows, x.tolist(), y.tolist(), strict=True)
+        ],
+    }
 
 
 def _row(
@@ -161,7 +192,7 @@ def threshold_of(x: Floats, y: Floats, contexts: Sequence[str]) -> dict[str, Any
     """The prediction that best sorts outcomes above 0 from those below; None where all agree.
 
     Returns:
-        value; right of `of` arms that it sorts rightly; left_out_right, the same with each context
+        value (of the signed prediction); right of `of` arms that it sorts rightly; left_out_right, the same with each context
         sorted by the threshold of the others (a context whose others all agree counts as wrong).
     """
     cut = _cut(x, y)
