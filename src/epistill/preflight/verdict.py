@@ -96,9 +96,8 @@ def _one(outcome: str, entry: Mapping[str, Any], value: float | None) -> dict[st
     rises = sign * value > threshold["value"]
     chosen = ""
     if not entry["registered"]:
-        chosen = (
-            f"; chosen after the fact, since {entry['registered_predictor']} did not predict it"
-        )
+        failed = entry["registered_predictor"]
+        chosen = f"; chosen after the results were seen, since {failed} did not predict it"
     return {
         "outcome": outcome,
         "expectation": "rise likely" if rises else "fall likely",

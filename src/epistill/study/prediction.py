@@ -8,6 +8,7 @@ arms that rose and arms that fell. Nothing is fitted to the outcomes but that th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -163,37 +164,43 @@ def spearman(x: Floats, y: Floats, clusters: Sequence[str], *, seed: int = 0) ->
         seed: Names the resampling. Resamples without variation are left out; with fewer than half
             of them left there is no interval.
     """
-    groups: dict[str, list[int]] = {}
-    for i, name in enumerate(clusters):
-        groups.setdefault(name, []).append(i)
-    members = list(groups.values())
-    rng = np.random.default_rng(derive_seed("spearman", seed, len(members)))
-    found: list[float] = []
-    for drawn in rng.integers(len(members), size=(RESAMPLES, len(members))):
-        rows = [i for k in drawn for i in members[k]]
-        value = _rho(x[rows], y[rows])
-        if value is not None:
-            found.append(value)
-    value = _rho(x, y)
-    if value is None or len(found) < RESAMPLES / 2:
-        return Estimate(0.0 if value is None else value, None, None, len(members))
+    found = np.concatenate([_rho(x[rows], y[rows]) for rows in _draws(tuple(clusters), seed)])
+    found = found[~np.isnan(found)]
+    value, count = float(_rho(x[None], y[None])[0]), len(set(clusters))
+    if np.isnan(value) or len(found) < RESAMPLES / 2:
+        return Estimate(0.0 if np.isnan(value) else value, None, None, count)
     low, high = np.quantile(found, [0.025, 0.975])
-    return Estimate(value, float(low), float(high), len(members))
+    return Estimate(value, float(low), float(high), count)
 
 
-def _rho(x: Floats, y: Floats) -> float | None:
-    a, b = rankdata(x), rankdata(y)
-    a, b = a - a.mean(), b - b.mean()
-    scale = float(np.sqrt((a @ a) * (b @ b)))
-    return None if scale == 0 else float(a @ b) / scale
+@lru_cache(maxsize=4)
+def _draws(clusters: tuple[str, ...], seed: int) -> list[NDArray[np.int64]]:
+    """Rows of every resample, [resamples of one length, length] each, so that ranks are batched."""
+    members = [np.flatnonzero(np.array(clusters) == name) for name in dict.fromkeys(clusters)]
+    rng = np.random.default_rng(derive_seed("spearman", seed, len(members)))
+    by_length: dict[int, list[NDArray[np.int64]]] = {}
+    for drawn in rng.integers(len(members), size=(RESAMPLES, len(members))):
+        rows = np.concatenate([members[k] for k in drawn])
+        by_length.setdefault(len(rows), []).append(rows)
+    return [np.stack(rows) for rows in by_length.values()]
+
+
+def _rho(x: Floats, y: Floats) -> Floats:
+    """[n] correlations of ranks of [n, rows]; NaN where one side does not vary."""
+    a, b = rankdata(x, axis=1), rankdata(y, axis=1)
+    a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
+    scale = np.sqrt((a**2).sum(1) * (b**2).sum(1))
+    with np.errstate(invalid="ignore"):
+        return (a * b).sum(1) / np.where(scale == 0, np.nan, scale)
 
 
 def threshold_of(x: Floats, y: Floats, contexts: Sequence[str]) -> dict[str, Any] | None:
     """The prediction that best sorts outcomes above 0 from those below; None where all agree.
 
     Returns:
-        value (of the signed prediction); right of `of` arms that it sorts rightly; left_out_right, the same with each context
-        sorted by the threshold of the others (a context whose others all agree counts as wrong).
+        value (of the signed prediction); right of `of` arms that it sorts rightly; left_out_right,
+        the same with each context sorted by the threshold of the others (a context whose others all
+        agree counts as wrong).
     """
     cut = _cut(x, y)
     if cut is None:
