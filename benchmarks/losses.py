@@ -39,12 +39,13 @@ def inputs(tokens: int):
 def ours(options):
     from epistill.objective import distillation_nats
     from epistill.objective.fused import head_loss
+    from epistill.objective.products import linear
 
     def loss(hidden, weight, teacher_hidden, teacher_weight):
         ids = torch.zeros(len(hidden), dtype=torch.long)
 
         def of_chunk(logits, part):
-            teacher = teacher_hidden[part] @ teacher_weight.T
+            teacher = linear(teacher_hidden[part], teacher_weight)
             return distillation_nats(logits, teacher, ids[part], **options).sum() / len(ids)
 
         return head_loss(hidden, weight, None, of_chunk)

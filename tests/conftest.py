@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import os
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import hypothesis
+import polars as pl
+import pyarrow as pa
 import pytest
 import torch
 
 torch.set_num_threads(1)
+# A deadline per example is an assertion about wall-clock time.
+hypothesis.settings.register_profile("epistill", deadline=None)
+hypothesis.settings.load_profile("epistill")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -51,3 +59,29 @@ def make_tiny_model(seed: int = 0, layers: int = 1):
     config.hidden_size, config.intermediate_size = 32, 48
     torch.manual_seed(seed)
     return LanguageModel(Qwen3ForCausalLM(config).eval(), tokenizer, "tiny")
+
+
+def zstd(data):
+    return pa.compress(data, "zstd", asbytes=True)
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write records (or raw bytes) under a name; what the file is follows from the name."""
+
+    def write(name, records):
+        path = tmp_path / name
+        if name.endswith(".parquet"):
+            pl.DataFrame(records, strict=False, infer_schema_length=None).write_parquet(path)
+            return path
+        data = records
+        if not isinstance(records, bytes):
+            data = b"".join(json.dumps(r, ensure_ascii=False).encode() + b"\n" for r in records)
+        if name.endswith(".gz"):
+            data = gzip.compress(data)
+        if name.endswith(".zst"):
+            data = zstd(data)
+        path.write_bytes(data)
+        return path
+
+    return write

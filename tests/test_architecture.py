@@ -13,6 +13,7 @@ import pytest
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "epistill"
 FREE = {
     "errors", "seeds", "settings", "records", "blends", "axes", "config", "environment", "methods",
+    "monitor",
 }  # fmt: skip
 # Which folders (or modules) of the package each may import. `lab` is the lab's model.
 ALLOWED = {
@@ -22,7 +23,8 @@ ALLOWED = {
     "settings": set(),
     "blends": {"settings"},
     "axes": {"settings", "blends"},
-    "config": {"settings", "axes"},
+    "monitor": {"settings", "axes", "blends", "errors"},
+    "config": {"settings", "axes", "monitor"},
     "describe": {"axes", "blends"},
     "environment": set(),
     "methods": {"axes", "blends", "errors"},
@@ -35,17 +37,30 @@ ALLOWED = {
     "train": FREE | {"store", "objective", "tasks", "metrics", "rollouts", "teacher"},
     "evaluate": FREE | {"store", "tasks", "metrics", "rollouts"},
     "lab": FREE | {"tasks", "metrics", "rollouts", "teacher", "evaluate"},
+    "traces": {
+        "errors",
+        "records",
+        "config",
+        "store",
+        "metrics",
+        "tasks",
+        "rollouts.prompts",
+        "evaluate.stats",
+        "evaluate.paired",
+    },
     "report": FREE | {"store", "metrics", "evaluate.stats"},
     "preflight": FREE
     | {"store", "objective", "tasks", "metrics", "rollouts", "teacher", "evaluate"},
     "inputs": FREE | {"tasks", "preflight.config"},
+    "integrations": FREE | {"store", "metrics", "rollouts"},
     "study": FREE
     | {"store", "tasks", "rollouts", "teacher", "train", "evaluate", "report", "lab", "preflight"},
     "__main__": {"cli"},
     "cli": None,  # opens every door, lazily
 }
-TORCH_FREE = ("records", "config", "axes", "describe", "methods", "store", "report.page", "evaluate.stats", "cli",
-              "metrics.epistemic", "study.spec", "inputs", "tasks.files", "preflight.config")  # fmt: skip
+TORCH_FREE = ("records", "config", "monitor", "axes", "describe", "methods", "store", "report.page", "evaluate.stats", "cli",
+              "metrics.epistemic", "study.spec", "inputs", "tasks.files", "traces.summary", "traces.compare",
+              "report.traces")  # fmt: skip
 
 
 def modules():

@@ -14,7 +14,7 @@ from epistill.rollouts.model import lab_directory
 
 COMMANDS = [
     [], ["study"], ["train"], ["eval"], ["lab"], ["lab", "pretrain"], ["lab", "card"],
-    ["tasks"], ["tasks", "show"], ["methods"], ["report"], ["env"],
+    ["measure"], ["shift"], ["grade"], ["compare"], ["preflight"], ["tasks"], ["tasks", "show"], ["methods"], ["report"], ["env"],
 ]  # fmt: skip
 
 
@@ -149,3 +149,28 @@ def test_train_from_flags_and_from_a_file(tmp_path):
     refused = epistill("train", tmp_path / "run.toml", "--seed", 6, "--out", out)
     assert refused.returncode == 2
     assert "another configuration (differs in seed)" in refused.stderr
+
+
+def test_compare_from_the_command_line(tmp_path):
+    rows = [
+        {"problem_id": i, "response": f"answer {i % 3}", "correct": i % 3 == 0} for i in range(9)
+    ]
+    for name, temperature in (("a", 1.0), ("b", 0.5)):
+        text = "".join(json.dumps({**row, "temperature": temperature}) + "\n" for row in rows)
+        (tmp_path / f"{name}.jsonl").write_text(text)
+    done = epistill("compare", "a.jsonl", "b.jsonl", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "temperature is 1 in A and 0.5 in B" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    done = epistill(
+        "compare", "a.jsonl", "b.jsonl", "--allow-different-settings", "--json", cwd=tmp_path
+    )
+    found = json.loads(done.stdout)
+    assert found["differs"] == ["temperature is 1 in A and 0.5 in B"]
+    assert found["sets"][0]["measures"][0]["difference"]["value"] == 0
+    done = epistill("compare", "a.jsonl", "b.jsonl", "--allow-different-settings", cwd=tmp_path)
+    assert "avg@k" in done.stdout
+    for flags, said in ((["-k", "0"], "-k is 0"), (["--budgets", "1k"], "whole numbers")):
+        done = epistill("compare", "a.jsonl", "b.jsonl", *flags, cwd=tmp_path)
+        assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+        assert said in done.stderr

@@ -15,7 +15,7 @@ from epistill.tasks.star_traces import DEFAULT_DIALS
 
 def test_the_shipped_weights_score_what_the_card_claims():
     claimed, found = read_card(), measure_card()
-    # 400 problems x 4 samples with named seeds: only floating point may differ between machines.
+    # 400 problems x 8 samples with named seeds: only floating point may differ between machines.
     for world, score in claimed["score"].items():
         assert found["score"][world] == pytest.approx(score, abs=0.02)
         assert found["density_per_1k_tokens"][world] == pytest.approx(

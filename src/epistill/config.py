@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from epistill.axes import Method
+from epistill.monitor import Monitor, with_less_teacher
 from epistill.settings import Settings
 
 
@@ -87,6 +88,7 @@ class RunConfig(Settings):
             evaluates at the end.
         eval_sampling: None evaluates with the training's sampling.
         microbatch_tokens: Padded tokens per forward pass; memory, not numbers, beyond rounding.
+        monitor: Alarms, and what they do; None for none.
     """
 
     model: str
@@ -107,6 +109,7 @@ class RunConfig(Settings):
     eval_every: int | None = Field(default=None, ge=1)
     eval_sampling: SamplingConfig | None = None
     checkpoint_every: int = Field(default=10, ge=1)
+    monitor: Monitor | None = Monitor()
     lora: Lora | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: str = "cpu"
@@ -114,7 +117,10 @@ class RunConfig(Settings):
 
     @model_validator(mode="after")
     def _groups_are_large_enough(self) -> RunConfig:
-        compares = self.method.gradient_share > 0 or self.method.context.source == "sibling"
+        method = self.method
+        if self.monitor is not None and self.monitor.may_lower:
+            method = with_less_teacher(method, self.monitor.lower_factor)
+        compares = method.gradient_share > 0 or method.context.source == "sibling"
         if self.method.traces is None and self.samples_per_problem < 2 and compares:
             raise ValueError(
                 f"samples_per_problem is {self.samples_per_problem}; expected at least 2: method "

@@ -12,5 +12,9 @@ class EpistillError(ValueError):
     """
 
 
+class FolderInUse(EpistillError):
+    """Another process holds a run directory."""
+
+
 class BudgetExceeded(EpistillError):
     """A prompt, context and response together exceed what the model can read."""

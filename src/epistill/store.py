@@ -3,6 +3,7 @@
     config.json        the resolved configuration; a directory with another one is refused
     environment.json   versions, commit, machine
     metrics.jsonl      one line per step, no wall-clock in it: equal configs give equal files
+    alarms.jsonl       what the monitor raised, if anything
     timing.jsonl       seconds per step, apart from the metrics for that reason
     evaluations/*.jsonl, rollouts/*.jsonl, traces.jsonl
     checkpoints/step-N/   see train.checkpoint
@@ -21,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from epistill.errors import EpistillError
+from epistill.errors import EpistillError, FolderInUse
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -114,14 +115,14 @@ class RunStore:
         """Hold the directory; a second process is refused.
 
         Raises:
-            EpistillError: Another process holds it.
+            FolderInUse: Another process holds it.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / ".lock").open("w") as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
-                raise EpistillError(
+                raise FolderInUse(
                     f"{self.folder} is in use by another process; wait for it, or use another "
                     "folder"
                 ) from error
@@ -137,6 +138,14 @@ class RunStore:
         """Add one step's seconds."""
         _append(self.folder / "timing.jsonl", record)
 
+    def append_alarm(self, record: Mapping[str, Any]) -> None:
+        """Add one alarm of the monitor."""
+        _append(self.folder / "alarms.jsonl", record)
+
+    def alarms(self) -> list[dict[str, Any]]:
+        """All alarms so far."""
+        return read_jsonl(self.folder / "alarms.jsonl")
+
     def metrics(self) -> list[dict[str, Any]]:
         """All steps so far."""
         return read_jsonl(self.folder / "metrics.jsonl")
@@ -147,7 +156,7 @@ class RunStore:
 
     def rewind(self, step: int) -> None:
         """Drop what was recorded at or after `step`: a resumed run writes it again."""
-        for name in ("metrics", "timing"):
+        for name in ("metrics", "timing", "alarms"):
             path = self.folder / f"{name}.jsonl"
             if path.is_file():
                 write_jsonl(path, [r for r in read_jsonl(path) if r["step"] < step])

@@ -6,12 +6,17 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats as scipy_stats
 
+from epistill.evaluate import stats
 from epistill.evaluate.stats import (
+    avg_at_k,
     bootstrap_mean,
+    bootstrap_ratio,
     maj_at_k,
     paired_bootstrap,
     pass_at_k,
+    resampled_sums,
     t_interval,
 )
 
@@ -116,3 +121,58 @@ def test_t_interval_closed_form():
     assert found.value == 2.0
     assert found.high - 2.0 == pytest.approx(4.302652729911275 / 3**0.5)
     assert t_interval(np.array([1.0])).low is None
+
+
+def test_many_clusters_are_drawn_in_blocks_as_if_at_once(monkeypatch):
+    table = np.random.default_rng(5).random((37, 2))
+    at_once = resampled_sums(table, seed=3, resamples=101)
+    monkeypatch.setattr(stats, "CACHED_ENTRIES", 200)
+    assert np.allclose(resampled_sums(table, seed=3, resamples=101), at_once)
+
+
+def test_the_ratio_interval_covers_as_often_as_it_says():
+    """Densities of responses whose length and rate both vary by problem; 400 worlds."""
+    rng = np.random.default_rng(6)
+    hits = 0
+    for world in range(400):
+        words = rng.integers(50, 500, size=60)
+        rates = rng.gamma(4, 0.0025, size=60)
+        markers = rng.poisson(words * rates)
+        (found,) = bootstrap_ratio(
+            markers[:, None].astype(float), words[:, None].astype(float), seed=world, resamples=500
+        )
+        hits += found.low <= 0.01 <= found.high
+    assert 0.90 <= hits / 400 <= 0.98
+
+
+def test_ratios_of_nothing_are_none():
+    found = bootstrap_ratio(np.array([[0.0, 2.0], [0.0, 0.0]]), np.array([[0.0, 4.0], [0.0, 0.0]]))
+    assert found[0] is None
+    assert (found[1].value, found[1].low, found[1].problems) == (0.5, None, 1)
+    with pytest.raises(ValueError, match="shapes"):
+        bootstrap_ratio(np.ones((2, 1)), np.ones((2, 2)))
+
+
+@given(st.integers(1, 40), st.data())
+def test_pass_at_k_against_the_hypergeometric_distribution(n, data):
+    correct, k = data.draw(st.integers(0, n)), data.draw(st.integers(1, n))
+    none_right = scipy_stats.hypergeom(n, correct, k).pmf(0)
+    assert pass_at_k(n, correct, k) == pytest.approx(1 - none_right, abs=1e-12)
+
+
+def test_avg_at_k():
+    assert avg_at_k([1, 0, 0, 1]) == 0.5
+    with pytest.raises(ValueError, match="no samples"):
+        avg_at_k([])
+
+
+def test_the_bootstrap_is_scipys():
+    """scipy's percentile bootstrap of a mean, with its own draws."""
+    values = np.random.default_rng(8).gamma(2, size=40)
+    theirs = scipy_stats.bootstrap(
+        (values,), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(0)
+    ).confidence_interval
+    found = bootstrap_mean(values, resamples=20_000)
+    width = theirs.high - theirs.low
+    assert found.low == pytest.approx(theirs.low, abs=0.03 * width)
+    assert found.high == pytest.approx(theirs.high, abs=0.03 * width)

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from epistill.errors import EpistillError
 from epistill.metrics.epistemic import (
     count_markers,
-    count_words,
     density,
     marker_spans,
     official_substring_count,
     total_markers,
 )
 from epistill.metrics.lexicon import load_lexicon
+from epistill.metrics.words import count_words
 
 TEN = (
     "wait",

@@ -12,8 +12,10 @@ import typer
 
 from epistill.cli import runs as runs  # isort: skip
 from epistill.cli import preflight as preflight  # isort: skip
+from epistill.cli import traces as traces  # isort: skip
+from epistill.cli import compare as compare  # isort: skip
 from epistill.cli import facts as facts  # isort: skip
-from epistill.cli.common import app, lab, tasks
+from epistill.cli.common import app, lab, tasks, warn
 from epistill.errors import EpistillError
 
 app.add_typer(lab, name="lab")
@@ -42,5 +44,5 @@ def main() -> None:
 
 
 def _fail(message: str) -> None:
-    print("epistill: " + " ".join(message.split()), file=sys.stderr)
+    warn(message)
     sys.exit(2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -30,6 +31,11 @@ def say(value: Any) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
 
 
+def warn(message: str) -> None:
+    """One line on stderr."""
+    print("epistill: " + " ".join(message.split()), file=sys.stderr)
+
+
 def at_least(flag: str, value: int | None, least: int) -> None:
     """Refuse a flag below its least value."""
     if value is not None and value < least:
@@ -38,7 +44,7 @@ def at_least(flag: str, value: int | None, least: int) -> None:
 
 def print_evaluations(evaluations: Mapping[str, Mapping[str, Any]]) -> None:
     """Print estimates as tables."""
-    from epistill.report.page import format_estimate
+    from epistill.report.format import format_estimate
 
     for name, values in evaluations.items():
         table = Table("measure", "value [95 % interval]", title=f"{name}, n = {values['problems']}")

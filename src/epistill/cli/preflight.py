@@ -80,7 +80,7 @@ def preflight(
 
 def _print(report: Mapping[str, Any]) -> None:
     """Prompts, table and verdicts for a terminal."""
-    from epistill.report.page import format_signed
+    from epistill.report.format import format_signed
 
     console = Console()
     console = console if console.is_terminal else Console(width=200)

@@ -19,6 +19,7 @@ def study(
     preset: Annotated[str | None, typer.Option(help="A smaller version, e.g. quick.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder; default runs/NAME.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes; default all cores.")] = None,
+    ray: Annotated[str | None, typer.Option(help="A Ray cluster's HOST:PORT, or auto.")] = None,
     as_json: Json = False,
 ) -> None:
     """Train, compare and report: arms x coverage x seeds. The same command resumes."""
@@ -32,7 +33,7 @@ def study(
     from epistill.study.runner import run_study
 
     console = Console(stderr=True)
-    report = run_study(spec, folder, workers=workers, console=console)
+    report = run_study(spec, folder, workers=workers, ray=ray, console=console)
     if as_json:
         from epistill.store import read_json
 
@@ -104,7 +105,7 @@ def evaluate(
     chosen, sampling = evaluation_settings(
         data, k, problems, temperature, top_p, top_k, max_new_tokens
     )
-    from epistill.evaluate.run import as_rows, summarise
+    from epistill.evaluate.run import as_rows, self_contained_rows, summarise
     from epistill.evaluate.run import evaluate as run_evaluation
     from epistill.rollouts.model import load_model
     from epistill.store import write_jsonl
@@ -112,10 +113,17 @@ def evaluate(
 
     loaded = load_model(model)
     with Grader() as grader:
-        records = run_evaluation(loaded, chosen, grader, sampling=sampling, seed=seed)
+        records = run_evaluation(
+            loaded,
+            chosen,
+            grader,
+            sampling=sampling,
+            seed=seed,
+            keep_texts=1 if out is None else k,
+        )
     rows = as_rows(records)
     if out is not None:
-        write_jsonl(out, rows)
+        write_jsonl(out, self_contained_rows(records, loaded, chosen, sampling))
     summary = {name: estimate.as_dict() for name, estimate in summarise(rows).items()}
     described = {
         "problems": len({row["problem_id"] for row in rows}),

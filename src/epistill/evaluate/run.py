@@ -14,10 +14,12 @@ import numpy as np
 
 from epistill.config import EvalSet, SamplingConfig
 from epistill.evaluate.stats import Estimate, bootstrap_mean, maj_at_k, pass_at_k
-from epistill.metrics.epistemic import count_words, total_markers
+from epistill.metrics.epistemic import total_markers
+from epistill.metrics.words import count_words
 from epistill.records import EvalRecord, Grade, GradedRollout, Rollout
 from epistill.rollouts.collect import sample_and_grade
 from epistill.rollouts.model import LanguageModel
+from epistill.rollouts.prompts import render_prompt
 from epistill.seeds import derive_seed
 from epistill.tasks.coverage import load_eval_problems
 from epistill.tasks.grading import Grader
@@ -81,6 +83,34 @@ def eval_records(graded: Sequence[GradedRollout], *, keep_texts: int) -> list[Ev
 def as_rows(records: Sequence[EvalRecord]) -> list[dict[str, Any]]:
     """Records for the store."""
     return [asdict(record) for record in records]
+
+
+def self_contained_rows(
+    records: Sequence[EvalRecord],
+    model: LanguageModel,
+    chosen: EvalSet,
+    sampling: SamplingConfig,
+) -> list[dict[str, Any]]:
+    """Records with what a file of them needs to be read alone.
+
+    Beside each record: the question and whether its prompt opened `<think>`, the reference answer
+    and grader, the sampling settings, the model's name. `measure`, `grade` and `compare` read them.
+    """
+    problems = {p.id: p for p in load_eval_problems(chosen.task, chosen.problems)}
+    beside = {
+        name: {
+            "question": problem.messages[-1].content,
+            "opened_thinking": render_prompt(
+                model.tokenizer, problem.messages, thinking=sampling.thinking
+            ).opens_thinking,
+            "reference": problem.answer,
+            "grader": problem.grader,
+            "sampling": sampling.model_dump(),
+            "model": model.name,
+        }
+        for name, problem in problems.items()
+    }
+    return [row | beside[row["problem_id"]] for row in as_rows(records)]
 
 
 def grouped(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:

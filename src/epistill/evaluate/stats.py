@@ -23,7 +23,6 @@ from epistill.seeds import derive_seed, named_random
 Floats = NDArray[np.float64]
 RESAMPLES = 10_000
 MAX_SUBSETS = 500
-POWER_80 = 1.959964 + 0.841621  # normal quantiles at .975 and .80
 CACHED_ENTRIES = 5_000_000  # 40 MB: the most that one cached resampling takes
 
 
@@ -47,6 +46,24 @@ class Estimate:
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)
+
+
+def avg_at_k(correct: Sequence[bool | float]) -> float:
+    """Share of a problem's k samples that are correct: the mean score, as avg@16 is reported.
+
+    Args:
+        correct: [k] grades of the samples of one problem, 0 or 1.
+
+    Raises:
+        ValueError: No samples; a problem nobody answered has no score.
+
+    Example:
+        >>> avg_at_k([True, False, True, True])
+        0.75
+    """
+    if not len(correct):
+        raise ValueError("avg@k of no samples; expected at least one")
+    return float(np.mean(correct))
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:
@@ -271,64 +288,3 @@ def paired_bootstrap(
     if ours.shape != theirs.shape:
         raise ValueError(f"paired arrays of shapes {ours.shape} and {theirs.shape}")
     return bootstrap_mean(ours - theirs, seed=seed, resamples=resamples)
-
-
-@dataclass(frozen=True, slots=True)
-class PairedTest:
-    """A paired difference with what is needed to read it.
-
-    Attributes:
-        difference: Ours minus theirs.
-        p_value: Two-sided, by inverting the percentile interval; None with one problem.
-        smallest_detectable: The difference that this many problems would have shown (5 %
-            two-sided) with 80 % power; None where nothing varies.
-    """
-
-    difference: Estimate
-    p_value: float | None
-    smallest_detectable: float | None
-
-
-def paired_test(
-    ours: Floats, theirs: Floats, *, seed: int = 0, resamples: int = RESAMPLES
-) -> PairedTest:
-    """`paired_bootstrap` with its p-value and the smallest detectable difference.
-
-    The p-value is twice the smaller share of resampled differences on either side of 0, so that it
-    is below .05 exactly where the interval leaves 0 out. The smallest detectable difference is
-    (1.960 + 0.842) standard errors of the mean paired difference (normal approximation).
-
-    Args:
-        ours, theirs: [problems], aligned.
-        seed, resamples: As in `bootstrap_mean`.
-
-    Example:
-        >>> found = paired_test(np.array([1.0, 1.0, 0.0]), np.array([0.0, 1.0, 0.0]))
-        >>> round(found.smallest_detectable, 3)
-        0.934
-    """
-    difference = paired_bootstrap(ours, theirs, seed=seed, resamples=resamples)
-    gaps = np.asarray(ours, dtype=np.float64) - theirs
-    if gaps.size == 1:
-        return PairedTest(difference, None, None)
-    means = _resampled_means(np.atleast_2d(gaps), seed, resamples)
-    tail = min(np.count_nonzero(means <= 0), np.count_nonzero(means >= 0))
-    error = float(gaps.std(ddof=1) / np.sqrt(gaps.size))
-    return PairedTest(
-        difference, min(1.0, 2 * (tail + 1) / (resamples + 1)), POWER_80 * error or None
-    )
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values adjusted for a family of comparisons (Holm 1979), in the given order.
-
-    Example:
-        >>> holm([0.01, 0.04, 0.03])
-        [0.03, 0.06, 0.06]
-    """
-    order = sorted(range(len(p_values)), key=p_values.__getitem__)
-    adjusted, largest = [0.0] * len(p_values), 0.0
-    for rank, i in enumerate(order):
-        largest = max(largest, min(1.0, (len(order) - rank) * p_values[i]))
-        adjusted[i] = largest
-    return adjusted

@@ -15,7 +15,7 @@ from epistill.rollouts.model import LAB_NAME, lab_directory, load_model
 from epistill.tasks.grading import Grader
 
 WORLDS = ((5, 3), (6, 3), (4, 4), (5, 1))
-PROBLEMS, SAMPLES, SEED = 400, 4, 0
+PROBLEMS, SAMPLES, SEED = 400, 8, 0
 
 
 def read_card() -> dict[str, Any]:

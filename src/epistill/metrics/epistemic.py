@@ -12,15 +12,20 @@ from collections.abc import Mapping
 from functools import cache
 
 from epistill.metrics.lexicon import Lexicon, load_lexicon
-
-_WORD = re.compile(r"\w+(?:['’]\w+)*")
+from epistill.metrics.words import SPACED, fold, needs_boundary
 
 
 @cache
 def _pattern(lexicon: Lexicon) -> re.Pattern[str]:
-    # Longest first, so that a word that begins another cannot hide it.
-    words = sorted(lexicon.words, key=len, reverse=True)
-    return re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, words))})(?!\w)", re.IGNORECASE)
+    # Longest first, so that a word that begins another cannot hide it, and exceptions hide theirs.
+    phrases = sorted((*lexicon.words, *lexicon.exceptions), key=len, reverse=True)
+    return re.compile("|".join(map(_bounded, phrases)))
+
+
+def _bounded(phrase: str) -> str:
+    left = f"(?<!{SPACED})" if needs_boundary(phrase[0]) else ""
+    right = f"(?!{SPACED})" if needs_boundary(phrase[-1]) else ""
+    return left + re.escape(phrase) + right
 
 
 def count_markers(text: str, lexicon: Lexicon | None = None) -> dict[str, int]:
@@ -39,28 +44,26 @@ def count_markers(text: str, lexicon: Lexicon | None = None) -> dict[str, int]:
         (2, 0)
     """
     lexicon = lexicon or load_lexicon()
-    found = Counter(match.lower() for match in _pattern(lexicon).findall(text))
+    found = Counter(_pattern(lexicon).findall(fold(text)))
     return {word: found.get(word, 0) for word in lexicon.words}
 
 
 def marker_spans(text: str, lexicon: Lexicon | None = None) -> list[tuple[int, int]]:
-    """Character ranges [start, stop) of every marker, in order."""
-    return [match.span() for match in _pattern(lexicon or load_lexicon()).finditer(text)]
+    """Character ranges [start, stop) of every marker, in order.
+
+    Example:
+        >>> marker_spans("Hmm. Unlikely, maybe")
+        [(0, 3), (15, 20)]
+    """
+    lexicon = lexicon or load_lexicon()
+    words = set(lexicon.words)
+    matches = _pattern(lexicon).finditer(fold(text))
+    return [match.span() for match in matches if match[0] in words]
 
 
 def total_markers(text: str, lexicon: Lexicon | None = None) -> int:
     """Sum of `count_markers`."""
     return sum(count_markers(text, lexicon).values())
-
-
-def count_words(text: str) -> int:
-    """Runs of word characters, apostrophes inside a word included.
-
-    Example:
-        >>> count_words("Don't stop at 3.5, wait")
-        6
-    """
-    return sum(1 for _ in _WORD.finditer(text))
 
 
 def density(markers: int, length: int) -> float | None:

@@ -12,6 +12,7 @@ from importlib import resources
 from pathlib import Path
 
 from epistill.errors import EpistillError
+from epistill.metrics.words import fold
 
 PAPER = "paper-en"
 
@@ -22,8 +23,11 @@ class Lexicon:
 
     Attributes:
         name, version, source: Which list this is and where it comes from.
-        language: "en" words are matched on word boundaries, ignoring case.
+        language: For people; how a word is matched follows from its own letters (see `words`).
         words: Lower-case, without repeats.
+        exceptions: Longer words that contain one of `words` and are not counted.
+        control: Name of the list of ordinary words of like frequency that is counted beside it;
+            None where there is none.
     """
 
     name: str
@@ -31,12 +35,15 @@ class Lexicon:
     source: str
     language: str
     words: tuple[str, ...]
+    exceptions: tuple[str, ...] = ()
+    control: str | None = None
 
     def __post_init__(self) -> None:
-        if not self.words or len(set(self.words)) != len(self.words):
+        phrases = (*self.words, *self.exceptions)
+        if not self.words or "" in phrases or len(set(phrases)) != len(phrases):
             raise EpistillError(
-                f"lexicon {self.name!r} has {len(self.words)} words, "
-                f"{len(set(self.words))} of them distinct; expected at least one and no repeats"
+                f"lexicon {self.name!r} has {len(self.words)} words and {len(self.exceptions)} "
+                "exceptions; expected at least one word, none of them empty, and no repeats"
             )
 
 
@@ -69,10 +76,20 @@ def load_lexicon(name: str = PAPER) -> Lexicon:
             version=int(data["version"]),
             source=str(data["source"]),
             language=str(data["language"]),
-            words=tuple(str(word).lower() for word in data["words"]),
+            words=_words(data["words"]),
+            exceptions=_words(data.get("exceptions", [])),
+            control=data.get("control"),
         )
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+    except EpistillError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise EpistillError(
             f"lexicon {name!r} could not be read ({type(error).__name__}: {error}); expected JSON "
             "with name, version, language, source and words"
         ) from error
+
+
+def _words(words: list[str]) -> tuple[str, ...]:
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise TypeError(f"words are {str(words)[:40]!r}, not a list of texts")
+    return tuple(fold(word) for word in words)

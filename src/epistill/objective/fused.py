@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from epistill.objective.products import add_weight_gradient, linear
+
 # Logits held at once: 2^25 float32 numbers are 128 MiB.
 LOGITS_PER_CHUNK = 2**25
 
@@ -70,7 +72,7 @@ class _HeadLoss(torch.autograd.Function):
         for start in range(0, hidden.shape[0], rows):
             part = slice(start, min(start + rows, hidden.shape[0]))
             with torch.enable_grad():
-                logits = torch.nn.functional.linear(
+                logits = linear(
                     hidden[part].detach(), weight.detach(), None if bias is None else bias.detach()
                 ).requires_grad_(wants_any)
                 loss = loss_of_chunk(logits, part)
@@ -82,9 +84,9 @@ class _HeadLoss(torch.autograd.Function):
             (d_logits,) = torch.autograd.grad(loss, logits)
             del logits, loss
             if d_hidden is not None:
-                torch.mm(d_logits, weight, out=d_hidden[part])
+                d_hidden[part] = linear(d_logits, weight.t())
             if d_weight is not None:
-                _add_product(d_weight, d_logits, hidden[part])
+                add_weight_gradient(d_weight, d_logits, hidden[part])
             if d_bias is not None:
                 d_bias += d_logits.sum(0)
         ctx.gradients = (d_hidden, _as(d_weight, weight), _as(d_bias, bias))
@@ -97,13 +99,6 @@ class _HeadLoss(torch.autograd.Function):
         scaled = tuple(None if g is None else g.mul_(grad.to(g.dtype)) for g in ctx.gradients)
         ctx.gradients = None
         return (*scaled, None, None)
-
-
-def _add_product(total: Tensor, d_logits: Tensor, hidden: Tensor) -> None:
-    if total.dtype == hidden.dtype:
-        total.addmm_(d_logits.t(), hidden)
-    else:
-        total += d_logits.t() @ hidden
 
 
 def _as(gradient: Tensor | None, like: Tensor | None) -> Tensor | None:

@@ -22,7 +22,7 @@ class PreflightConfig(Settings):
         teacher_thinking: The teacher's `enable_thinking`; "same" as the student's.
         fork_quantile: A fork is a position whose entropy exceeds this quantile of the student's.
         top_k: Most likely tokens that a server is asked for; the full vocabulary in process.
-        control: List of ordinary words counted beside the markers; None for none.
+        markers: A lexicon's name or file; its control list is counted beside it.
     """
 
     model: str
@@ -37,7 +37,6 @@ class PreflightConfig(Settings):
     fork_quantile: float = Field(default=0.8, gt=0.0, lt=1.0)
     top_k: int = Field(default=20, ge=1)
     markers: str = PAPER
-    control: str | None = "control-en"
     microbatch_tokens: int = Field(default=16_384, ge=1)
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: str = "cpu"

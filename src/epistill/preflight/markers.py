@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from epistill.metrics.epistemic import marker_spans
 from epistill.metrics.lexicon import Lexicon
+from epistill.rollouts.offsets import token_ends
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -30,9 +31,7 @@ _NUMBER = re.compile(
     r"<[/|]?\w[\w|]*>|(\d+(?:[.,]\d+)*|[+=<>^%×÷±≤≥≠≈√]"
     rf"|(?<!{_LETTER})[-*/]|[-*/](?!{_LETTER}))"
 )
-WINDOW = 16  # tokens before one that its decoded form may depend on
 SHORTEST_PREFIX = 4  # letters of a marker that its first token must have, to stand for it
-_BROKEN = "\ufffd"  # what a decoder writes for an unfinished character
 
 Spans = list[tuple[int, int]]
 
@@ -73,8 +72,7 @@ def classify(
     """
     ended = bool(ids) and ids[-1] in set(ends)
     body = list(ids[:-1]) if ended else list(ids)
-    text = _decode(tokenizer, body)
-    spans = token_spans(tokenizer, body)
+    text, spans = token_spans(tokenizer, body)
     classes = np.full(len(ids), OTHER, dtype=np.int8)
     starts = np.zeros(len(ids), dtype=np.bool_)
     found = [(NUMBER, match.span()) for match in _NUMBER.finditer(text) if match[1]]
@@ -92,46 +90,22 @@ def classify(
     return TokenClasses(classes, starts, pieces)
 
 
-def token_spans(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> Spans:
-    """Characters [start, stop) of the decoded text that each token wrote.
+def token_spans(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> tuple[str, Spans]:
+    """The decoded text, and the characters [start, stop) of it that each token wrote.
 
-    The tokenizer's own offsets where its text maps back to the same ids; where a model wrote ids
-    that the tokenizer would not have chosen, what each token adds to the decoded text. Tokens that
-    share a character (bytes of one) share its span.
+    Tokens that share a character (bytes of one) all get it, so that a marker begins at the first.
 
     Args:
         tokenizer: A fast one.
         ids: [T] tokens, special tokens kept as text.
     """
-    text = _decode(tokenizer, ids)
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    if list(encoded["input_ids"]) == list(ids):
-        return [(int(a), int(b)) for a, b in encoded["offset_mapping"]]
-    for window in (WINDOW, len(ids)):
-        spans = _added(tokenizer, ids, window)
-        if (spans[-1][1] if spans else 0) == len(text):
-            return spans
-    raise AssertionError(f"{len(ids)} tokens decode to a text that their parts do not add up to")
-
-
-def _added(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], window: int) -> Spans:
-    spans: Spans = []
-    position = 0
-    for t in range(len(ids)):
-        before = ids[max(0, t - window) : t]
-        was, now = _decode(tokenizer, before), _decode(tokenizer, [*before, ids[t]])
-        # An unfinished character at the end may still change: it counts from its start.
-        solid = len(was.rstrip(_BROKEN))
-        start = position - (len(was) - solid)
-        position += len(now) - len(was)
-        spans.append((min(start, position), position))
-    return spans
-
-
-def _decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    return str(
-        tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
-    )
+    text, ends = token_ends(tokenizer, ids)
+    starts = [0, *ends[:-1]]
+    stops = ends.copy()
+    for t in range(len(ids) - 2, -1, -1):
+        if ends[t] == starts[t]:  # not a whole character: that of the token which completes it
+            stops[t] = stops[t + 1]
+    return text, list(zip(starts, stops, strict=True))
 
 
 @dataclass(frozen=True, slots=True)

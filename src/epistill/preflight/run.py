@@ -126,7 +126,7 @@ def plan_of(config: PreflightConfig, engine: Engine) -> Plan:
         teacher_thinking=config.sampling.thinking if thinking == "same" else thinking,
         seed=config.seed,
         markers=markers,
-        control=None if config.control is None else load_lexicon(config.control),
+        control=None if markers.control is None else load_lexicon(markers.control),
         first=first_tokens(engine.tokenizer, markers),
         allow_mode_mismatch=config.allow_mode_mismatch,
     )

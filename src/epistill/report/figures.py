@@ -57,7 +57,7 @@ def plots_of(report: Mapping[str, Any]) -> list[Plot]:
         _change_plot(arms, colours),
         _coverage_plot(arms, colours),
         *(
-            Plot(*PREDICTION_WORDS, _styled(prediction_figure(preflight["prediction"]), 640))
+            Plot(*PREDICTION_WORDS, styled(prediction_figure(preflight["prediction"]), 640))
             for preflight in report["preflights"]
             if preflight["prediction"] is not None
         ),
@@ -76,7 +76,7 @@ def _probe_plot(probe: Mapping[str, Any]) -> Plot | None:
             go.Bar(
                 x=contexts,
                 y=[v["value"] for v in values],
-                error_y=_error_bars(values),
+                error_y=error_bars(values),
                 marker_color=PALETTE[column - 1],
                 showlegend=False,
             ),
@@ -88,7 +88,7 @@ def _probe_plot(probe: Mapping[str, Any]) -> Plot | None:
         probe["label"],
         "The same model, the same problems; only what it sees beyond the question differs. Bars "
         "are means with 95 % intervals.",
-        _styled(figure, 340),
+        styled(figure, 340),
     )
 
 
@@ -101,7 +101,7 @@ def _surface_plot(surface: Mapping[str, Any] | None) -> Plot | None:
         "The surface",
         "Difference of the two methods on the out-of-distribution sets at every setting of the "
         "dials; * where the 95 % interval excludes zero. Red: worse, or fewer markers.",
-        _styled(figure, 420 * len(surface["pairs"])),
+        styled(figure, 420 * len(surface["pairs"])),
     )
 
 
@@ -140,7 +140,7 @@ def _curve_plot(arms: Sequence[Mapping[str, Any]], colours: Mapping[str, str]) -
         "Learning curves",
         "On the student's own training rollouts: mean over seeds, band from the lowest to the "
         "highest seed. Choose the measure at the top left; click a name to hide an arm.",
-        _styled(figure, 460),
+        styled(figure, 460),
     )
 
 
@@ -194,7 +194,7 @@ def _evaluation_curves(
         "Evaluations during training",
         "Small samples of the evaluation sets, for the shape of the curve; the table below has the "
         "full ones.",
-        _styled(figure, 460),
+        styled(figure, 460),
     )
 
 
@@ -210,8 +210,8 @@ def _change_plot(arms: Sequence[Mapping[str, Any]], colours: Mapping[str, str]) 
             go.Scatter(
                 x=[x["value"]],
                 y=[y["value"]],
-                error_x=_error_bars([x]),
-                error_y=_error_bars([y]),
+                error_x=error_bars([x]),
+                error_y=error_bars([y]),
                 name=arm["label"],
                 mode="markers",
                 marker={"color": colours[arm["id"]], "size": 11},
@@ -228,7 +228,7 @@ def _change_plot(arms: Sequence[Mapping[str, Any]], colours: Mapping[str, str]) 
         "change",
         "What happened to doubt, and what happened to OOD",
         "Change against the untrained base on the out-of-distribution sets, 95 % intervals.",
-        _styled(figure, 460),
+        styled(figure, 460),
     )
 
 
@@ -251,7 +251,7 @@ def _coverage_plot(arms: Sequence[Mapping[str, Any]], colours: Mapping[str, str]
                 go.Scatter(
                     x=[str(arm["coverage"] or "all") for arm in line],
                     y=[value["value"] for value in values],
-                    error_y=_error_bars(values),
+                    error_y=error_bars(values),
                     name=series,
                     legendgroup=series,
                     showlegend=column == 1,
@@ -265,7 +265,7 @@ def _coverage_plot(arms: Sequence[Mapping[str, Any]], colours: Mapping[str, str]
         "coverage",
         "Task coverage",
         "Final score against the number of distinct training problems, 95 % intervals.",
-        _styled(figure, 400),
+        styled(figure, 400),
     )
 
 
@@ -325,7 +325,8 @@ def _menu(names: Sequence[str], titles: Mapping[str, str], owners: Sequence[str]
     }
 
 
-def _error_bars(values: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+def error_bars(values: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Intervals of estimates as bars; None where one has none."""
     if any(value["low"] is None for value in values):
         return None
     return {
@@ -337,7 +338,8 @@ def _error_bars(values: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     }
 
 
-def _styled(figure: go.Figure, height: int) -> go.Figure:
+def styled(figure: go.Figure, height: int) -> go.Figure:
+    """The look that all figures share."""
     figure.update_layout(
         template="plotly_white",
         height=height,

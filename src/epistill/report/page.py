@@ -7,7 +7,7 @@ the page's script as JSON in which no tag can close; a content security policy f
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,9 @@ from markupsafe import Markup, escape
 from plotly.offline import get_plotlyjs
 
 from epistill.metrics.epistemic import marker_spans
-from epistill.report.figures import plots_of
+from epistill.metrics.lexicon import Lexicon
+from epistill.report.figures import Plot, plots_of
+from epistill.report.format import format_estimate, format_signed
 from epistill.store import write_atomic
 
 VERDICT_CLASSES = {
@@ -37,6 +39,23 @@ def write_report(report: Mapping[str, Any], path: Path) -> Path:
     Returns:
         The path.
     """
+    return render_page(
+        "study.html.j2", path, plots_of(report), report=report, traces=_marked_traces(report)
+    )
+
+
+def render_page(
+    template: str, path: Path, plots: Sequence[Plot], *, traces: object, **values: Any
+) -> Path:
+    """Fill a template; every page goes through here.
+
+    Args:
+        template: Its name.
+        path: Where; written whole or not at all.
+        plots: Drawn by the page's script.
+        traces: For the page's script, as JSON.
+        **values: For the template, which escapes them.
+    """
     environment = Environment(
         loader=PackageLoader("epistill.report"), autoescape=select_autoescape(default=True)
     )
@@ -47,13 +66,12 @@ def write_report(report: Mapping[str, Any], path: Path) -> Path:
         "verdict_class": VERDICT_CLASSES.__getitem__,
         "pretty": lambda value: json.dumps(value, indent=2, ensure_ascii=False),
     }
-    plots = plots_of(report)
-    html = environment.get_template("study.html.j2").render(
-        report=report,
+    html = environment.get_template(template).render(
         plots=plots,
         figures=as_script_json({plot.id: json.loads(str(plot.figure.to_json())) for plot in plots}),
-        traces=as_script_json(_marked_traces(report)),
+        traces=as_script_json(traces),
         plotly=Markup(get_plotlyjs()),
+        **values,
     )
     write_atomic(path, html)
     return path
@@ -71,40 +89,27 @@ def as_script_json(value: Any) -> Markup:
     )
 
 
-def highlight_markers(text: str) -> Markup:
+def highlight_markers(text: str, lexicons: Sequence[Lexicon | None] = (None,)) -> Markup:
     """Text as HTML, escaped, each epistemic marker in `<mark>`.
+
+    Args:
+        text: Any.
+        lexicons: Whose words are marked; None is the paper's.
 
     Example:
         >>> str(highlight_markers("Wait, <b>"))
         '<mark>Wait</mark>, &lt;b&gt;'
     """
+    spans = sorted({span for lexicon in lexicons for span in marker_spans(text, lexicon)})
     parts: list[str] = []
     position = 0
-    for start, stop in marker_spans(text):
+    for start, stop in spans:
+        if start < position:  # inside a longer marker of another list
+            continue
         parts += [escape(text[position:start]), Markup("<mark>"), escape(text[start:stop])]
         parts.append(Markup("</mark>"))
         position = stop
     return Markup("").join([*parts, escape(text[position:])])
-
-
-def format_estimate(estimate: Mapping[str, Any] | None, digits: int = 3) -> str:
-    """As "0.512 [0.480, 0.544]", or a dash where there is nothing."""
-    if estimate is None:
-        return "–"
-    value = f"{estimate['value']:.{digits}f}"
-    if estimate["low"] is None:
-        return value
-    return f"{value} [{estimate['low']:.{digits}f}, {estimate['high']:.{digits}f}]"
-
-
-def format_signed(estimate: Mapping[str, Any] | None, digits: int = 3) -> str:
-    """The same for a difference, with its sign."""
-    if estimate is None:
-        return "–"
-    value = f"{estimate['value']:+.{digits}f}"
-    if estimate["low"] is None:
-        return value
-    return f"{value} [{estimate['low']:+.{digits}f}, {estimate['high']:+.{digits}f}]"
 
 
 def _marked_traces(report: Mapping[str, Any]) -> list[dict[str, Any]]:

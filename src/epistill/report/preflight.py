@@ -6,19 +6,15 @@ escaped, no requests).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
-from jinja2 import Environment, PackageLoader, select_autoescape
-from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
-from epistill.report.figures import PALETTE
-from epistill.report.page import as_script_json, format_estimate, format_signed
-from epistill.store import write_atomic
+from epistill.report.figures import PALETTE, Plot, error_bars
+from epistill.report.format import format_signed
+from epistill.report.page import render_page
 
 CLASSES = ("marker", "control", "number", "other")
 PARTS = ("q1", "q2", "q3", "q4")
@@ -27,33 +23,33 @@ LIMIT_NATS = 3.0  # of the heat-map's colours
 
 def write_preflight(report: Mapping[str, Any], path: Path) -> Path:
     """Write the page, whole or not at all; returns its path."""
-    environment = Environment(
-        loader=PackageLoader("epistill.report"), autoescape=select_autoescape(default=True)
-    )
-    environment.filters |= {
-        "estimate": format_estimate,
-        "signed": format_signed,
-        "pretty": lambda value: json.dumps(value, indent=2, ensure_ascii=False),
-    }
-    figures = figures_of(report)
-    html = environment.get_template("preflight.html.j2").render(
-        report=report,
-        figures=as_script_json({k: json.loads(str(f.to_json())) for k, f in figures.items()}),
-        plots=list(figures),
-        plotly=Markup(get_plotlyjs()),
-    )
-    write_atomic(path, html)
-    return path
+    return render_page("preflight.html.j2", path, plots_of(report), traces=None, report=report)
 
 
-def figures_of(report: Mapping[str, Any]) -> dict[str, go.Figure]:
+def plots_of(report: Mapping[str, Any]) -> list[Plot]:
     """The figures that have data."""
-    made = {
-        "ladder": ladder(report["contexts"]),
-        "classes": classes(report["contexts"]),
-        "trace": trace(report["trace"]),
-    }
-    return {name: figure for name, figure in made.items() if figure.data}
+    trace_words = (
+        f"The first student response with a marker (problem {report['trace']['problem_id']}), not "
+        f"a chosen one; {len(report['trace']['pieces'])} of {report['trace']['tokens']} tokens. "
+        "Red: the teacher would rather not."
+    )
+    made = (
+        Plot(
+            "ladder",
+            "The ladder: richness against pressure",
+            "Each context with both 95 % intervals; crosses are controls.",
+            ladder(report["contexts"]),
+        ),
+        Plot(
+            "classes",
+            "Where the teacher pulls",
+            "Mean u (teacher minus student log-probability, nats) per class of token and quarter "
+            "of the response; empty where there is no such token.",
+            classes(report["contexts"]),
+        ),
+        Plot("trace", "One response, token by token", trace_words, trace(report["trace"])),
+    )
+    return [plot for plot in made if plot.figure.data]
 
 
 def ladder(contexts: Mapping[str, Mapping[str, Any]]) -> go.Figure:
@@ -68,8 +64,8 @@ def ladder(contexts: Mapping[str, Mapping[str, Any]]) -> go.Figure:
             go.Scatter(
                 x=[x["value"]],
                 y=[y["value"]],
-                error_x=_bars(x),
-                error_y=_bars(y),
+                error_x=error_bars([x]),
+                error_y=error_bars([y]),
                 name=name,
                 mode="markers+text",
                 text=[name],
@@ -144,15 +140,3 @@ def trace(found: Mapping[str, Any]) -> go.Figure:
     figure.update_xaxes(tickvals=places, ticktext=found["pieces"], tickangle=90)
     figure.update_yaxes(autorange="reversed")
     return figure
-
-
-def _bars(estimate: Mapping[str, Any]) -> dict[str, Any] | None:
-    if estimate["low"] is None:
-        return None
-    return {
-        "type": "data",
-        "symmetric": False,
-        "array": [estimate["high"] - estimate["value"]],
-        "arrayminus": [estimate["value"] - estimate["low"]],
-        "thickness": 1.2,
-    }

@@ -22,6 +22,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from epistill.config import Lora
 from epistill.errors import EpistillError
+from epistill.objective.products import linear
 
 DTypeName = Literal["float32", "bfloat16"]
 LAB_NAME = "lab"
@@ -46,7 +47,7 @@ class Head:
 
     def logits(self, hidden: Float[Tensor, "*batch H"]) -> Float[Tensor, "*batch V"]:
         """Logits of some positions."""
-        return self.finish(nn.functional.linear(hidden, self.weight, self.bias))
+        return self.finish(linear(hidden, self.weight, self.bias))
 
     def finish(self, logits: Float[Tensor, "*batch V"]) -> Float[Tensor, "*batch V"]:
         """Scale and cap what the matrix product gave."""

@@ -64,7 +64,9 @@ def run(
         if save_model and config.steps > 0:
             student.network.save_pretrained(store.folder / "model")
             student.tokenizer.save_pretrained(store.folder / "model")
-        store.finish({"steps": config.steps, "evaluations": final})
+        stopped = next((a for a in store.alarms() if a["action"] == "stop"), None)
+        steps = config.steps if stopped is None else stopped["step"] + 1
+        store.finish({"steps": steps, "stopped_by": stopped, "evaluations": final})
     return store
 
 

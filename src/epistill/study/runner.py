@@ -1,35 +1,35 @@
-"""Runs a study: every arm and probe at every seed, in worker processes, resumably.
+"""Runs a study: every arm and probe at every seed, by an executor, resumably.
 
 Enters: a `StudySpec` and a folder. Leaves: a run directory per job, `report.json` and
 `report.html`, renewed while it runs. A job is one folder; a finished one is never redone, a folder
-of other settings is refused. Results do not depend on the number of workers: each has one thread.
+of other settings is refused. Results depend neither on the number of workers nor on where they
+are: each has the threads that the study gives it.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pebble import ProcessExpired, ProcessPool
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from epistill.errors import EpistillError
 from epistill.report.page import write_report
 from epistill.store import RunStore, read_json, write_json
+from epistill.study.executors import Executor, Handle, LocalProcesses, WorkerLost
 from epistill.study.spec import Arm, Preflight, Probe, StudySpec, World
 from epistill.study.summary import summarise_study
 
 FIRST_REPORT_S = 120.0
 REPORT_EVERY_S = 120.0
 POLL_S = 0.5
-RETRIES = 1  # of a job whose worker died (killed by the system, say)
+
+Executors = Callable[[int], AbstractContextManager[Executor]]  # for so many jobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +92,7 @@ def run_study(
     out: Path,
     *,
     workers: int | None = None,
+    ray: str | None = None,
     console: Console | None = None,
 ) -> Path:
     """Run a study, or go on with one.
@@ -99,7 +100,9 @@ def run_study(
     Args:
         spec: The study.
         out: Its folder.
-        workers: Processes; None takes the number of processors this process may use.
+        workers: Processes; None takes as many as the processors this process may use allow.
+        ray: Address of a Ray cluster that does the work instead of this machine's processes, or
+            "auto" to start a local one.
         console: Where progress is shown; None shows none.
 
     Returns:
@@ -113,7 +116,17 @@ def run_study(
         _claim_folder(spec, out)
         clock = _Clock(out)
         worlds, jobs = world_jobs(spec, out), jobs_of(spec, out)
-        count = workers or len(os.sched_getaffinity(0))
+
+        def render() -> Path:
+            return _render(spec, out, worlds, jobs, clock)
+
+        def executors(count: int) -> AbstractContextManager[Executor]:
+            if ray is None:
+                return LocalProcesses(workers, spec.resources, count)
+            from epistill.study.ray_cluster import RayCluster
+
+            return RayCluster(ray, spec.resources, out, workers)
+
         with Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -122,10 +135,8 @@ def run_study(
             console=console or Console(quiet=True),
         ) as progress:
             for some in (worlds, jobs):
-                _run_jobs(
-                    some, count, progress, lambda: _render(spec, out, worlds, jobs, clock), clock
-                )
-        return _render(spec, out, worlds, jobs, clock)
+                _run_jobs(some, executors, progress, render, clock)
+        return render()
 
 
 def _claim_folder(spec: StudySpec, out: Path) -> None:
@@ -158,7 +169,7 @@ class _Clock:
 
 def _run_jobs(
     jobs: list[Job],
-    workers: int,
+    executors: Executors,
     progress: Progress,
     render: Callable[[], Path],
     clock: _Clock,
@@ -167,53 +178,48 @@ def _run_jobs(
     if not waiting:
         return
     overall = progress.add_task("all runs", total=len(jobs), completed=len(jobs) - len(waiting))
-    context = multiprocessing.get_context("spawn")
     attempts: dict[str, int] = {}
     next_report = max(FIRST_REPORT_S, clock.since_start())
-    with ProcessPool(
-        max_workers=min(workers, len(waiting)), context=context, initializer=_one_thread
-    ) as pool:
-        running: dict[str, tuple[Job, Future[None]]] = {
-            job.name: (job, pool.schedule(run_job, args=(job.payload, str(job.folder))))
-            for job in waiting
-        }
+    with executors(len(waiting)) as executor:
+        running = {job.name: (job, executor.submit(job.payload, job.folder)) for job in waiting}
         bars: dict[str, Any] = {}
         try:
             while running:
                 time.sleep(POLL_S)
-                for name, (job, future) in list(running.items()):
-                    _show(progress, bars, job, future)
-                    if not future.done():
+                for name, (job, handle) in list(running.items()):
+                    _show(progress, bars, job, handle)
+                    if not handle.done():
                         continue
                     del running[name]
                     try:
-                        future.result()
-                    except ProcessExpired as error:
+                        handle.result()
+                    except WorkerLost as error:
                         attempts[name] = attempts.get(name, 0) + 1
-                        if attempts[name] > RETRIES:
+                        if attempts[name] > executor.retries:
                             raise EpistillError(
-                                f"{name}: its process died {attempts[name]} times ({error}); see "
-                                "the memory of this machine; the same command goes on"
+                                f"{name}: {error} ({attempts[name]} times); see the memory of the "
+                                "machine; the same command goes on"
                             ) from error
-                        again = pool.schedule(run_job, args=(job.payload, str(job.folder)))
-                        running[name] = (job, again)
+                        progress.console.print(f"{name}: {error}; it goes on elsewhere")
+                        running[name] = (job, executor.submit(job.payload, job.folder))
                         continue
                     progress.advance(overall)
                 if clock.since_start() > next_report:
                     next_report = clock.since_start() + REPORT_EVERY_S
                     progress.console.print(f"a first picture: {render()}")
         except BaseException:
-            pool.stop()
+            executor.stop()
             raise
 
 
-def _show(progress: Progress, bars: dict[str, Any], job: Job, future: Future[None]) -> None:
+def _show(progress: Progress, bars: dict[str, Any], job: Job, handle: Handle) -> None:
     """A bar for each job that is under way."""
-    if future.running() and job.name not in bars:
+    steps = _steps_done(job.folder)
+    if (handle.started() or steps) and job.name not in bars:
         bars[job.name] = progress.add_task(job.name, total=job.steps)
     if job.name in bars:
-        progress.update(bars[job.name], completed=_steps_done(job.folder))
-        if future.done():
+        progress.update(bars[job.name], completed=steps)
+        if handle.done():
             progress.remove_task(bars.pop(job.name))
 
 
@@ -222,36 +228,6 @@ def _steps_done(folder: Path) -> int:
         return (folder / "metrics.jsonl").read_bytes().count(b"\n")
     except OSError:
         return 0
-
-
-def _one_thread() -> None:
-    # Two processes with two threads each on two cores are slower than two with one.
-    os.environ["OMP_NUM_THREADS"] = "1"
-    import torch
-    from transformers.utils import logging
-
-    torch.set_num_threads(1)
-    logging.disable_progress_bar()
-
-
-def run_job(payload: dict[str, Any], folder: str) -> None:
-    """Carry out one job in a worker process."""
-    from epistill.config import RunConfig
-    from epistill.study.probe import run_probe
-    from epistill.study.run import run
-
-    if "world" in payload:
-        from epistill.study.world import run_world
-
-        run_world(World.model_validate(payload["world"]), Path(folder))
-    elif "preflight" in payload:
-        from epistill.study.preflights import run_preflight_job
-
-        run_preflight_job(Preflight.model_validate(payload["preflight"]), Path(folder))
-    elif "probe" in payload:
-        run_probe(Probe.model_validate(payload["probe"]), payload["seed"], Path(folder))
-    else:
-        run(RunConfig.model_validate(payload["run"]), Path(folder), save_model=False)
 
 
 def _render(

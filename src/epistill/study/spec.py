@@ -96,6 +96,18 @@ class World(Settings):
     seed: int = 0
 
 
+class Resources(Settings):
+    """What each arm gets: a share of this machine, or of a Ray cluster.
+
+    Attributes:
+        cpus: Processors, and the arm's threads: equal counts give equal bits wherever it runs.
+        gpus: Of a Ray node; a part of one lets arms share it. Without Ray, arms see all of them.
+    """
+
+    cpus: int = Field(default=1, ge=1)
+    gpus: float = Field(default=0.0, ge=0.0)
+
+
 class Grid(Settings):
     """Worlds and arms multiplied out: every combination of dial values, each with all `arms`.
 
@@ -182,6 +194,7 @@ class StudySpec(Settings):
     claims: tuple[Claim, ...] = ()
     controls: tuple[Claim, ...] = ()
     presets: dict[str, Preset] = Field(default_factory=dict)
+    resources: Resources = Resources()
     note: str | None = None
 
     @model_validator(mode="before")

@@ -161,11 +161,15 @@ def _curves(runs: Mapping[int, RunStore]) -> dict[str, Any]:
         seed: [row for row in store.metrics() if row["on_policy"]]
         for seed, store in sorted(runs.items())
     }
-    steps = [row["step"] for row in next(iter(rows.values()), [])]
+    # A seed that its monitor stopped has fewer rows than the others.
+    steps = [row["step"] for row in max(rows.values(), key=len, default=[])]
     return {
         measure: {
             "steps": steps,
-            "seeds": {str(s): [row.get(measure) for row in r] for s, r in rows.items()},
+            "seeds": {
+                str(s): [row.get(measure) for row in r] + [None] * (len(steps) - len(r))
+                for s, r in rows.items()
+            },
         }
         for measure in CURVES
         if any(row.get(measure) is not None for r in rows.values() for row in r)

@@ -167,11 +167,8 @@ def _parse(
     """(messages, answer, solution, id) of one record."""
     extra = _as_mapping(record.get("extra_info")) or {}
     solution = _first(record, SOLUTION_FIELDS) or _first(extra, SOLUTION_FIELDS)
-    if "reward_model" in record:
-        reward = _as_mapping(record["reward_model"])
-        answer = None if reward is None else reward.get("ground_truth")
-    else:
-        answer = _first(record, ANSWER_FIELDS)
+    answer, worked = reference_answer(record)
+    solution = worked or solution
     question = _first(record, QUESTION_FIELDS)
     missing = [n for n, v in (("question", question), ("answer", answer)) if v in (None, "")]
     if missing:
@@ -179,15 +176,35 @@ def _parse(
             f"{source}: row {number} has no {' and no '.join(missing)} (columns found: "
             f"{', '.join(sorted(record)) or 'none'}); {EXPECTED}"
         )
-    answer = str(answer)
-    if "question" in record and (end := _GSM8K_END.search(answer)):
-        solution, answer = answer, end[1].strip()
+    assert answer is not None
     messages = _messages(source, number, question)
     if isinstance(record.get("system"), str) and record["system"].strip():
         messages = (Message("system", record["system"].strip()), *messages)
     given = _first(record, ID_FIELDS) or extra.get("index")
     identity = str(number) if given is None else str(given)
     return messages, answer, solution, identity
+
+
+def reference_answer(record: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    r"""The answer a record is graded against; where GSM8K's solution ends in it, that solution too.
+
+    Example:
+        >>> reference_answer({"question": "2 + 2?", "answer": "Two more than 2.\n#### 4"})[0]
+        '4'
+        >>> reference_answer({"reward_model": {"ground_truth": "7"}})
+        ('7', None)
+    """
+    if "reward_model" in record:
+        reward = _as_mapping(record["reward_model"])
+        answer = None if reward is None else reward.get("ground_truth")
+    else:
+        answer = _first(record, ANSWER_FIELDS)
+    if answer in (None, ""):
+        return None, None
+    answer = str(answer)
+    if "question" in record and (end := _GSM8K_END.search(answer)):
+        return end[1].strip(), answer
+    return answer, None
 
 
 def _messages(source: str, number: int, question: Any) -> tuple[Message, ...]:
@@ -209,7 +226,16 @@ def _messages(source: str, number: int, question: Any) -> tuple[Message, ...]:
 def _choose_grader(records: list[Mapping[str, Any]]) -> GraderName:
     if any(record.get("kind") == "mcq" for record in records):
         return "choice"
-    answers = [str(_first(record, ANSWER_FIELDS) or "") for record in records]
+    return grader_of(str(_first(record, ANSWER_FIELDS) or "") for record in records)
+
+
+def grader_of(answers: Iterable[str]) -> GraderName:
+    """The grader that reference answers suggest: choice where all are single letters, else math.
+
+    Example:
+        >>> grader_of(["A", "(C)"]), grader_of(["A", "3"])
+        ('choice', 'math')
+    """
     return "choice" if all(_CHOICE.fullmatch(answer.strip()) for answer in answers) else "math"
 
 

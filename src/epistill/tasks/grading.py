@@ -137,31 +137,61 @@ class Grader:
         if self._pool is None:
             import multiprocessing
 
+            # Importing sympy takes longer than grading; it must not count against a response, nor
+            # against the next one where a worker was killed and another takes its place.
             self._pool = ProcessPool(
-                max_workers=self.workers, context=multiprocessing.get_context("spawn")
+                max_workers=self.workers,
+                context=multiprocessing.get_context("spawn"),
+                initializer=_warm_up,
             )
-            # Importing sympy takes longer than grading; it must not count against a response.
-            warm = [self._pool.schedule(_warm_up) for _ in range(self.workers)]
-            for future in warm:
-                future.result()
-        futures = [
-            self._pool.schedule(_grade_math_quietly, args=pair, timeout=self.time_limit_s)
-            for pair in pairs
+        # Responses that give one answer to one problem get one verdict, whatever stands before it.
+        read = [extract_answer(response) for _, response in pairs]
+        keys = [
+            (answer, response if found is None else found, found is None)
+            for (answer, response), found in zip(pairs, read, strict=True)
         ]
-        grades = []
-        for future in futures:
+        futures = {
+            key: self._pool.schedule(_grade_math_quietly, args=pair, timeout=self.time_limit_s)
+            for key, pair in dict(zip(keys, pairs, strict=True)).items()
+        }
+        verdicts: dict[tuple[str, str, bool], Grade] = {}
+        for key, future in futures.items():
             try:
-                grades.append(future.result())
+                verdicts[key] = future.result()
             except FutureTimeout:
                 reason = f"grading took longer than {self.time_limit_s:g} s"
-                grades.append(Grade(GradeStatus.TIMEOUT, None, reason))
+                verdicts[key] = Grade(GradeStatus.TIMEOUT, None, reason)
             except (ProcessExpired, MemoryError, ValueError, ArithmeticError, TypeError) as error:
                 reason = f"grading failed: {type(error).__name__}"
-                grades.append(Grade(GradeStatus.UNREADABLE, None, reason))
-        return grades
+                verdicts[key] = Grade(GradeStatus.UNREADABLE, None, reason)
+        return [verdicts[key] for key in keys]
+
+
+def grade(
+    items: Sequence[tuple[GraderName, str, str]], *, time_limit_s: float = 5.0, workers: int = 2
+) -> list[Grade]:
+    r"""Grade responses, once; for batch after batch keep a `Grader`, whose workers start once.
+
+    Args:
+        items: (grader, reference answer, answer part of the response) triples. "math" is
+            mathematical equality by math-verify, in worker processes (a script that asks for it
+            needs the usual `if __name__ == "__main__":`); "choice" a letter; "exact" equal text.
+        time_limit_s: Per response of "math", after which its status is "timeout".
+        workers: Processes.
+
+    Returns:
+        A `Grade` for each item, in order. No answer raises an error.
+
+    Example:
+        >>> found = grade([("math", "1/2", r"so \boxed{0.5}"), ("exact", "up", "Answer: down")])
+        >>> [(one.status.value, one.extracted) for one in found]
+        [('correct', '0.5'), ('wrong', 'down')]
+    """
+    with Grader(time_limit_s=time_limit_s, workers=workers) as grader:
+        return grader.grade(items)
 
 
 def _warm_up() -> None:
-    import math_verify
+    import math_verify  # pyright: ignore[reportUnusedImport]
 
     math_verify.verify(math_verify.parse("$1$"), math_verify.parse("$1$"))

@@ -31,6 +31,7 @@ from epistill.train.gate import EntropyGate
 from epistill.train.row import Progress
 from epistill.train.rows import Batch, collect_traces, on_policy_batch, trace_batch
 from epistill.train.step import StepResult, accumulate_gradients
+from epistill.train.watch import Watch, pass_at_group_size
 
 OnStep = Callable[[int, LanguageModel], None]
 
@@ -68,18 +69,20 @@ def train(
     if (latest := latest_checkpoint(checkpoints)) is not None:
         done = load_checkpoint(latest, student, optimizer, {"teacher": teacher, "base": base}, gate)
     store.rewind(done)
+    watch = Watch(config, store)
     if done == 0:
         on_step(0, student)
-    while done < config.steps:
+    while done < config.steps and watch.goes_on:
         started = time.perf_counter()
+        now = watch.config
         if traces is None:
-            batch = on_policy_batch(student, teacher, config, curriculum, grader, done)
+            batch = on_policy_batch(student, teacher, now, curriculum, grader, done)
         else:
             batch = trace_batch(traces, config, done)
         sampled = time.perf_counter()
-        numbers = _updates(config, student, teacher, base, gate, optimizer, batch, done)
-        record = {"step": done, **_batch_metrics(batch, on_policy=traces is None), **numbers}
-        store.append_metrics(record)
+        numbers = _updates(now, student, teacher, base, gate, optimizer, batch, done)
+        batch_numbers = _batch_metrics(batch, config.samples_per_problem, traces is None)
+        store.append_metrics(watch.observe({"step": done, **batch_numbers, **numbers}))
         store.append_timing(
             {
                 "step": done,
@@ -168,7 +171,7 @@ def _updates(
     return {**averaged, "gradient_norm": _mean(norms), "learning_rate": rate}
 
 
-def _batch_metrics(batch: Batch, *, on_policy: bool) -> dict[str, Any]:
+def _batch_metrics(batch: Batch, group_size: int, on_policy: bool) -> dict[str, Any]:
     """What the responses of a batch look like; densities are ratios of sums."""
     items = batch.graded
     tokens = sum(len(item.rollout.completion_ids) for item in items)
@@ -182,6 +185,7 @@ def _batch_metrics(batch: Batch, *, on_policy: bool) -> dict[str, Any]:
     return {
         "on_policy": on_policy,
         "reward": _mean([item.grade.score for item in items]),
+        "pass_at_k": pass_at_group_size(items, group_size) if on_policy else None,
         "unreadable_share": _mean(
             [float(item.grade.status is GradeStatus.UNREADABLE) for item in items]
         ),

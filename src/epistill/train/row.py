@@ -25,6 +25,7 @@ class Row:
         negative_prompt_ids: What the teacher read in the contrasting views, if the method has any.
         reference_prompt_ids: The context without the question, if the method's target asks for it.
         entropies: The student's entropies when it was sampled; None where they are not known.
+        markers: Which tokens belong to an epistemic marker; None where nobody asked.
     """
 
     prompt_ids: tuple[int, ...]
@@ -37,9 +38,11 @@ class Row:
     negative_prompt_ids: tuple[tuple[int, ...], ...] = ()
     reference_prompt_ids: tuple[int, ...] | None = None
     entropies: tuple[float, ...] | None = None
+    markers: tuple[bool, ...] | None = None
 
     def __post_init__(self) -> None:
-        for name, values in (("old_log_probs", self.old_log_probs), ("entropies", self.entropies)):
+        for name in ("old_log_probs", "entropies", "markers"):
+            values = getattr(self, name)
             if values is not None and len(values) != len(self.completion_ids):
                 raise ValueError(f"{name} and completion_ids differ in length")
 

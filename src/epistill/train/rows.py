@@ -13,10 +13,12 @@ import torch
 
 from epistill.config import RunConfig
 from epistill.errors import EpistillError
+from epistill.metrics.epistemic import marker_spans
 from epistill.objective import group_advantages
 from epistill.records import GradedRollout
 from epistill.rollouts.collect import sample_and_grade
 from epistill.rollouts.model import LanguageModel
+from epistill.rollouts.offsets import tokens_in_spans
 from epistill.seeds import derive_seed, named_random
 from epistill.tasks.coverage import Curriculum
 from epistill.tasks.grading import Grader
@@ -88,6 +90,9 @@ def on_policy_batch(
             negative_prompt_ids=prompts.negatives[i],
             reference_prompt_ids=prompts.reference[i],
             entropies=item.rollout.entropies,
+            markers=None
+            if prompts.context[i] is None
+            else tokens_in_spans(student.tokenizer, item.rollout.completion_ids, marker_spans),
         )
         for i, item in enumerate(graded)
     )

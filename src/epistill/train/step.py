@@ -12,7 +12,7 @@ with the token weights d, g, r and advantages A of `train.signal`, which hold bl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -42,6 +42,8 @@ class StepResult:
         reference_nats_per_token: Mean of (log p - log p_start)^2 / 2; None without that term.
         teacher_log_ratio_nats_per_token: Mean of log p_T - log p_S over the sampled tokens that a
             teacher scored; None where it scored none.
+        teacher_pull_on_markers_nats_per_token: The same mean over the tokens of epistemic markers.
+        teacher_pull_elsewhere_nats_per_token: And over all others.
         teacher_entropy_nats_per_token: Where the method asks for it.
         clipped_ratio_share: Share of policy-gradient tokens whose ratio was clipped.
         distilled_rows, reinforced_rows: Rows that carry each signal.
@@ -53,6 +55,8 @@ class StepResult:
     policy_gradient_loss: float | None
     reference_nats_per_token: float | None
     teacher_log_ratio_nats_per_token: float | None
+    teacher_pull_on_markers_nats_per_token: float | None
+    teacher_pull_elsewhere_nats_per_token: float | None
     teacher_entropy_nats_per_token: float | None
     clipped_ratio_share: float | None
     distilled_rows: int
@@ -174,6 +178,12 @@ class _Step:
             if known
             else None
         )
+        marked = [self.rows[i].markers for i in members]
+        streams["markers"] = (
+            torch.tensor([float(m) for part in marked for m in part or ()], device=device)
+            if all(part is not None for part in marked)
+            else None
+        )
         start = [self.evidence[i].start_log_probs for i in members]
         streams["start"] = (
             torch.cat([s for s in start if s is not None]).to(device)
@@ -213,8 +223,9 @@ class _Step:
                     weight = weight * importance_weight(log_probs, old, clip=setting.clip)
             total = total + (weight * nats).sum()
             self._add("distillation", (weight * nats).detach())
-            self._add("u", (teacher_log_probs - log_probs.detach()) * counted)
-            self._add("u_tokens", counted)
+            u = teacher_log_probs - log_probs.detach()
+            for name, value in _pull(u, counted, here["markers"]).items():
+                self._add(name, value)
         return total
 
     def _surrogate(
@@ -241,36 +252,57 @@ class _Step:
         """The numbers of the step, each under its own name."""
         sums = self.sums
 
-        def mean(top: str, bottom: str) -> float | None:
-            return sums[top] / sums[bottom] if sums.get(bottom) else None
-
         distilled = sum(s.distillation is not None for s in self.signals)
         weight = sum(
             float(s.distillation.sum()) for s in self.signals if s.distillation is not None
         )
         share = self.method.gradient_share
-        u, entropies = self._evidence_means()
+        before = self._scored_before()
+        pull = before or sums
         return StepResult(
             loss=sums.get("loss", 0.0),
             distillation_nats_per_token=sums.get("distillation", 0.0) / weight if weight else None,
             policy_gradient_loss=sums.get("gradient", 0.0) / share if share else None,
-            reference_nats_per_token=mean("reference", "reference_tokens"),
-            teacher_log_ratio_nats_per_token=mean("u", "u_tokens") if u is None else u,
-            teacher_entropy_nats_per_token=entropies,
-            clipped_ratio_share=mean("clipped", "gradient_tokens"),
+            reference_nats_per_token=_mean(sums, "reference", "reference_tokens"),
+            teacher_log_ratio_nats_per_token=_mean(pull, "u", "u_tokens"),
+            teacher_pull_on_markers_nats_per_token=_mean(pull, "u_on_markers", "u_marker_tokens"),
+            teacher_pull_elsewhere_nats_per_token=_pull_elsewhere(pull),
+            teacher_entropy_nats_per_token=_mean(before, "entropy", "u_tokens"),
+            clipped_ratio_share=_mean(sums, "clipped", "gradient_tokens"),
             distilled_rows=distilled,
             reinforced_rows=sum(s.gradient is not None for s in self.signals),
             student_tokens=real,
             padding_share=1 - real / padded if padded else None,
         )
 
-    def _evidence_means(self) -> tuple[float | None, float | None]:
-        """Mean log p_T - log p_S and mean entropy of the teacher over the tokens scored before."""
-        gaps = entropies = 0.0
-        tokens = 0
+    def _scored_before(self) -> dict[str, float]:
+        """The teacher's pull and entropy, summed over the tokens scored as evidence; {} if none."""
+        found: dict[str, float] = {}
         for row, evidence in zip(self.rows, self.evidence, strict=True):
-            if evidence.teacher is not None and row.old_log_probs is not None:
-                gaps += float(evidence.teacher.log_probs.sum()) - sum(row.old_log_probs)
-                entropies += float(evidence.teacher.entropies.sum())
-                tokens += len(row.completion_ids)
-        return (gaps / tokens, entropies / tokens) if tokens else (None, None)
+            if evidence.teacher is None or row.old_log_probs is None:
+                continue
+            u = evidence.teacher.log_probs - torch.tensor(row.old_log_probs)
+            markers = None if row.markers is None else torch.tensor(row.markers).float()
+            parts = _pull(u, torch.ones_like(u), markers) | {"entropy": evidence.teacher.entropies}
+            for name, value in parts.items():
+                found[name] = found.get(name, 0.0) + float(value.sum())
+        return found
+
+
+def _pull(u: Tensor, counted: Tensor, markers: Tensor | None) -> dict[str, Tensor]:
+    """The gap log p_T - log p_S at counted tokens, and at those of markers among them; [n] each."""
+    found = {"u": u * counted, "u_tokens": counted}
+    if markers is not None:
+        found |= {"u_on_markers": u * counted * markers, "u_marker_tokens": counted * markers}
+    return found
+
+
+def _pull_elsewhere(sums: Mapping[str, float]) -> float | None:
+    if "u_marker_tokens" not in sums or sums["u_tokens"] == sums["u_marker_tokens"]:
+        return None
+    others = sums["u_tokens"] - sums["u_marker_tokens"]
+    return (sums["u"] - sums["u_on_markers"]) / others
+
+
+def _mean(sums: Mapping[str, float], top: str, bottom: str) -> float | None:
+    return sums[top] / sums[bottom] if sums.get(bottom) else None

@@ -1,0 +1,151 @@
+"""One SDPO step of a Qwen3-8B-shaped model on a GPU: fused loss beside the dense path.
+
+    python benchmarks/gpu_step.py [--tokens 4096 8192 20480] [--repeats 5] [--out FILE.json]
+    python benchmarks/gpu_step.py --tiny         # two small layers on the CPU: only that it runs
+
+The weights are random and never trained: this measures time and memory, nothing else. One response
+of the given length, full-vocabulary JSD, bf16, activation checkpointing on both sides; student,
+gradients and a frozen teacher are in memory, optimiser states are not. "dense" keeps the logits of
+the whole response, as trainers without a fused loss do, until it runs out of memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from pathlib import Path
+
+import torch
+from common import report, timed
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from epistill.axes import FullVocabulary
+from epistill.methods import method
+from epistill.rollouts.model import LanguageModel, load_model
+from epistill.teacher.align import align
+from epistill.teacher.weights import CopiedTeacher
+from epistill.train.row import Row
+from epistill.train.step import accumulate_gradients
+
+# Source: config.json of Qwen/Qwen3-8B.
+QWEN3_8B = {
+    "vocab_size": 151_936, "hidden_size": 4096, "intermediate_size": 12_288,
+    "num_hidden_layers": 36, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128,
+    "max_position_embeddings": 40_960, "tie_word_embeddings": False,
+}  # fmt: skip
+TINY = {
+    **QWEN3_8B, "vocab_size": 512, "hidden_size": 64, "intermediate_size": 128,
+    "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+}  # fmt: skip
+QUESTION, CONTEXT = 128, 1024  # prompt tokens of student and of teacher (a solution in it)
+
+
+def build(shape, device, dtype):
+    torch.manual_seed(0)
+    previous = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    with torch.device(device):
+        network = Qwen3ForCausalLM(Qwen3Config(**shape))
+    torch.set_default_dtype(previous)
+    network.gradient_checkpointing_enable()
+    return LanguageModel(network.train(), load_model("lab").tokenizer, "random Qwen3")
+
+
+def make_row(tokens, vocabulary):
+    draw = torch.Generator().manual_seed(tokens)
+
+    def ids(n):
+        return tuple(torch.randint(0, vocabulary, (n,), generator=draw).tolist())
+
+    question = ids(QUESTION)
+    return Row(question, ids(tokens), None, 0.0, (*question, *ids(CONTEXT - QUESTION)))
+
+
+def fused_step(student, teacher, row, sdpo):
+    limit = len(row.completion_ids)
+    result = accumulate_gradients(
+        student, teacher, [row], sdpo, temperature=1.0, microbatch_tokens=limit
+    )
+    return result.loss
+
+
+def dense_step(student, teacher, row, alpha):
+    def logits(model, prompt):
+        batch = align([prompt], [row.completion_ids], pad_id=0, device=student.device)
+        return model.head().logits(batch.hidden(model)).float()
+
+    with torch.no_grad():
+        aim = logits(teacher, row.teacher_prompt_ids)
+    own = logits(student, row.prompt_ids)
+    log_p, log_q = own.log_softmax(-1), aim.log_softmax(-1)
+    middle = torch.logaddexp(
+        log_p + torch.log(torch.tensor(1 - alpha)), log_q + torch.log(torch.tensor(alpha))
+    )
+    forth = torch.nn.functional.kl_div(middle, log_q, log_target=True, reduction="none").sum(-1)
+    back = torch.nn.functional.kl_div(middle, log_p, log_target=True, reduction="none").sum(-1)
+    loss = torch.lerp(back, forth, alpha).mean()
+    loss.backward()
+    return float(loss)
+
+
+def measure(step, student, repeats):
+    """Median seconds, peak GiB and loss, or None where memory does not suffice."""
+    cuda = student.device.type == "cuda"
+
+    def once():
+        student.network.zero_grad(set_to_none=True)
+        loss = step()
+        if cuda:
+            torch.cuda.synchronize()
+        return loss
+
+    try:
+        loss = once()
+        if cuda:
+            torch.cuda.reset_peak_memory_stats()
+        seconds = statistics.median(timed(once) for _ in range(repeats))
+        return seconds, torch.cuda.max_memory_allocated() / 2**30 if cuda else None, loss
+    except torch.OutOfMemoryError:
+        student.network.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()
+        return None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tokens", type=int, nargs="+", default=[4096, 8192, 20_480])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    if not options.tiny and not torch.cuda.is_available():
+        raise SystemExit("no CUDA device found; expected one, or --tiny to try the script on a CPU")
+    device, dtype = ("cpu", torch.float32) if options.tiny else ("cuda", torch.bfloat16)
+    student = build(TINY if options.tiny else QWEN3_8B, device, dtype)
+    teacher = CopiedTeacher(student)
+    divergence = method("sdpo").divergence.model_copy(
+        update={"alpha": 0.5, "support": FullVocabulary()}
+    )
+    sdpo = method("sdpo").model_copy(update={"divergence": divergence})
+    table = []
+    for tokens in options.tokens:
+        row = make_row(tokens, student.head().weight.shape[0])
+        with teacher.scoring() as guided:
+            paths = {
+                "fused": lambda row=row: fused_step(student, teacher, row, sdpo),
+                "dense": lambda row=row, guided=guided: dense_step(student, guided, row, 0.5),
+            }
+            found = {name: measure(step, student, options.repeats) for name, step in paths.items()}
+        line = {"response tokens": tokens}
+        for name, result in found.items():
+            line[f"{name} tokens/s"] = tokens / result[0] if result else "out of memory"
+            line[f"{name} peak GiB"] = result[1] if result else "out of memory"
+        if all(found.values()):
+            line["loss gap"] = abs(found["fused"][2] - found["dense"][2])
+        table.append(line)
+    name = torch.cuda.get_device_name() if device == "cuda" else "CPU, tiny shape"
+    report(f"one SDPO step, full-vocabulary JSD, random weights, {name}", table, options.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+r"""Self-correction episodes: a marker after which something was taken back.
+
+Enters: a `Buffer`, the markers in it, the retraction phrases in it. Leaves: which markers open an
+episode. An episode is a marker followed, within WINDOW words of the same text, by evidence:
+
+    retraction      a phrase of the retraction lists begins ("that's wrong", "我错了")
+    changed result  `left = number` stands where the same left side had another number when it was
+                    last written in this text, before the marker
+
+Evidence belongs to the nearest marker before it, so "wait, hmm, that's wrong" is one episode.
+
+A left side is what stands before the equals sign without a break: spaces beside an operator do not
+break it, other spaces do ("so 3 * 4 = 12" has the left side "3*4"), and it is ASCII. The number
+must be the whole right side: "x = 3 + 4" and "x = 5y" state no number. Numbers are compared as
+written, thousands commas dropped: 0.5 and 1/2 differ. A variable that is meant to change (a new
+case, a loop) is counted too.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from epistill.metrics.scan import Hits
+from epistill.metrics.words import Buffer, Ints
+
+WINDOW = 30
+MAX_SIDE = 48  # characters of a left side, digits of a number
+_PRIME = np.uint64(0x100000001B3)  # FNV's: sides are compared by a 64-bit hash
+
+
+def _table(characters: str) -> NDArray[np.bool_]:
+    return np.isin(np.arange(256), np.frombuffer(characters.encode(), np.uint8))
+
+
+_SPACE = _table(" &")  # & aligns equations in LaTeX
+_DIGIT = _table("0123456789")
+_OPERATOR = _table("+-*/^=")
+# What ends a left side: control characters, delimiters, everything beyond ASCII.
+_BREAK = (np.arange(256) < 32) | _table("=,;:$<>\"'`?!|") | (np.arange(256) >= 128)
+# What makes a number only the beginning of a right side. 0xC2, 0xC3 and 0xE2 begin ·, ×, ÷, √, °.
+_GOES_ON = _table("+-*/^(_\\") | np.isin(np.arange(256), [0xC2, 0xC3, 0xE2])
+_LETTER = _table("abcdefghijklmnopqrstuvwxyz")
+_DOLLAR, _MINUS, _INNER, _CLOSES = _table("$"), _table("-"), _table(".,/"), _table(")],;\\")
+
+
+def correction_evidence(buffer: Buffer, retractions: Ints) -> tuple[Ints, Ints]:
+    """Where something is taken back, and what a marker must stand after to open the episode.
+
+    Args:
+        buffer: The texts.
+        retractions: Where phrases of the retraction lists begin.
+
+    Returns:
+        Positions of all evidence; for a changed result the position of the earlier equation, for a
+        retraction -1: there any marker before it will do.
+    """
+    earlier, later = changed_results(buffer)
+    no_side = np.full(retractions.size, -1)
+    return np.concatenate([retractions, later]), np.concatenate([no_side, earlier])
+
+
+def correction_episodes(
+    buffer: Buffer, markers: Hits, evidence: tuple[Ints, Ints]
+) -> NDArray[np.bool_]:
+    """Which markers open a self-correction episode.
+
+    Args:
+        buffer: The texts.
+        markers: Of one lexicon, in order.
+        evidence: From `correction_evidence`.
+
+    Returns:
+        [markers] booleans.
+    """
+    position, after = evidence
+    nearest = np.searchsorted(markers.stops, position, side="right") - 1
+    position, after, nearest = (a[nearest >= 0] for a in (position, after, nearest))
+    same_text = buffer.text_of(position) == markers.texts[nearest]
+    words = buffer.words_before(position) - buffer.words_before(markers.stops[nearest])
+    opens = np.zeros(markers.starts.size, bool)
+    opens[nearest[same_text & (markers.starts[nearest] > after) & (words <= WINDOW)]] = True
+    return opens
+
+
+def changed_results(buffer: Buffer) -> tuple[Ints, Ints]:
+    """Equations whose number differs from the one their left side had before in the same text.
+
+    Returns:
+        Positions of the equals sign of the earlier and of the later equation, [changes] each.
+    """
+    codes = np.frombuffer(buffer.data, np.uint8)
+    equals = np.flatnonzero(codes == ord("="))
+    number, is_number = _numbers(codes, equals)
+    equals, number = equals[is_number], number[is_number]
+    side = _left_sides(codes, equals)
+    written = side != 0
+    equals, number, side = equals[written], number[written], side[written]
+    key = side ^ (buffer.text_of(equals).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
+    order = np.argsort(key, kind="stable")  # stable: positions stay in order within a key
+    first, second = order[:-1], order[1:]
+    changed = (key[first] == key[second]) & (number[first] != number[second])
+    return equals[first[changed]], equals[second[changed]]
+
+
+def _left_sides(codes: NDArray[np.uint8], equals: Ints) -> NDArray[np.uint64]:
+    """Hash of each left side, read backwards; 0 where there is none."""
+    side = np.zeros(equals.size, np.uint64)
+    active, at = np.arange(equals.size), equals - 1
+    beside_operator = np.ones(equals.size, bool)  # the equals sign is one
+    for _ in range(MAX_SIDE):
+        code = codes[at]
+        space = _SPACE[code]
+        on = np.where(space, beside_operator | _OPERATOR[codes[at - 1]], ~_BREAK[code])
+        active, at, code, space = active[on], at[on], code[on], space[on]
+        if not active.size:
+            break
+        read = active[~space]
+        side[read] = (side[read] + code[~space] + np.uint64(1)) * _PRIME
+        beside_operator = np.where(space, beside_operator[on], _OPERATOR[code])
+        at = at - 1
+    return side
+
+
+def _numbers(
+    codes: NDArray[np.uint8], equals: Ints
+) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
+    """Hash of the number after each equals sign, and whether it is the whole right side."""
+    at = equals + 1
+    for skipped in (_SPACE, _DOLLAR, _MINUS):
+        sign = codes[at]
+        at = at + skipped[sign]
+    negative = sign == ord("-")
+    number = np.where(negative, np.uint64(7), np.uint64(0))
+    active = np.flatnonzero(_DIGIT[codes[at]])
+    is_number = np.zeros(equals.size, bool)
+    for _ in range(MAX_SIDE):
+        code = codes[at[active]]
+        digit = _DIGIT[code]
+        inner = _INNER[code] & _DIGIT[codes[at[active] + 1]]
+        is_number[active] = ~(digit | inner)
+        active, code = active[digit | inner], code[digit | inner]
+        if not active.size:
+            break
+        read = active[code != ord(",")]
+        number[read] = (number[read] + codes[at[read]] + np.uint64(1)) * _PRIME
+        at[active] += 1
+    rest = at + _SPACE[codes[at]]
+    closes = (codes[rest] == ord("\\")) & _CLOSES[codes[rest + 1]]
+    goes_on = _LETTER[codes[at]] | (_GOES_ON[codes[rest]] & ~closes)
+    return number, is_number & ~goes_on

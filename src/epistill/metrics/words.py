@@ -1,0 +1,182 @@
+r"""What a word is, for a regular expression and for whole buffers: one definition.
+
+Enters: text, or the UTF-8 bytes of many texts. Leaves: words. A word is a run of word characters
+(Python's `\w`), apostrophes inside it included; a Chinese character or Japanese kana is a word by
+itself, since no spaces separate words there. It does not segment Chinese into dictionary words.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Iteration marks, kana, and the Han blocks (Unicode 15), as ranges of a character class.
+CJK = (
+    "\u3005-\u3007\u3041-\u3096\u309d-\u309f\u30a1-\u30fa\u30fc-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
+    "\uf900-\ufaff\U00020000-\U000323af"
+)
+_CJK_RANGES = tuple((ord(part[0]), ord(part[2])) for part in re.findall(".-.", CJK))
+Ints = NDArray[np.int64]
+
+# A word character of a language that separates words; its neighbours decide word boundaries.
+SPACED = rf"[^\W{CJK}]"
+WORD = re.compile(rf"{SPACED}+(?:['’]{SPACED}+)*|[{CJK}]")
+
+# Classes of the bytes of a buffer; 0 is everything else, the rest of a CJK character too, so that a
+# word begins wherever the class grows.
+SPACED_CLASS, _CJK_FIRST = 1, 2
+_CAPITAL = 4  # in the table, beside the class: a letter that `fold` changes
+# Between texts of a buffer, and around it, so that neighbours exist; no UTF-8 text holds this byte.
+SEPARATOR = b"\xff"
+_ASCII_CLASSES = bytes(int(chr(c).isalnum() or chr(c) == "_") if c < 128 else 0 for c in range(256))
+
+
+def count_words(text: str) -> int:
+    """Number of words: runs of word characters, and each Chinese character or kana.
+
+    Example:
+        >>> count_words("Don't stop at 3.5, wait")
+        6
+        >>> count_words("等等, wait")
+        3
+    """
+    return sum(1 for _ in WORD.finditer(text))
+
+
+def needs_boundary(character: str) -> bool:
+    """Whether a word that begins or ends with this character must stop there: not so in Chinese.
+
+    Example:
+        >>> needs_boundary("w"), needs_boundary("等"), needs_boundary("…")
+        (True, False, False)
+    """
+    return re.fullmatch(SPACED, character) is not None
+
+
+def fold(text: str) -> str:
+    """Lower case and straight apostrophes, the number of characters unchanged (İ stays).
+
+    Example:
+        >>> fold("DON’T İ")
+        "don't İ"
+    """
+    lowered = text.lower()
+    if len(lowered) != len(text):
+        lowered = "".join(low if len(low := c.lower()) == 1 else c for c in text)
+    return lowered.replace("’", "'")
+
+
+@dataclass(frozen=True, slots=True)
+class Buffer:
+    """Many folded texts as one array of bytes, with their words.
+
+    Attributes:
+        data: The UTF-8 bytes, SEPARATOR between texts and around them.
+        starts, stops: [texts] byte ranges.
+        classes: [bytes] of uint8: 1 for word characters of languages with spaces, 2 for the first
+            byte of a Chinese character or kana, else 0.
+        word_starts: [words] positions, in order.
+    """
+
+    data: bytes
+    starts: Ints
+    stops: Ints
+    classes: NDArray[np.uint8]
+    word_starts: Ints
+
+    def text_of(self, positions: Ints) -> Ints:
+        """Which text each position lies in."""
+        return np.searchsorted(self.starts, positions, side="right") - 1
+
+    def cjk_words(self) -> Ints:
+        """Positions of Chinese characters and kana."""
+        return np.flatnonzero(self.classes == _CJK_FIRST)
+
+    def words_before(self, positions: Ints) -> Ints:
+        """How many words of the buffer begin before each position."""
+        return np.searchsorted(self.word_starts, positions)
+
+
+def make_buffer(texts: list[str]) -> Buffer:
+    """Fold texts, join them, find their words.
+
+    Args:
+        texts: Any; lone surrogates become U+FFFD, since UTF-8 cannot hold them.
+
+    Example:
+        >>> buffer = make_buffer(["Don't stop", "等 x"])
+        >>> [buffer.data[p : p + 1] for p in buffer.word_starts[[0, 1, 3]]]
+        [b'd', b's', b'x']
+    """
+    buffer = _make_buffer([_fold_ascii(text) for text in texts])
+    if buffer is None:
+        buffer = _make_buffer([_fold_ascii(fold(text)) for text in texts])
+        assert buffer is not None, "folding left a capital"
+    return buffer
+
+
+def _fold_ascii(text: str) -> bytes:
+    """`fold` for texts whose only capitals are ASCII, several times faster."""
+    return _encode(text if text.isascii() else text.replace("’", "'")).lower()
+
+
+def _make_buffer(parts: list[bytes]) -> Buffer | None:
+    """None where a capital beyond ASCII stands."""
+    data = SEPARATOR.join([b"", *parts, SEPARATOR * 3])
+    lengths = np.fromiter(map(len, parts), np.int64, len(parts))
+    stops = np.cumsum(lengths + 1)
+    codes = np.frombuffer(data, np.uint8)
+    classes = np.frombuffer(data.translate(_ASCII_CLASSES), np.uint8)
+    if not all(part.isascii() for part in parts):
+        leads = np.flatnonzero((codes >= 0xC0) & (codes < 0xF8))  # of characters beyond ASCII
+        points, sizes = _decode(codes, leads)
+        table = _table()
+        kinds = table[np.minimum(points, len(table) - 1)]
+        if (kinds & _CAPITAL).any():
+            return None
+        classes = classes.copy()
+        for offset in range(4):
+            kind = kinds[sizes > offset]
+            classes[leads[sizes > offset] + offset] = kind if not offset else kind & SPACED_CLASS
+    return Buffer(data, stops - lengths, stops, classes, _word_starts(codes, classes))
+
+
+def _encode(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
+
+
+def _word_starts(codes: NDArray[np.uint8], classes: NDArray[np.uint8]) -> Ints:
+    begins = classes[1:] > classes[:-1]  # of the byte after each
+    apostrophes = np.flatnonzero(codes == ord("'"))
+    before, after = classes[apostrophes - 1], classes[apostrophes + 1]
+    begins[apostrophes[(before == SPACED_CLASS) & (after == SPACED_CLASS)]] = False
+    return np.flatnonzero(begins) + 1
+
+
+def _decode(codes: NDArray[np.uint8], leads: Ints) -> tuple[Ints, Ints]:
+    """Code points and sizes in bytes (2 to 4) of the characters that begin at `leads`."""
+    first = codes[leads].astype(np.int64)
+    sizes = 2 + (first >= 0xE0) + (first >= 0xF0)
+    points = first & (0xFF >> (sizes + 1))
+    for offset in range(1, 4):
+        longer = sizes > offset
+        points[longer] = points[longer] << 6 | codes[leads[longer] + offset] & 0x3F
+    return points, sizes
+
+
+@cache
+def _table() -> NDArray[np.uint8]:
+    """Class of every code point up to the last Han block; the last entry is for all beyond."""
+    characters = [chr(point) for point in range(_CJK_RANGES[-1][1] + 2)]
+    table = np.array([c.isalnum() for c in characters]) * np.uint8(SPACED_CLASS)
+    for low, high in _CJK_RANGES:
+        table[low : high + 1] = _CJK_FIRST
+    table[[i for i, c in enumerate(characters) if fold(c) != c]] |= _CAPITAL
+    return table

@@ -1,0 +1,53 @@
+"""Numbers with their intervals as text, for pages and terminals alike. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def format_estimate(estimate: Mapping[str, Any] | None, digits: int = 3) -> str:
+    """As "0.512 [0.480, 0.544]", or a dash where there is nothing."""
+    if estimate is None:
+        return "–"
+    value = f"{estimate['value']:.{digits}f}"
+    if estimate["low"] is None:
+        return value
+    return f"{value} [{estimate['low']:.{digits}f}, {estimate['high']:.{digits}f}]"
+
+
+def format_signed(estimate: Mapping[str, Any] | None, digits: int = 3) -> str:
+    """The same for a difference, with its sign."""
+    if estimate is None:
+        return "–"
+    value = f"{estimate['value']:+.{digits}f}"
+    if estimate["low"] is None:
+        return value
+    return f"{value} [{estimate['low']:+.{digits}f}, {estimate['high']:+.{digits}f}]"
+
+
+def bounds_text(row: Mapping[str, Any], unit: str) -> str:
+    """As "above 12 to 40 words": the bounds of a stratum."""
+    low, high = row["above"], row["up_to"]
+    if low is None and high is None:
+        return f"any {unit}"
+    if low is None:
+        return f"up to {high:,.4g} {unit}"
+    return f"above {low:,.4g} {unit}" if high is None else f"above {low:,.4g} to {high:,.4g} {unit}"
+
+
+def decomposition_lines(strata: Mapping[str, Any]) -> list[str]:
+    """What part of the difference in avg@k goes with length, with density, with both."""
+    lines: list[str] = []
+    names = {"length": "lengths", "density": "densities", "both": "lengths and densities"}
+    for kind, name in names.items():
+        found = strata["decomposition"][kind]
+        if found["within"] is None:
+            lines.append(f"by {name}: {found['reason']}")
+            continue
+        lines.append(
+            f"by {name}: {format_signed(found['mix'])} of the difference in avg@k goes with other "
+            f"{name}, {format_signed(found['within'])} remains among alike responses"
+            + (f" ({found['reason']})" if found["reason"] else "")
+        )
+    return lines

@@ -1,0 +1,148 @@
+"""Who carries out a study's jobs: processes of this machine, or a Ray cluster.
+
+Enters: a job's payload (JSON) and folder. Leaves: a future of it. Everything else about a study is
+the same whoever does the work; so are its results, because a job's threads are the study's own.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, Protocol
+
+from pebble import ProcessExpired, ProcessPool
+
+from epistill.study.spec import Preflight, Probe, Resources, World
+
+
+class WorkerLost(Exception):
+    """The process that did a job is gone; the job can be given to another."""
+
+
+class Handle(Protocol):
+    """A job that was handed over."""
+
+    def started(self) -> bool:
+        """Whether some worker has it."""
+        ...
+
+    def done(self) -> bool:
+        """Whether `result` will not wait."""
+        ...
+
+    def result(self) -> None:
+        """Wait for the end; raises WorkerLost, or what the job itself raised."""
+        ...
+
+
+class Executor(Protocol):
+    """Carries out jobs.
+
+    Attributes:
+        retries: Of a job whose worker was lost.
+    """
+
+    retries: int
+
+    def submit(self, payload: dict[str, Any], folder: Path) -> Handle:
+        """Hand a job over."""
+        ...
+
+    def stop(self) -> None:
+        """End what is running, at once."""
+        ...
+
+
+class LocalProcesses:
+    """Processes of this machine.
+
+    Args:
+        workers: How many at a time; None takes the processors this process may use, by the `cpus`
+            of each job.
+        resources: What each job gets.
+        jobs: How many there are.
+    """
+
+    retries = 1  # killed by the system, say
+
+    def __init__(self, workers: int | None, resources: Resources, jobs: int) -> None:
+        room = max(1, len(os.sched_getaffinity(0)) // resources.cpus)
+        self._pool = ProcessPool(
+            max_workers=min(workers or room, jobs),
+            context=multiprocessing.get_context("spawn"),
+            initializer=use_threads,
+            initargs=[resources.cpus],
+        )
+
+    def submit(self, payload: dict[str, Any], folder: Path) -> Handle:
+        """Start a job as soon as a process is free."""
+        return _LocalJob(self._pool.schedule(run_job, args=(json.dumps(payload), str(folder))))
+
+    def stop(self) -> None:
+        """Kill the processes."""
+        self._pool.stop()
+
+    def __enter__(self) -> LocalProcesses:
+        """Use the pool."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Wait for the processes to end."""
+        self._pool.close()
+        self._pool.join()
+
+
+class _LocalJob:
+    def __init__(self, future: Future[None]) -> None:
+        self._future = future
+
+    def started(self) -> bool:
+        return self._future.running()
+
+    def done(self) -> bool:
+        return self._future.done()
+
+    def result(self) -> None:
+        try:
+            self._future.result()
+        except ProcessExpired as error:
+            raise WorkerLost(f"its process died: {error}") from error
+
+
+def use_threads(threads: int) -> None:
+    """Give this process so many threads: two processes with all of them each are slower."""
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    import torch
+    from transformers.utils import logging
+
+    torch.set_num_threads(threads)
+    logging.disable_progress_bar()
+
+
+def run_job(payload: str, folder: str) -> None:
+    """Carry out one job in a worker process.
+
+    Args:
+        payload: JSON: a world, a preflight, a probe with its seed, or a run.
+        folder: Where.
+    """
+    from epistill.config import RunConfig
+    from epistill.study.probe import run_probe
+    from epistill.study.run import run
+
+    job = json.loads(payload)
+    if "world" in job:
+        from epistill.study.world import run_world
+
+        run_world(World.model_validate(job["world"]), Path(folder))
+    elif "preflight" in job:
+        from epistill.study.preflights import run_preflight_job
+
+        run_preflight_job(Preflight.model_validate(job["preflight"]), Path(folder))
+    elif "probe" in job:
+        run_probe(Probe.model_validate(job["probe"]), job["seed"], Path(folder))
+    else:
+        run(RunConfig.model_validate(job["run"]), Path(folder), save_model=False)

@@ -1,0 +1,1 @@
+"""Traces that people already have: read, measure, grade, compare. No model, no torch."""

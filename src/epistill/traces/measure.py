@@ -1,0 +1,317 @@
+"""`measure`: what files of traces show, in one pass and flat memory, by as many processes as asked.
+
+Enters: files and `Options`. Leaves: for each file a `Measured`: what was read, used and skipped,
+which fields said what, the sums of each group, and a sample of traces for the page. Files are cut
+into pieces whatever the number of processes, and pieces are added up in order: the result does not
+depend on `workers`. `traces.summary` turns sums into numbers with intervals.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from epistill.errors import EpistillError
+from epistill.rollouts.prompts import SplitResponse
+from epistill.traces import fields
+from epistill.traces.fields import Trace, Unusable
+from epistill.traces.read import Piece, Row, find_files, pieces_of, read_piece
+from epistill.traces.reading import Reading, hash64, identity_key
+from epistill.traces.tabulate import ClusterSums, Tabulator
+
+Found = TypeVar("Found")
+DEFAULT_LEXICONS = ("paper-en", "epistemic-zh")
+MAX_GROUPS = 50
+NO_GROUP, ALL = "(none)", "(all)"
+SHOWN_CHARACTERS = 8_000
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What to measure and where to find it.
+
+    Attributes:
+        lexicons: Names or paths; see `metrics.lexicon`.
+        by: Field whose values make groups; None makes one group.
+        response_field, problem_field: None looks through the usual names (`traces.fields`).
+        tokenizer: Folder with a `tokenizer.json`.
+        opened: The prompts ended inside `<think>`, whatever the records say.
+        keep: Traces to keep for the page, drawn by `seed`.
+    """
+
+    lexicons: tuple[str, ...] = DEFAULT_LEXICONS
+    by: str | None = None
+    response_field: str | None = None
+    problem_field: str | None = None
+    tokenizer: Path | None = None
+    opened: bool = False
+    keep: int = 0
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A trace as the page shows it; long texts are cut in the middle.
+
+    Attributes:
+        priority: The sample is made of the lowest ones.
+        counts: Its row of the table.
+        score: As a field says; None where none does.
+    """
+
+    priority: int
+    row: int
+    group: str
+    problem: str | None
+    thinking: str
+    answer: str
+    counts: NDArray[np.float64]
+    score: float | None
+
+
+@dataclass(slots=True)
+class Measured:
+    """What one file (or piece of it) shows."""
+
+    path: Path
+    format: str
+    reading: Reading = field(default_factory=Reading)
+    groups: dict[str, ClusterSums] = field(default_factory=dict)
+    shown: list[Shown] = field(default_factory=list)
+
+
+def measure(paths: Sequence[Path], options: Options, *, workers: int = 1) -> list[Measured]:
+    r"""Measure files.
+
+    Args:
+        paths: Files, or folders of them.
+        options: What to measure.
+        workers: Processes; a script that asks for several needs the usual
+            `if __name__ == "__main__":`.
+
+    Raises:
+        EpistillError: Nothing to read, a file without one usable response, too many groups.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "traces.jsonl"
+        >>> _ = path.write_text('{"response": "Wait, 3."}\n{"response": null}\n')
+        >>> (found,) = measure([path], Options())
+        >>> found.reading.used, found.reading.skipped
+        (1, {'null response': (1, 2)})
+    """
+    files = {path: pieces_of(path) for path in find_files(paths)}
+    tabulator(options)  # a wrong lexicon or tokenizer is said before anything is read
+    results = []
+    parts = map_pieces(
+        partial(_measure_piece, options=options),
+        [piece for pieces in files.values() for piece in pieces],
+        workers,
+    )
+    for path, pieces in files.items():
+        whole = Measured(path, pieces[0].format if pieces else "parquet")
+        for _ in pieces:
+            _merge(whole, next(parts), options)
+        if not whole.reading.used:
+            raise nothing_used(whole, options)
+        results.append(whole)
+    return results
+
+
+def map_pieces(
+    function: Callable[[Piece], Found], pieces: Sequence[Piece], workers: int
+) -> Iterator[Found]:
+    """A function of each piece, in order, by so many processes; it must be importable."""
+    if workers == 1 or len(pieces) == 1:
+        yield from map(function, pieces)
+        return
+    import multiprocessing
+
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(workers, len(pieces)), spawn) as pool:
+        try:
+            yield from pool.map(function, pieces)
+        except BrokenProcessPool as error:
+            raise EpistillError(
+                "a worker process was killed, most likely for memory; use fewer --workers"
+            ) from error
+
+
+@cache
+def tabulator(options: Options) -> Tabulator:
+    """The tabulator of these options; each process makes its own once."""
+    return Tabulator(options.lexicons, tokenizer=options.tokenizer, opened=options.opened)
+
+
+def _measure_piece(piece: Piece, options: Options) -> Measured:
+    found = Measured(piece.path, piece.format)
+    for traces in usable_traces(piece, found.reading, options):
+        _add(traces, piece, found, options)
+    return found
+
+
+def usable_traces(piece: Piece, reading: Reading, options: Options) -> Iterator[list[Trace]]:
+    """The responses of a piece in batches; what is read and skipped is counted in `reading`."""
+    named = (options.by, options.response_field, options.problem_field)
+    columns = (*fields.KNOWN_FIELDS, *(name for name in named if name))
+    for rows in read_piece(piece, columns):
+        traces = list(usable(rows, reading, options))
+        if traces:
+            yield traces
+
+
+def usable(rows: Sequence[Row], reading: Reading, options: Options) -> Iterator[Trace]:
+    """The responses of rows, one by one; what cannot be used is counted in `reading`."""
+    for row in rows:
+        reading.rows = row.number
+        if row.record is None:
+            continue
+        reading.records += 1
+        if isinstance(row.record, Unusable):
+            entries, name = [row.record], None
+        else:
+            entries, name = fields.traces_of(row.record, row.number, options.response_field)
+        if name is not None:
+            reading.fields["response"][name] += len(entries)
+        reading.read += len(entries)
+        for entry in entries:
+            if isinstance(entry, Unusable):
+                reading.skip(str(entry), row.number)
+            else:
+                reading.used += 1
+                yield entry
+
+
+def cluster_of(trace: Trace, piece: Piece, position: int, problem: str | None) -> int:
+    """Hash of the problem; without one each response stands for itself."""
+    own = f"{piece.path}\0{piece.start}\0{trace.row}\0{position}"
+    return hash64(own if problem is None else problem)
+
+
+def _add(traces: list[Trace], piece: Piece, found: Measured, options: Options) -> None:
+    problems, clusters, keys = [], [], []
+    for i, trace in enumerate(traces):
+        problem, name = fields.problem_of(trace, options.problem_field)
+        sample, _ = trace.first(fields.SAMPLE_FIELDS)
+        said = {"problem": name, "stop": fields.cut_of(trace)[1]}
+        if options.tokenizer is None:
+            said["tokens"] = fields.tokens_of(trace)[1]
+        for role, field_name in said.items():
+            if field_name is not None:
+                found.reading.fields[role][field_name] += 1
+        problems.append(problem)
+        clusters.append(cluster_of(trace, piece, i, problem))
+        keys.append(identity_key(problem, sample, trace.text))
+    rows = [trace.row for trace in traces]
+    found.reading.keys.append(np.array([keys, rows], np.uint64))
+    table, parts = tabulator(options).tabulate(traces)
+    groups = [_group(trace, options.by) for trace in traces]
+    for group in dict.fromkeys(groups):
+        members = [i for i, other in enumerate(groups) if other == group]
+        sums = found.groups.setdefault(group, ClusterSums(table.shape[1]))
+        sums.add([clusters[i] for i in members], table[members])
+    _check_groups(found, options)
+    if options.keep:
+        found.shown += [
+            _shown(trace, part, counts, group, problem, options)
+            for trace, part, counts, group, problem in zip(
+                traces, parts, table, groups, problems, strict=True
+            )
+        ]
+        found.shown = heapq.nsmallest(options.keep, found.shown, key=lambda s: s.priority)
+
+
+def _group(trace: Trace, by: str | None) -> str:
+    if by is None:
+        return ALL
+    value, _ = trace.first((by,))
+    return NO_GROUP if value is None else str(value)
+
+
+def _shown(
+    trace: Trace,
+    part: SplitResponse,
+    counts: Any,
+    group: str,
+    problem: str | None,
+    options: Options,
+) -> Shown:
+    score, _ = trace.first(fields.SCORE_FIELDS)
+    return Shown(
+        priority=hash64(
+            f"{options.seed}\0{problem}\0{trace.row}\0{trace.index}\0{trace.text[:99]}"
+        ),
+        row=trace.row,
+        group=group,
+        problem=None if problem is None else problem[:200],
+        thinking=shorten(part.thinking),
+        answer=shorten(part.answer),
+        counts=counts,
+        score=float(score) if isinstance(score, int | float) else None,
+    )
+
+
+def shorten(text: str) -> str:
+    """A long text without its middle, as the page shows it."""
+    left_out = len(text) - SHOWN_CHARACTERS
+    if left_out <= 0:
+        return text
+    half = SHOWN_CHARACTERS // 2
+    return f"{text[:half]}\n[... {left_out:,} characters left out ...]\n{text[-half:]}"
+
+
+def _merge(whole: Measured, part: Measured, options: Options) -> None:
+    whole.shown = heapq.nsmallest(
+        options.keep,
+        [*whole.shown, *(replace(s, row=s.row + whole.reading.rows) for s in part.shown)],
+        key=lambda s: s.priority,
+    )
+    whole.reading.merge(part.reading)
+    for group, sums in part.groups.items():
+        if group in whole.groups:
+            whole.groups[group].merge(sums)
+        else:
+            whole.groups[group] = sums
+    _check_groups(whole, options)
+
+
+def _check_groups(found: Measured, options: Options) -> None:
+    if len(found.groups) > MAX_GROUPS:
+        raise EpistillError(
+            f"{found.path}: --by {options.by} has more than {MAX_GROUPS} values (such as "
+            f"{', '.join(map(repr, list(found.groups)[:3]))}); choose a field with few"
+        )
+
+
+def nothing_used(whole: Measured, options: Options) -> EpistillError:
+    """Why a file gave nothing, with the fields it has."""
+    if not whole.reading.read:
+        return EpistillError(f"{whole.path} has zero rows; expected at least one record")
+    reasons = ", ".join(
+        f"{count} {reason} (first in row {row})"
+        for reason, (count, row) in whole.reading.skipped.items()
+    )
+    first = next(
+        (
+            row.record
+            for piece in pieces_of(whole.path)[:1]
+            for rows in read_piece(piece)
+            for row in rows
+            if row.record and not isinstance(row.record, Unusable)
+        ),
+        {},
+    )
+    return EpistillError(
+        f"{whole.path}: none of {whole.reading.read} responses can be used: {reasons}; fields "
+        f"found: {', '.join(sorted(first)) or 'none'}; expected one of "
+        f"{', '.join(fields.RESPONSE_FIELDS[:6])}, ... or name it with --response-field"
+    )

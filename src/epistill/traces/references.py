@@ -1,0 +1,139 @@
+"""What a response is graded against: a field of its record, or a file of problems.
+
+Enters: records, or the name of a file of problems. Leaves: reference answers with the field or file
+that has them. It grades nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from epistill.records import GraderName, Problem
+from epistill.tasks.files import ANSWER_FIELDS, grader_of, load_problems, reference_answer
+from epistill.traces import fields
+from epistill.traces.fields import Trace, Unusable
+from epistill.traces.read import pieces_of, read_piece
+from epistill.traces.reading import Reading
+
+# Names that can only mean the reference; `answer` may be the model's own, so it comes after them.
+REFERENCE_FIELDS = (
+    "ground_truth", "reference", "reference_answer", "gold_answer", "expected_answer", "gold",
+)  # fmt: skip
+PEEKED = 1_000  # records that decide between letters and mathematics
+Lookup = Mapping[str, tuple[str, GraderName]]
+
+
+@dataclass(frozen=True, slots=True)
+class GradeOptions:
+    """What to grade and against what.
+
+    Attributes:
+        response_field, problem_field, opened: As for `measure`.
+        answer_field: Of the reference answer; None takes what `tasks.files` knows.
+        problems: File of problems to look answers up in, by id, then by question.
+        grader: None takes "choice" where the references are letters, else "math".
+        label_field: Of an older verdict to compare with; None looks through LABEL_FIELDS.
+        time_limit_s, workers: Of the grader.
+    """
+
+    response_field: str | None = None
+    problem_field: str | None = None
+    opened: bool = False
+    answer_field: str | None = None
+    problems: str | None = None
+    grader: GraderName | None = None
+    label_field: str | None = None
+    time_limit_s: float = 5.0
+    workers: int = 2
+
+
+def look_up(source: str) -> Lookup:
+    """Answers and graders of a file's problems, by id and by question."""
+    return by_problem(load_problems(source).problems)
+
+
+def by_problem(problems: Sequence[Problem]) -> Lookup:
+    """Answers and graders by problem id and by question."""
+    found: dict[str, tuple[str, GraderName]] = {}
+    for problem in problems:
+        found.setdefault(problem.messages[-1].content, (problem.answer, problem.grader))
+    for problem in problems:  # an id wins over a question that reads like it
+        found[problem.id] = (problem.answer, problem.grader)
+    return found
+
+
+def records_of(path: Path, reading: Reading) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Records with their row in the file; lines that hold none are counted as skipped."""
+    before = 0
+    for piece in pieces_of(path):
+        for rows in read_piece(piece):
+            for row in rows:
+                reading.rows = before + row.number
+                if row.record is None:
+                    continue
+                reading.records += 1
+                if isinstance(row.record, Unusable):
+                    reading.read += 1
+                    reading.skip(str(row.record), reading.rows)
+                else:
+                    yield reading.rows, row.record
+        before = reading.rows
+
+
+def choose_grader(path: Path, options: GradeOptions) -> GraderName:
+    """The grader "choice" where the references of the first records are such, else "math"."""
+    records = (record for _, record in islice(records_of(path, Reading()), PEEKED))
+    answers = [a for r in records if (a := reference_in(r, options.answer_field)[0]) is not None]
+    return grader_of(answers) if answers else "math"
+
+
+def is_evaluation(record: Mapping[str, Any]) -> bool:
+    """This package's own evaluation record: its `answer` is what the model answered."""
+    return "n_markers" in record and "status" in record
+
+
+def reference_in(
+    record: Mapping[str, Any], answer_field: str | None = None
+) -> tuple[str | None, str | None]:
+    """The reference answer in a record and the field that has it."""
+    if answer_field is not None:
+        value = fields.get(record, answer_field)
+        if value is None:
+            return None, None
+        # A worked solution that ends in GSM8K's `#### 18` is read as such.
+        return reference_answer({"question": "", "answer": value})[0], answer_field
+    name = next((n for n in REFERENCE_FIELDS if record.get(n) is not None), None)
+    if name is not None:
+        return reference_answer({"question": "", "answer": record[name]})[0], name
+    if is_evaluation(record):
+        return None, None
+    answer, _ = reference_answer(record)
+    if answer is None:
+        return None, None
+    if "reward_model" in record:
+        return answer, "reward_model"
+    return answer, next(name for name in ANSWER_FIELDS if record.get(name) is not None)
+
+
+def grader_in(trace: Trace, names: Sequence[str] = ("grader",)) -> GraderName | None:
+    """The grader that a record names; None where it names none that there is."""
+    named, _ = trace.first(names)
+    return named if named in ("math", "choice", "exact") else None
+
+
+def reference_of(
+    trace: Trace, options: GradeOptions, lookup: Lookup | None
+) -> tuple[str | None, GraderName | None, str]:
+    """The reference answer, the grader that comes with it, and where it is from (or is missing)."""
+    if lookup is None:
+        reference, name = reference_in(trace.record, options.answer_field)
+        missing = "reference answer" if options.answer_field is None else options.answer_field
+        return reference, grader_in(trace), name or f"no {missing}"
+    known = (fields.problem_of(trace, options.problem_field)[0], fields.question_of(trace)[0])
+    reference, grader = next((lookup[key] for key in known if key and key in lookup), (None, None))
+    source = str(options.problems)
+    return reference, grader, source if reference is not None else f"problem not in {source}"

@@ -1,0 +1,66 @@
+"""The live monitor of a run: replays what was recorded, looks at each new step, acts on alarms.
+
+Enters: the run's configuration and store, one row of metrics per step. Leaves: alarms.jsonl, and
+for the loop: the configuration of the next step, and whether there is one. Its only state is
+metrics.jsonl, so that a resumed run needs nothing from a checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from epistill.config import RunConfig
+from epistill.monitor import Watcher, with_less_teacher
+from epistill.records import GradedRollout
+from epistill.store import RunStore
+
+
+class Watch:
+    """Monitors one run.
+
+    Args:
+        config: The run.
+        store: Its directory, rewound to the step that comes next.
+    """
+
+    def __init__(self, config: RunConfig, store: RunStore) -> None:
+        self._config = config
+        self._store = store
+        self._watcher = Watcher(config.monitor)
+        for row in store.metrics():
+            self._watcher.observe(row)
+
+    @property
+    def goes_on(self) -> bool:
+        """False once an alarm asked for the end of the run."""
+        return self._watcher.stop is None
+
+    @property
+    def config(self) -> RunConfig:
+        """The run's configuration, its teacher's weight lowered as the alarms so far ask."""
+        method = with_less_teacher(self._config.method, self._watcher.factor)
+        return self._config.model_copy(update={"method": method})
+
+    def observe(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """The step's record with what the monitor says about it; alarms are written down."""
+        factor = self._watcher.factor
+        alarms = self._watcher.observe(record)
+        for alarm in alarms:
+            self._store.append_alarm(alarm.as_dict())
+        return {
+            **record,
+            "teacher_weight_factor": factor,
+            "alarms": [alarm.rule for alarm in alarms],
+        }
+
+
+def pass_at_group_size(items: Sequence[GradedRollout], size: int) -> float:
+    """Share of groups with a correct response: pass@k at k = the group's size.
+
+    Args:
+        items: Whole groups of `size` responses, one after another.
+        size: Responses per problem.
+    """
+    groups = [items[start : start + size] for start in range(0, len(items), size)]
+    return sum(any(item.grade.score == 1.0 for item in group) for group in groups) / len(groups)

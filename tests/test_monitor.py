@@ -1,0 +1,197 @@
+"""Alarms: on rows whose answer is known; where they must keep still; what they change."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from pydantic import ValidationError
+
+from epistill.blends import Convex
+from epistill.config import RunConfig
+from epistill.errors import EpistillError
+from epistill.methods import METHODS, method
+from epistill.monitor import Fall, Monitor, Narrowing, Pull, Watcher, with_less_teacher
+
+DENSITY, ENTROPY = "density_per_1k_tokens", "entropy_nats_per_token"
+
+
+def rows(steps, **series):
+    """One row per step; a series is a function of the step, with 5 % of noise around it."""
+    noise = random.Random(0)
+    return [
+        {
+            "step": step,
+            **{
+                name: None if (value := of(step)) is None else value * noise.uniform(0.95, 1.05)
+                for name, of in series.items()
+            },
+        }
+        for step in range(steps)
+    ]
+
+
+def fired(settings, recorded):
+    watcher = Watcher(settings)
+    return [(a.step, a.rule) for row in recorded for a in watcher.observe(row)]
+
+
+def only(rule, **settings):
+    return Monitor(rules=(rule,), **settings)
+
+
+def test_a_fall_beyond_the_share_fires_and_one_short_of_it_does_not():
+    settings = only(Fall(measure=DENSITY, share=0.5))
+    gone = rows(20, **{DENSITY: lambda step: 100.0 if step < 10 else 40.0})
+    less = rows(20, **{DENSITY: lambda step: 100.0 if step < 10 else 60.0})
+    # The window's mean passes 50 when its last five steps hold 5 of 40 (4 would be 52).
+    assert fired(settings, gone) == [
+        (14, "fall:density_per_1k_tokens"),
+        (19, "fall:density_per_1k_tokens"),
+    ]
+    assert fired(settings, less) == []
+
+
+def test_baseline_and_window_never_overlap():
+    settings = only(Fall(measure=DENSITY, share=0.5), baseline_steps=4, window_steps=3)
+    falling = rows(7, **{DENSITY: lambda step: 100.0 if step < 4 else 10.0})
+    assert fired(settings, falling[:6]) == []
+    assert [step for step, _ in fired(settings, falling)] == [6]
+
+
+def test_a_noisy_measure_must_fall_by_more_than_its_noise():
+    drawn = random.Random(1)
+    wild = [
+        {"step": s, DENSITY: drawn.choice([1.0, 199.0]) if s < 5 else drawn.choice([1.0, 60.0])}
+        for s in range(10)
+    ]
+    loose = only(Fall(measure=DENSITY, share=0.3), standard_errors=0.0)
+    assert fired(loose, wild)  # the means did fall
+    assert fired(only(Fall(measure=DENSITY, share=0.3)), wild) == []
+
+
+def test_unchanging_runs_raise_no_alarm():
+    """40 stationary runs of 100 steps, independent normal noise of 20 % (the lab's is 5 to 10 %)."""
+    for run in range(40):
+        drawn = random.Random(run)
+        watcher = Watcher(Monitor())
+        for step in range(100):
+            numbers = {DENSITY: 100, ENTROPY: 1, "reward": 0.5, "pass_at_k": 0.8}
+            watcher.observe(
+                {"step": step, **{k: drawn.gauss(v, 0.2 * v) for k, v in numbers.items()}}
+            )
+        assert watcher.alarms == []
+
+
+def test_entropy_collapse():
+    settings = Monitor()
+    collapsing = rows(40, **{ENTROPY: lambda step: 0.5 * 0.9**step})
+    annealing = rows(40, **{ENTROPY: lambda step: 0.5 * 0.98**step})
+    assert [rule for _, rule in fired(settings, collapsing)][:1] == ["fall:entropy_nats_per_token"]
+    assert fired(settings, annealing) == []
+
+
+@pytest.mark.parametrize(
+    ("passed", "mean", "alarm"),
+    [(0.7, 0.6, True), (0.7, 0.4, False), (0.9, 0.6, False), (0.88, 0.6, False)],
+    ids=["narrower", "both-fall", "no-fall", "fall-below-the-limit"],
+)
+def test_pass_at_k_falls_while_avg_at_k_rises(passed, mean, alarm):
+    recorded = [
+        {"step": s, "pass_at_k": (0.9 if s < 5 else passed) + 0.01 * (s % 2), "reward": (0.5 if s < 5 else mean) + 0.01 * (s % 2)}
+        for s in range(10)
+    ]  # fmt: skip
+    assert bool(fired(only(Narrowing()), recorded)) == alarm
+
+
+def test_a_pull_needs_markers_and_a_gap():
+    def pulled(on, elsewhere):
+        names = ("teacher_pull_on_markers_nats_per_token", "teacher_pull_elsewhere_nats_per_token")
+        return rows(8, **dict(zip(names, (lambda _: on, lambda _: elsewhere), strict=True)))
+
+    settings = only(Pull())
+    assert [s for s, _ in fired(settings, pulled(-2.0, -0.6))] == [4]
+    assert fired(settings, pulled(-1.0, -0.6)) == []
+    assert fired(settings, pulled(None, -0.6)) == []
+
+
+def test_absent_numbers_and_traces_are_passed_over():
+    settings = only(Fall(measure=DENSITY, share=0.5))
+    recorded = rows(30, **{DENSITY: lambda s: None if s % 2 else (100.0 if s < 10 else 10.0)})
+    assert [step for step, _ in fired(settings, recorded)] == [18, 24]  # rests by step, not by row
+    off = [{**row, "on_policy": False} for row in recorded]
+    assert fired(settings, off) == []
+    assert fired(None, recorded) == []
+
+
+def test_actions_stop_lower_and_each_rule_may_have_its_own():
+    gone = rows(25, **{DENSITY: lambda step: 100.0 if step < 10 else 20.0})
+    watcher = Watcher(only(Fall(measure=DENSITY, share=0.5), action="lower"))
+    factors = []
+    for row in gone:
+        watcher.observe(row)
+        factors.append(watcher.factor)
+    alarms = [a.step for a in watcher.alarms]
+    assert [factors[s] for s in alarms] == [0.5 ** (i + 1) for i in range(len(alarms))]
+    assert len(alarms) >= 2
+    assert watcher.stop is None
+    mixed = Watcher(
+        Monitor(action="lower", rules=(Fall(measure=DENSITY, share=0.5, action="stop"),))
+    )
+    for row in gone:
+        mixed.observe(row)
+    assert mixed.stop is mixed.alarms[0]
+    assert mixed.factor == 1.0
+
+
+def test_a_watcher_that_replays_is_where_it_was():
+    gone = rows(25, **{DENSITY: lambda step: 100.0 if step < 10 else 20.0})
+    settings = Monitor(action="lower")
+    whole, again = Watcher(settings), Watcher(settings)
+    for row in gone:
+        whole.observe(row)
+    for row in gone[:17]:
+        again.observe(dict(row))
+    for row in gone[17:]:
+        again.observe(row)
+    assert again.alarms == whole.alarms
+    assert again.factor == whole.factor
+
+
+def test_lowering_a_convex_blend_gives_the_rest_to_the_verifier():
+    lowered = with_less_teacher(method("sdpo"), 0.5)
+    assert lowered.blend == Convex(distillation=0.5)
+    assert lowered.gradient_share == 0.5
+    assert with_less_teacher(method("sdpo"), 1.0) == method("sdpo")
+
+
+def test_every_method_is_lowered_or_refused():
+    def weight(chosen):
+        record = getattr(chosen.blend, "shape", chosen.blend)
+        name = next(n for n in ("distillation", "strength", "beta") if hasattr(record, n))
+        return getattr(record, name)
+
+    refused = {"grpo", "dapo", "dr-grpo", "srpo", "credit", "sft-unguided", "sft-guided"}
+    for name, chosen in METHODS.items():
+        if name in refused:
+            with pytest.raises(EpistillError, match="no weight of a teacher"):
+                with_less_teacher(chosen, 0.5)
+        else:
+            assert weight(with_less_teacher(chosen, 0.5)) == pytest.approx(weight(chosen) / 2), name
+
+
+def test_a_run_that_cannot_lower_is_refused_before_it_starts():
+    settings = {"model": "lab", "task": {"type": "star_search"}, "monitor": {"action": "lower"}}
+    with pytest.raises(ValidationError, match="no weight of a teacher"):
+        RunConfig.model_validate({**settings, "method": method("grpo").model_dump()})
+    # Lowered, OPSD (its context is the dataset's solution) compares responses to one problem.
+    with pytest.raises(ValidationError, match="at least 2"):
+        RunConfig.model_validate(
+            {**settings, "method": method("opsd").model_dump(), "samples_per_problem": 1}
+        )
+    RunConfig.model_validate({**settings, "method": method("sdpo").model_dump()})
+
+
+def test_unknown_measures_are_refused():
+    with pytest.raises(ValidationError):
+        Monitor.model_validate({"rules": [{"type": "fall", "measure": "densty", "share": 0.5}]})

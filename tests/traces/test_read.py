@@ -1,0 +1,280 @@
+"""Files of any make: what works, what is said in one line, and that the counts add up."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from epistill.errors import EpistillError
+from epistill.traces import measure as measuring
+from epistill.traces import read
+from epistill.traces.measure import Options, measure
+from epistill.traces.read import Piece, pieces_of, read_piece
+
+
+def zstd(data):
+    return pa.compress(data, "zstd", asbytes=True)
+
+
+GOOD = [{"response": f"Wait, {i}."} for i in range(5)]
+
+
+def reading_of(path, **options):
+    (found,) = measure([path], Options(**options))
+    reading = found.reading
+    assert reading.read == reading.used + sum(n for n, _ in reading.skipped.values())
+    return reading
+
+
+@pytest.mark.parametrize(
+    "name", ["a.jsonl", "a.txt", "a", "a.json", "a.log", "a.parquet", "a.jsonl.gz", "a.zst"]
+)
+def test_any_name_and_compression(write, name):
+    path = write(name, GOOD)
+    reading = reading_of(path)
+    assert (reading.records, reading.read, reading.used, reading.skipped) == (5, 5, 5, {})
+    assert reading.fields["response"] == {"response": 5}
+
+
+def test_what_a_file_is_follows_from_its_bytes(write):
+    path = write("a.parquet", GOOD)
+    reading = reading_of(path.rename(path.with_suffix(".jsonl")))
+    assert reading.used == 5
+
+
+def lines(*records):
+    return b"".join(json.dumps(record).encode() + b"\n" for record in records)
+
+
+ROBUST = {
+    "half-written last line": (
+        lines(*GOOD) + b'{"response": "Wait',
+        5,
+        {"half-written last line": (1, 6)},
+    ),
+    "invalid UTF-8": (
+        lines(*GOOD) + b'{"response": "Wait \xff\xfe"}\n' + lines(*GOOD),
+        10,
+        {"not UTF-8": (1, 6)},
+    ),
+    "broken line": (
+        lines(*GOOD[:2]) + b"{oops}\n" + lines(*GOOD[2:]) + b"[1]\n7\n",
+        5,
+        {"not JSON": (1, 3), "not an object": (2, 7)},
+    ),
+    "empty response": (lines({"response": ""}, *GOOD), 6, {}),
+    "null response": (
+        lines({"response": None}, *GOOD, {"response": None}),
+        5,
+        {"null response": (2, 1)},
+    ),
+    "5 MB response": (lines({"response": "Wait, 3 * 4 = 12. " * 300_000}, *GOOD), 6, {}),
+    "empty lines": (b"\n\n" + lines(*GOOD) + b"  \n", 5, {}),
+    "byte order mark": (b"\xef\xbb\xbf" + lines(*GOOD), 5, {}),
+    "carriage returns": (lines(*GOOD).replace(b"\n", b"\r\n"), 5, {}),
+    "NaN": (b'{"response": "Wait", "loss": NaN}\n', 1, {}),
+    "lone surrogate": (b'{"response": "Wait \\ud800"}\n', 1, {}),
+    "NUL": (b'{"response": "Wait \\u0000"}\n', 1, {}),
+    "deeply nested": (b'{"response": "a", "x": ' + b"[" * 5000 + b"]" * 5000 + b"}\n", None, None),
+    "mixed schemas": (
+        lines(
+            {"response": "Wait"},
+            {"completion": "Hmm", "id": 3},
+            {"responses": ["Maybe", None, 7]},
+            {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]},
+            {"messages": [{"role": "user", "content": "?"}]},
+            {"question": "no response at all"},
+            {"responses": []},
+        ),
+        4,
+        {
+            "null response": (1, 3),
+            "response is a int, not text": (1, 3),
+            "no assistant turn": (1, 5),
+            "no response field": (1, 6),
+            "empty list of responses": (1, 7),
+        },
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ROBUST)
+def test_nothing_is_dropped_silently(write, name):
+    data, used, skipped = ROBUST[name]
+    if used is None:  # a line that no reader takes is skipped or used, but never ends the run
+        data, used, skipped = data + lines(*GOOD), None, None
+    reading = reading_of(write("a.jsonl", data))
+    if used is None:
+        assert reading.read == 6
+        return
+    assert (reading.used, reading.skipped) == (used, skipped)
+
+
+def test_a_broken_compressed_stream_keeps_what_came_before(write, tmp_path):
+    many = lines(*({"response": f"Wait {i} " + "x" * 400} for i in range(3000)))
+    for name, data in (
+        ("a.gz", gzip.compress(many)),
+        ("a.zst", zstd(many)),
+    ):
+        path = tmp_path / name
+        path.write_bytes(data[: len(data) // 2])
+        reading = reading_of(path)
+        assert 0 < reading.used < 3000
+        (reason,) = (r for r in reading.skipped if r.startswith("broken"))
+        assert reading.skipped[reason] == (1, reading.rows)
+
+
+def test_several_frames_and_members(tmp_path):
+    frame = zstd(lines(*GOOD))
+    (tmp_path / "a.zst").write_bytes(frame * 2)
+    (tmp_path / "a.gz").write_bytes(gzip.compress(lines(*GOOD)) * 3)
+    assert reading_of(tmp_path / "a.zst").used == 10
+    assert reading_of(tmp_path / "a.gz").used == 15
+
+
+REFUSED = {
+    "empty file": ("a.jsonl", b"", "is empty"),
+    "zero rows of JSON lines": ("a.jsonl", b"\n\n", "zero rows"),
+    "zero rows of parquet": ("a.parquet", {"response": []}, "zero rows"),
+    "an array": ("a.json", b'[{"response": "a"}]', "one JSON array"),
+    "no response field": ("a.jsonl", [{"reply": "a", "id": 1}], "fields found: id, reply"),
+    "only null": ("a.jsonl", [{"response": None}] * 2, "2 null response (first in row 1)"),
+    "half a parquet file": ("a.jsonl", b"PAR1\x15\x04", "not a readable parquet file"),
+    "an image": ("a.jsonl", b"\x89PNG\r\n\x1a\n" + bytes(range(256)), "not JSON"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_file_that_gives_nothing_is_said_in_one_line(write, name):
+    file, content, words = REFUSED[name]
+    with pytest.raises(EpistillError) as error:
+        measure([write(file, content)], Options())
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_paths_and_folders(write, tmp_path):
+    with pytest.raises(EpistillError, match="no file"):
+        measure([tmp_path / "none.jsonl"], Options())
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(EpistillError, match="no trace files in folder"):
+        measure([tmp_path / "empty"], Options())
+    write("b.jsonl", GOOD)
+    write("a.parquet", GOOD[:2])
+    write("notes.txt", b"nothing")
+    found = measure([tmp_path], Options())
+    assert [(m.path.name, m.reading.used) for m in found] == [("a.parquet", 2), ("b.jsonl", 5)]
+
+
+@given(
+    st.lists(st.integers(0, 40), min_size=1, max_size=30),
+    st.integers(1, 64),
+    st.booleans(),
+)
+def test_pieces_hold_every_line_once(tmp_path_factory, lengths, piece_bytes, ends):
+    path = tmp_path_factory.mktemp("pieces") / "a.jsonl"
+    expected = ["x" * n for n in lengths]
+    data = b"".join(lines({"response": text}) for text in expected)
+    path.write_bytes(data if ends else data[:-1])
+    size = path.stat().st_size
+    found = []
+    for start in range(0, size, piece_bytes):
+        piece = Piece(path, "json lines", start, min(start + piece_bytes, size))
+        found += [row.record["response"] for rows in read_piece(piece) for row in rows]
+    assert found == expected
+
+
+def test_row_numbers_count_across_pieces(write, monkeypatch):
+    monkeypatch.setattr(read, "PIECE_BYTES", 100)
+    path = write("a.jsonl", lines(*GOOD * 10) + b"broken\n" + lines(*GOOD))
+    assert len(pieces_of(path)) > 10
+    assert reading_of(path).skipped == {"not JSON": (1, 51)}
+
+
+def test_parquet_reads_only_the_columns_it_needs(tmp_path):
+    import polars as pl
+
+    path = tmp_path / "a.parquet"
+    frame = pl.DataFrame(
+        {"output": ["Wait", "Hmm"], "embedding": [[0.0] * 9] * 2, "arm": ["x", "y"]}
+    )
+    frame.write_parquet(path, row_group_size=1)
+    assert len(pieces_of(path)) == 2
+    (found,) = measure([path], Options(by="arm"))
+    assert set(found.groups) == {"x", "y"}
+    rows = [r for rows in read_piece(pieces_of(path)[0], ["output"]) for r in rows]
+    assert rows[0].record == {"output": "Wait"}
+
+
+def test_several_processes_find_what_one_finds(write, monkeypatch):
+    monkeypatch.setattr(read, "PIECE_BYTES", 2000)
+    records = [
+        {
+            "problem_id": i // 4,
+            "response": f"<think>Wait {i}. Maybe.</think>{i}",
+            "arm": f"a{i % 3}",
+        }
+        for i in range(200)
+    ]
+    data = lines(*records[:77]) + b"broken\n" + lines(*records[77:], records[0])
+    path = write("a.jsonl", data)
+    options = Options(by="arm", keep=20)
+    (one,) = measure([path], options)
+    (two,) = measure([path], options, workers=2)
+    assert one.reading.skipped == two.reading.skipped == {"not JSON": (1, 78)}
+    assert one.reading.repeated() == two.reading.repeated() == (1, 202)
+    for group, sums in one.groups.items():
+        np.testing.assert_array_equal(sums.sums, two.groups[group].sums)
+    assert [(s.row, s.thinking) for s in one.shown] == [(s.row, s.thinking) for s in two.shown]
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
+def test_memory_does_not_grow_with_the_file(tmp_path):
+    """Peak memory of a process on 12 MB and on 60 MB; 4 pieces of 16 MB against 1."""
+    line = json.dumps({"problem_id": 1, "response": "So 3 * 4 = 12. Wait, let me check. " * 100})
+    peaks = []
+    for megabytes in (12, 60):
+        path = tmp_path / f"{megabytes}.jsonl"
+        path.write_text((line + "\n") * (megabytes * 1_000_000 // len(line)))
+        code = (
+            "from pathlib import Path\n"
+            "from epistill.traces.measure import Options, measure\n"
+            f"measure([Path({str(path)!r})], Options())\n"
+            "status = Path('/proc/self/status').read_text()\n"  # ru_maxrss survives exec
+            "print(status.partition('VmHWM:')[2].split()[0])"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        peaks.append(int(done.stdout) / 1024)
+    assert peaks[1] < peaks[0] + 20, peaks
+    assert peaks[1] < 500
+
+
+def test_a_killed_worker_is_said(write, monkeypatch):
+    class Broken:
+        def __init__(self, *_):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            return None
+
+        def map(self, *_):
+            from concurrent.futures.process import BrokenProcessPool
+
+            raise BrokenProcessPool
+
+    monkeypatch.setattr(measuring, "ProcessPoolExecutor", Broken)
+    monkeypatch.setattr(read, "PIECE_BYTES", 50)
+    with pytest.raises(EpistillError, match="fewer --workers"):
+        measure([write("a.jsonl", GOOD)], Options(), workers=2)
