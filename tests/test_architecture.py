@@ -21,6 +21,7 @@ ALLOWED = {
     "seeds": set(),
     "records": set(),
     "settings": set(),
+    "world": {"errors"},
     "blends": {"settings"},
     "axes": {"settings", "blends"},
     "monitor": {"settings", "axes", "blends", "errors"},
@@ -32,9 +33,9 @@ ALLOWED = {
     "objective": set(),
     "tasks": {"records", "config", "errors", "seeds"},
     "metrics": {"records", "errors"},
-    "rollouts": {"records", "config", "errors", "seeds", "objective", "tasks"},
-    "teacher": FREE | {"objective", "rollouts", "tasks"},
-    "train": FREE | {"store", "objective", "tasks", "metrics", "rollouts", "teacher"},
+    "rollouts": {"records", "config", "errors", "seeds", "objective", "tasks", "world"},
+    "teacher": FREE | {"objective", "rollouts", "tasks", "world"},
+    "train": FREE | {"store", "objective", "tasks", "metrics", "rollouts", "teacher", "world"},
     "evaluate": FREE | {"store", "tasks", "metrics", "rollouts"},
     "lab": FREE | {"tasks", "metrics", "rollouts", "teacher", "evaluate"},
     "traces": {
@@ -54,7 +55,8 @@ ALLOWED = {
     "inputs": FREE | {"tasks", "preflight.config"},
     "integrations": FREE | {"store", "metrics", "rollouts"},
     "study": FREE
-    | {"store", "tasks", "rollouts", "teacher", "train", "evaluate", "report", "lab", "preflight"},
+    | {"store", "tasks", "rollouts", "teacher", "train", "evaluate", "report", "lab", "preflight"}
+    | {"world"},
     "__main__": {"cli"},
     "cli": None,  # opens every door, lazily
 }

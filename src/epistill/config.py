@@ -5,7 +5,8 @@ The axes of a method are in `axes.py`, the published points on them in `methods.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -77,6 +78,44 @@ class Lora(Settings):
     targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
 
 
+class InProcessRollouts(Settings):
+    """Responses are sampled in the training process."""
+
+    engine: Literal["inprocess"] = "inprocess"
+
+
+class VllmRollouts(Settings):
+    """Responses are sampled by vLLM servers (docs/vllm.md), on a trusted network.
+
+    Attributes:
+        urls: Of the servers.
+        model: The name they serve the model under.
+        weights_folder: Where the weights are written for them, the same path on every machine;
+            None is a folder in the run's directory.
+        push_every: Steps between two pushes of weights; above 1, rollouts are stale by up to
+            push_every - 1 steps.
+        importance_cap: Upper bound of the importance weight of a token, p_trainer / p_engine.
+        in_flight: Requests (one per group) that each server gets at a time.
+        attempts: Per request and server, with growing pauses.
+        timeout_seconds: How long a reply may take.
+    """
+
+    engine: Literal["vllm"] = "vllm"
+    urls: tuple[str, ...] = Field(min_length=1)
+    model: str
+    weights_folder: str | None = None
+    push_every: int = Field(default=1, ge=1)
+    importance_cap: float = Field(default=2.0, ge=1.0)
+    in_flight: int = Field(default=32, ge=1)
+    attempts: int = Field(default=4, ge=1)
+    timeout_seconds: float = Field(default=600.0, gt=0.0)
+
+
+Rollouts = Annotated[InProcessRollouts | VllmRollouts, Field(discriminator="engine")]
+# Where servers are does not decide a run's numbers: a run may go on with others.
+PLACES = {"urls", "model", "weights_folder", "in_flight", "attempts", "timeout_seconds"}
+
+
 class RunConfig(Settings):
     """Everything that decides the numbers of one training run.
 
@@ -87,8 +126,16 @@ class RunConfig(Settings):
         eval_every: Evaluate the first `curve_problems` of each set every so many steps; None only
             evaluates at the end.
         eval_sampling: None evaluates with the training's sampling.
+        rollouts: What samples the student's responses; evaluations, traces and the teacher's own
+            writing are sampled in the training process.
         microbatch_tokens: Padded tokens per forward pass; memory, not numbers, beyond rounding.
         monitor: Alarms, and what they do; None for none.
+        precision: "bf16" computes in bfloat16 and keeps weights, gradients and optimiser in
+            `dtype`; None computes in `dtype`.
+        activation_checkpointing: Compute activations again in the backward pass; memory, not
+            numbers.
+        parallel: How training lies over the processes of `torchrun`: whole in each, or sharded
+            (FSDP2). One process ignores it.
     """
 
     model: str
@@ -96,6 +143,7 @@ class RunConfig(Settings):
     method: Method
     coverage: int | None = Field(default=None, ge=1)
     sampling: SamplingConfig = SamplingConfig()
+    rollouts: Rollouts = InProcessRollouts()
     steps: int = Field(default=100, ge=0)
     problems_per_step: int = Field(default=32, ge=1)
     samples_per_problem: int = Field(default=8, ge=1)
@@ -112,6 +160,9 @@ class RunConfig(Settings):
     monitor: Monitor | None = Monitor()
     lora: Lora | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["bf16"] | None = None
+    activation_checkpointing: bool = False
+    parallel: Literal["replicate", "shard"] = "replicate"
     device: str = "cpu"
     seed: int = 0
 
@@ -127,3 +178,30 @@ class RunConfig(Settings):
                 f"{self.method.name!r} compares responses to the same problem"
             )
         return self
+
+    @model_validator(mode="after")
+    def _servers_can_sample_this(self) -> RunConfig:
+        if isinstance(self.rollouts, VllmRollouts):
+            if self.sampling.top_p < 1.0 or self.sampling.top_k is not None:
+                raise ValueError(
+                    "rollouts.engine is 'vllm' and sampling has top_p or top_k; expected neither: "
+                    "a server's log-probs are those after these filters"
+                )
+            if self.method.traces is not None:
+                raise ValueError(
+                    f"rollouts.engine is 'vllm' but method {self.method.name!r} trains on traces; "
+                    "expected 'inprocess'"
+                )
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the numbers, as JSON: all settings but the places of servers."""
+        return self.model_dump(mode="json", exclude={"rollouts": PLACES})
+
+    @classmethod
+    def identity_of(cls, stored: Mapping[str, Any]) -> dict[str, Any]:
+        """The identity that an older version wrote, with this version's defaults filled in."""
+        rollouts = stored.get("rollouts", {"engine": "inprocess"})
+        if rollouts["engine"] == "vllm":  # its places were not written; any will do
+            rollouts = {"urls": ["-"], "model": "-", **rollouts}
+        return cls.model_validate({**stored, "rollouts": rollouts}).identity()

@@ -18,3 +18,7 @@ class FolderInUse(EpistillError):
 
 class BudgetExceeded(EpistillError):
     """A prompt, context and response together exceed what the model can read."""
+
+
+class StoppedElsewhere(EpistillError):
+    """Another process of the run met the error and reports it; this one only stops."""

@@ -6,7 +6,7 @@ Each docstring states what is aligned with what and what None means; `__post_ini
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, Literal
@@ -121,6 +121,19 @@ class Rollout:
             )
         if not self.completion_ids:
             raise ValueError(f"rollout of problem {self.problem_id!r} is empty")
+
+
+def rollout_to_json(rollout: Rollout) -> dict[str, Any]:
+    """A rollout as a JSON object; numbers survive exactly."""
+    return {field.name: getattr(rollout, field.name) for field in fields(rollout)}
+
+
+def rollout_from_json(row: Mapping[str, Any]) -> Rollout:
+    """What `rollout_to_json` wrote."""
+    values = dict(row)
+    for name in ("prompt_ids", "completion_ids", "logprobs", "entropies"):
+        values[name] = tuple(values[name]) if values[name] is not None else None
+    return Rollout(**values)
 
 
 @dataclass(frozen=True, slots=True)

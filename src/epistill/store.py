@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -75,30 +76,64 @@ class RunStore:
 
     Args:
         folder: Where; created on first write.
+        writes: False in a process that is not the first of its run: it reads, and what it is told
+            to write the first process writes.
     """
 
-    def __init__(self, folder: Path | str) -> None:
+    def __init__(self, folder: Path | str, *, writes: bool = True) -> None:
         self.folder = Path(folder)
+        self._writes = writes
+
+    def _write(self, write: Callable[[Path, Any], None], name: str, value: Any) -> None:
+        if self._writes:
+            write(self.folder / name, value)
 
     # ---- identity
 
-    def begin(self, config: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
+    def begin(
+        self,
+        config: Mapping[str, Any],
+        environment: Mapping[str, Any],
+        *,
+        migrate: Callable[[Any], Any] = lambda config: config,
+    ) -> None:
         """Write the configuration before step 0, or check it against the one that is there.
 
+        Args:
+            config: The resolved configuration.
+            environment: What runs it.
+            migrate: Brings the configuration of an older version to this one's form: a setting it
+                did not have yet has its default, which is what that version did.
+
         Raises:
-            EpistillError: The directory holds a run of another configuration.
+            EpistillError: The directory holds a run of another configuration, or of a version
+                whose settings this one does not know.
         """
         path = self.folder / "config.json"
         if path.is_file():
-            different = _differing_keys(read_json(path), dict(config))
+            there = read_json(path)
+            try:
+                there = migrate(there)
+            except ValueError as error:
+                raise EpistillError(
+                    f"{self.folder} was begun by epistill {self._version()}, whose settings this "
+                    f"version does not read ({' '.join(str(error).split())[:160]}); finish it "
+                    "with that version, or use another folder"
+                ) from error
+            different = _differing_keys(there, dict(config))
             if different:
                 raise EpistillError(
                     f"{self.folder} holds a run of another configuration (differs in "
                     f"{', '.join(different[:5])}); use another folder, or remove this one"
                 )
             return
-        write_json(path, config)
-        write_json(self.folder / "environment.json", environment)
+        self._write(write_json, "config.json", config)
+        self._write(write_json, "environment.json", environment)
+
+    def _version(self) -> str:
+        path = self.folder / "environment.json"
+        found = read_json(path).get("packages", {}).get("epistill") if path.is_file() else None
+        return found or "of an unknown version"
 
     @property
     def config(self) -> dict[str, Any]:
@@ -117,8 +152,17 @@ class RunStore:
         Raises:
             FolderInUse: Another process holds it.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / ".lock").open("w") as handle:
+        if not self._writes:
+            yield
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            handle = (self.folder / ".lock").open("w")
+        except OSError as error:
+            raise EpistillError(
+                f"could not use {self.folder}: {error.strerror}; make room or choose another folder"
+            ) from error
+        with handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
@@ -132,15 +176,15 @@ class RunStore:
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         """Add one step's numbers."""
-        _append(self.folder / "metrics.jsonl", record)
+        self._write(_append, "metrics.jsonl", record)
 
     def append_timing(self, record: Mapping[str, Any]) -> None:
         """Add one step's seconds."""
-        _append(self.folder / "timing.jsonl", record)
+        self._write(_append, "timing.jsonl", record)
 
     def append_alarm(self, record: Mapping[str, Any]) -> None:
         """Add one alarm of the monitor."""
-        _append(self.folder / "alarms.jsonl", record)
+        self._write(_append, "alarms.jsonl", record)
 
     def alarms(self) -> list[dict[str, Any]]:
         """All alarms so far."""
@@ -159,13 +203,14 @@ class RunStore:
         for name in ("metrics", "timing", "alarms"):
             path = self.folder / f"{name}.jsonl"
             if path.is_file():
-                write_jsonl(path, [r for r in read_jsonl(path) if r["step"] < step])
+                kept = [r for r in read_jsonl(path) if r["step"] < step]
+                self._write(write_jsonl, path.name, kept)
 
     # ---- larger records
 
     def write_records(self, kind: str, name: str, records: Iterable[Mapping[str, Any]]) -> None:
         """Write a table under `kind/name.jsonl` ("evaluations", "rollouts", "traces")."""
-        write_jsonl(self.folder / kind / f"{name}.jsonl", records)
+        self._write(write_jsonl, f"{kind}/{name}.jsonl", records)
 
     def read_records(self, kind: str, name: str) -> list[dict[str, Any]] | None:
         """A table, or None where it was never written."""
@@ -176,11 +221,15 @@ class RunStore:
         """Tables of a kind, sorted."""
         return sorted(path.stem for path in (self.folder / kind).glob("*.jsonl"))
 
+    def write_inspection(self, name: str, value: Any) -> None:
+        """Write something for a person to look at; numbers JSON has no word for become text."""
+        self._write(write_json, name, _spelled_out(value))
+
     # ---- end
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Write the result; the run counts as finished from here."""
-        write_json(self.folder / "result.json", result)
+        self._write(write_json, "result.json", result)
 
     @property
     def result(self) -> dict[str, Any] | None:
@@ -199,6 +248,15 @@ def _append(path: Path, record: Mapping[str, Any]) -> None:
         raise EpistillError(
             f"could not write {path}: {error.strerror}; make room or choose another folder"
         ) from error
+
+
+def _spelled_out(value: Any) -> Any:
+    """NaN and infinities as the strings "nan", "inf", "-inf"."""
+    if isinstance(value, Mapping):
+        return {key: _spelled_out(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_spelled_out(one) for one in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _differing_keys(old: Any, new: Any, prefix: str = "") -> list[str]:

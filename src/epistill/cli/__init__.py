@@ -16,7 +16,7 @@ from epistill.cli import traces as traces  # isort: skip
 from epistill.cli import compare as compare  # isort: skip
 from epistill.cli import facts as facts  # isort: skip
 from epistill.cli.common import app, lab, tasks, warn
-from epistill.errors import EpistillError
+from epistill.errors import EpistillError, StoppedElsewhere
 
 app.add_typer(lab, name="lab")
 app.add_typer(tasks, name="tasks")
@@ -30,6 +30,8 @@ def main() -> None:
     try:
         result = app(standalone_mode=False)
         sys.exit(result if isinstance(result, int) else 0)
+    except StoppedElsewhere:
+        sys.exit(2)  # the process that met the error says it
     except EpistillError as error:
         _fail(str(error))
     except _USAGE_ERROR as error:

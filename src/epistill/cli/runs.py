@@ -69,14 +69,18 @@ def train(
     }
     run_config = load_run_config(config, {k: v for k, v in flags.items() if v is not None})
     from epistill.study.run import run
+    from epistill.world import joined
 
-    console = Console(stderr=True)
-    with console.status("loading") as status:
-        store = run(
-            run_config,
-            out,
-            on_step=lambda done: status.update(f"step {done} of {run_config.steps}"),
-        )
+    with joined() as world:
+        console = Console(stderr=True, quiet=not world.first)
+        with console.status("loading") as status:
+            store = run(
+                run_config,
+                out,
+                on_step=lambda done: status.update(f"step {done} of {run_config.steps}"),
+            )
+        if not world.first:
+            return
     result = store.result or {}
     if as_json:
         say({"folder": str(store.folder), **result})

@@ -8,6 +8,7 @@ vocabulary need never exist at once.
 from __future__ import annotations
 
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Partial
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
@@ -65,7 +67,12 @@ class LanguageModel:
         network: The Hugging Face model (or a peft wrapper of one).
         tokenizer: Its tokenizer, with a chat template.
         name: Where it came from, for messages and logs.
+
+    Attributes:
+        compute_dtype: Forward passes run in it under autocast; None for the weights' own.
     """
+
+    compute_dtype: torch.dtype | None = None
 
     def __init__(
         self, network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str
@@ -73,6 +80,18 @@ class LanguageModel:
         self.network = network
         self.tokenizer = tokenizer
         self.name = name
+
+    def with_network(self, network: PreTrainedModel) -> LanguageModel:
+        """Another network of the same kind, everything else alike."""
+        model = LanguageModel(network, self.tokenizer, self.name)
+        model.compute_dtype = self.compute_dtype
+        return model
+
+    def computing(self) -> AbstractContextManager[Any]:
+        """What forward passes run under."""
+        if self.compute_dtype is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.compute_dtype)
 
     @property
     def device(self) -> torch.device:
@@ -115,11 +134,15 @@ class LanguageModel:
         assert layer is not None, f"{type(network).__name__} has no output layer"
         return layer
 
+    def input_layer(self) -> nn.Module:
+        """The embedding."""
+        return self._causal_lm().get_input_embeddings()
+
     def head(self) -> Head:
         """The output layer with the model's own scaling."""
         config = self._causal_lm().config
         linear: Any = self.output_layer()
-        weight = linear.weight
+        weight, bias = self._gathered(linear.weight), getattr(linear, "bias", None)
         if hasattr(linear, "get_delta_weight") and not linear.disable_adapters:
             for adapter in linear.active_adapters:
                 weight = weight + linear.get_delta_weight(adapter)
@@ -127,7 +150,18 @@ class LanguageModel:
         if dividing := getattr(config, "logits_scaling", None):
             scale = 1.0 / dividing
         softcap = getattr(config, "final_logit_softcapping", None)
-        return Head(weight, getattr(linear, "bias", None), scale, softcap)
+        return Head(weight, None if bias is None else self._gathered(bias), scale, softcap)
+
+    def _gathered(self, weight: Tensor) -> Tensor:
+        """In the computing dtype and, of a sharded network, whole; the gradient finds its way back.
+
+        Each process has the gradient of its own rows, so what flows back is a partial sum.
+        """
+        if self.compute_dtype is not None:
+            weight = weight.to(self.compute_dtype)
+        if isinstance(weight, DTensor):
+            weight = weight.full_tensor(grad_placements=[Partial()])
+        return weight
 
     def hidden(
         self, input_ids: Int[Tensor, "B W"], rows: Int[Tensor, "N"], columns: Int[Tensor, "N"]
@@ -136,8 +170,10 @@ class LanguageModel:
 
         Padding is on the right, so causal attention never reads it and no mask is needed.
         """
-        states = self.decoder()(input_ids=input_ids, use_cache=False)[0]
-        return states[rows, columns]
+        with self.computing():
+            states = self.decoder()(input_ids=input_ids, use_cache=False)[0]
+        chosen = states[rows, columns]
+        return chosen if self.compute_dtype is None else chosen.to(self.compute_dtype)
 
     def _causal_lm(self) -> PreTrainedModel:
         get_base = getattr(self.network, "get_base_model", None)
@@ -224,7 +260,7 @@ def with_lora(model: LanguageModel, settings: Lora) -> LanguageModel:
         raise EpistillError(
             f"model {model.name!r}: {_first_line(error)}; name its linear layers in lora.targets"
         ) from error
-    return LanguageModel(network.eval(), model.tokenizer, model.name)
+    return model.with_network(network.eval())
 
 
 def _load_tokenizer(source: str, name: str, trust: bool) -> PreTrainedTokenizerBase:

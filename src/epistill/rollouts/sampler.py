@@ -6,11 +6,12 @@ in the order of the prompts. It knows token ids only; `prompts` renders, `tasks.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from epistill.config import SamplingConfig
 from epistill.errors import BudgetExceeded
@@ -77,7 +78,10 @@ def sample(
             )
             for i in chosen
         ]
-        decoded = _decode(model, [requests[i].ids for i in chosen], samples, sampling, generators)
+        with model.computing():
+            decoded = _decode(
+                model, [requests[i].ids for i in chosen], samples, sampling, generators
+            )
         for position, index in enumerate(chosen):
             found[index] = [
                 decoded.rollout(model, requests[index], position * samples + k, k, policy_version)
@@ -110,15 +114,17 @@ class _Decoded:
             logprobs=tuple(self.log_probs[row, :length].tolist()),
             entropies=tuple(self.entropies[row, :length].tolist()),
             stop_reason="eos" if ended else "length",
-            text=decode_text(model, ids),
+            text=decode_text(model.tokenizer, model.eos_ids, ids),
             policy_version=version,
         )
 
 
-def decode_text(model: LanguageModel, ids: Sequence[int]) -> str:
+def decode_text(
+    tokenizer: PreTrainedTokenizerBase, ends: Collection[int], ids: Sequence[int]
+) -> str:
     """A response as text: the end token dropped, everything else kept, `<think>` tags too."""
-    end = len(ids) - 1 if ids and ids[-1] in model.eos_ids else len(ids)
-    return str(model.tokenizer.decode(list(ids[:end]), skip_special_tokens=False))
+    end = len(ids) - 1 if ids and ids[-1] in ends else len(ids)
+    return str(tokenizer.decode(list(ids[:end]), skip_special_tokens=False))
 
 
 def _check_budget(

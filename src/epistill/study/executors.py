@@ -6,9 +6,12 @@ the same whoever does the work; so are its results, because a job's threads are 
 
 from __future__ import annotations
 
+import ctypes
 import json
 import multiprocessing
 import os
+import signal
+import sys
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +19,8 @@ from typing import Any, Protocol
 from pebble import ProcessExpired, ProcessPool
 
 from epistill.study.spec import Preflight, Probe, Resources, World
+
+PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 class WorkerLost(Exception):
@@ -73,8 +78,8 @@ class LocalProcesses:
         self._pool = ProcessPool(
             max_workers=min(workers or room, jobs),
             context=multiprocessing.get_context("spawn"),
-            initializer=use_threads,
-            initargs=[resources.cpus],
+            initializer=_start_worker,
+            initargs=[os.getpid(), resources.cpus],
         )
 
     def submit(self, payload: dict[str, Any], folder: Path) -> Handle:
@@ -110,6 +115,15 @@ class _LocalJob:
             self._future.result()
         except ProcessExpired as error:
             raise WorkerLost(f"its process died: {error}") from error
+
+
+def _start_worker(parent: int, threads: int) -> None:
+    """A worker whose study was killed must not go on writing, nor hold its run's lock."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # killed before the line above
+        os._exit(1)
+    use_threads(threads)
 
 
 def use_threads(threads: int) -> None:

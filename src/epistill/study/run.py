@@ -6,19 +6,24 @@ of a study go through here.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
 from epistill.config import RunConfig
 from epistill.environment import describe_environment
+from epistill.errors import EpistillError
 from epistill.evaluate.run import as_rows, evaluate, grouped, per_problem, summarise
 from epistill.rollouts.model import LanguageModel, load_model, with_lora
 from epistill.seeds import derive_seed
 from epistill.store import RunStore
 from epistill.tasks.grading import Grader
 from epistill.train.loop import train
+from epistill.world import current_world
 
 CURVE = "curve"
 FINAL = "final"
@@ -33,6 +38,8 @@ def run(
 ) -> RunStore:
     """Carry out a run, or go on with it; a finished one is returned as it is.
 
+    Under `torchrun` (`world.joined`) all processes call this alike.
+
     Args:
         config: The run.
         folder: Its directory.
@@ -42,32 +49,68 @@ def run(
     Raises:
         EpistillError: The folder holds another configuration, or is in use.
     """
-    store = RunStore(folder)
-    with store.locked():
-        store.begin(config.model_dump(mode="json"), describe_environment())
-        if store.result is not None:
+    world = current_world()
+    store = RunStore(folder, writes=world.first)
+    with ExitStack() as held:
+        finished = world.on_first(lambda: _begin(config, store, held))
+        if finished:
             return store
-        student = load_model(config.model, dtype=config.dtype, device=config.device)
+        student = load_model(config.model, dtype=config.dtype, device=world.device(config.device))
         if config.lora is not None:
             torch.manual_seed(derive_seed("lora", config.seed))
             student = with_lora(student, config.lora)
-        with Grader() as grader:
+        grader = held.enter_context(Grader())
 
-            def after_step(done: int, model: LanguageModel) -> None:
+        def after_step(done: int, model: LanguageModel) -> None:
+            if world.first:
                 on_step(done)
-                every = config.eval_every
-                if every is not None and (done % every == 0) and done < config.steps:
-                    _curve_point(config, store, model, grader, done)
+            every = config.eval_every
+            if every is not None and (done % every == 0) and done < config.steps:
+                _curve_point(config, store, model, grader, done)
 
-            train(config, store, student, grader, on_step=after_step)
-            final = _final(config, store, student, grader)
-        if save_model and config.steps > 0:
-            student.network.save_pretrained(store.folder / "model")
-            student.tokenizer.save_pretrained(store.folder / "model")
-        stopped = next((a for a in store.alarms() if a["action"] == "stop"), None)
-        steps = config.steps if stopped is None else stopped["step"] + 1
-        store.finish({"steps": steps, "stopped_by": stopped, "evaluations": final})
+        train(config, store, student, grader, on_step=after_step)
+        final = _final(config, store, student, grader)
+        world.on_first(lambda: _finish(config, store, student, final, save_model=save_model))
     return store
+
+
+def _begin(config: RunConfig, store: RunStore, held: ExitStack) -> bool:
+    """Take hold of the directory; True where its run is finished already."""
+    held.enter_context(store.locked())
+    store.begin(
+        config.identity(),
+        describe_environment(),
+        migrate=RunConfig.identity_of,
+    )
+    return store.result is not None
+
+
+def _finish(
+    config: RunConfig,
+    store: RunStore,
+    student: LanguageModel,
+    final: dict[str, dict[str, object]],
+    *,
+    save_model: bool,
+) -> None:
+    """Write the weights, then the result: whoever sees it finds everything."""
+    if save_model and config.steps > 0:
+        folder, temporary = store.folder / "model", store.folder / ".model.tmp"
+        try:
+            shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed here
+            student.network.save_pretrained(temporary)
+            student.tokenizer.save_pretrained(temporary)
+            shutil.rmtree(folder, ignore_errors=True)
+            temporary.rename(folder)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise EpistillError(
+                f"could not write the model to {folder}: {error}; make room and start the command "
+                "again, it goes on from the last checkpoint"
+            ) from error
+    stopped = next((a for a in store.alarms() if a["action"] == "stop"), None)
+    steps = config.steps if stopped is None else stopped["step"] + 1
+    store.finish({"steps": steps, "stopped_by": stopped, "evaluations": final})
 
 
 def _curve_point(

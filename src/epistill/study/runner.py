@@ -142,12 +142,24 @@ def run_study(
 def _claim_folder(spec: StudySpec, out: Path) -> None:
     path, settings = out / "study.json", spec.model_dump(mode="json")
     if path.is_file():
-        if read_json(path) != settings:
+        if _as_of_now(read_json(path), out) != settings:
             raise EpistillError(
                 f"{out} holds a study with other settings; choose another --out, or remove it"
             )
         return
     write_json(path, settings)
+
+
+def _as_of_now(settings: Any, out: Path) -> Any:
+    """Settings of an older version in this one's form: what it did not have yet has its default."""
+    try:
+        return StudySpec.model_validate(settings).model_dump(mode="json")
+    except ValueError as error:
+        raise EpistillError(
+            f"{out} was begun by another version of epistill, whose settings this one does not "
+            f"read ({' '.join(str(error).split())[:160]}); finish it with that version, or choose "
+            "another --out"
+        ) from error
 
 
 class _Clock:

@@ -14,6 +14,7 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from epistill.rollouts.model import LanguageModel
 
@@ -33,8 +34,10 @@ def lora_layers(model: LanguageModel) -> dict[str, LoraLayer]:
 
 
 def weight_delta(layer: LoraLayer) -> Tensor:
-    """What the active adapters add to the layer's weight: sum of scale B A."""
-    return sum(layer.get_delta_weight(name) for name in layer.active_adapters)  # pyright: ignore
+    """What the active adapters add to the layer's weight, sum of scale B A; sharded as they are."""
+    adapted: Any = layer
+    delta: Any = sum(adapted.get_delta_weight(name) for name in layer.active_adapters)
+    return delta.redistribute(placements=[Shard(0)]) if isinstance(delta, DTensor) else delta
 
 
 class _AdapterTeacher:
@@ -126,7 +129,10 @@ class EmaDeltaTeacher(_AdapterTeacher):
     @staticmethod
     def _add(delta: Tensor) -> Any:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            return output + nn.functional.linear(inputs[0], delta.to(inputs[0].dtype))
+            weight = delta.to(inputs[0].dtype)
+            if isinstance(weight, DTensor):
+                weight = weight.full_tensor()
+            return output + nn.functional.linear(inputs[0], weight)
 
         return hook
 
@@ -134,7 +140,13 @@ class EmaDeltaTeacher(_AdapterTeacher):
     def after_step(self) -> None:
         """Move the average towards the student's delta."""
         for name, layer in lora_layers(self._student).items():
-            self._deltas[name].lerp_(weight_delta(layer).float(), self._rate)
+            now = weight_delta(layer).float()
+            if isinstance(now, DTensor) and not isinstance(self._deltas[name], DTensor):
+                # Made before the student was sharded; from here on it is sharded alike.
+                self._deltas[name] = distribute_tensor(
+                    self._deltas[name], now.device_mesh, now.placements
+                )
+            self._deltas[name].lerp_(now, self._rate)
 
     def state(self) -> dict[str, Tensor]:
         """The averaged deltas, float32."""

@@ -16,6 +16,7 @@ from epistill.objective import entropy, token_log_probs
 from epistill.objective.fused import chunk_rows
 from epistill.rollouts.model import LanguageModel
 from epistill.teacher.align import align, micro_batches
+from epistill.world import World, current_world
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +53,14 @@ def score_completions(
         mass_of: Also the total probability of these token ids at each position.
     """
     found: dict[int, TokenScores] = {}
+    world = current_world()
     lengths = [len(p) + len(c) for p, c in zip(prompts, completions, strict=True)]
+    batches = list(
+        micro_batches(lengths, max_tokens=world.batch_tokens(lengths, microbatch_tokens))
+    )
     head = model.head()
     wanted = torch.tensor(mass_of or (), dtype=torch.long, device=model.device)
-    for members in micro_batches(lengths, max_tokens=microbatch_tokens):
+    for members, counted in world.deal(batches):
         chosen = [completions[i] for i in members]
         batch = align(
             [prompts[i] for i in members], chosen, pad_id=model.pad_id, device=model.device
@@ -72,5 +77,33 @@ def score_completions(
         sizes = [len(completion) for completion in chosen]
         columns = [torch.cat(parts).split(sizes) for parts in (log_probs, entropies, mass) if parts]
         rows = zip(*columns, strict=True)
-        found |= {i: TokenScores(*scores) for i, scores in zip(members, rows, strict=True)}
+        if counted:
+            found |= {i: TokenScores(*scores) for i, scores in zip(members, rows, strict=True)}
+    if world.size > 1:
+        found = _from_everyone(found, batches, completions, world, with_mass=mass_of is not None)
     return [found[i] for i in range(len(lengths))]
+
+
+def _from_everyone(
+    found: dict[int, TokenScores],
+    batches: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+    world: World,
+    *,
+    with_mass: bool,
+) -> dict[int, TokenScores]:
+    """All processes' scores; who scored which row follows from how the batches were dealt."""
+    names = ("log_probs", "entropies", *(("mass",) if with_mass else ()))
+    gathered = [
+        world.gather_tensor(
+            torch.cat([torch.zeros(0), *(getattr(score, name) for score in found.values())])
+        )
+        for name in names
+    ]
+    everything: dict[int, TokenScores] = {}
+    for rank in range(world.size):
+        rows = [i for batch in batches[rank :: world.size] for i in batch]
+        sizes = [len(completions[i]) for i in rows]
+        parts = zip(*(column[rank].split(sizes) for column in gathered), strict=True)
+        everything |= {i: TokenScores(*scores) for i, scores in zip(rows, parts, strict=True)}
+    return everything

@@ -9,7 +9,7 @@ path, gets the right teacher. State goes into the checkpoint. Teachers of a LoRA
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
@@ -19,6 +19,12 @@ from torch import Tensor
 from epistill.axes import EmaWeights, FrozenWeights, LiveWeights, SnapshotWeights, TeacherWeights
 from epistill.rollouts.model import LanguageModel
 from epistill.teacher.adapters import AdapterOffTeacher, EmaDeltaTeacher, has_adapter
+
+Place = Callable[[LanguageModel], None]  # lays a network out over the processes, in place
+
+
+def whole(model: LanguageModel) -> None:
+    """Every process holds all of it."""
 
 
 class Teacher(Protocol):
@@ -70,12 +76,19 @@ class LiveTeacher:
 
 
 class CopiedTeacher:
-    """A copy of the student's weights, taken when training starts; the base of the others."""
+    """A copy of the student's weights, taken when training starts; the base of the others.
 
-    def __init__(self, student: LanguageModel) -> None:
-        network = copy.deepcopy(student.network).eval().requires_grad_(False)
+    Args:
+        student: Copied as it is now, before it is laid out over processes itself.
+        place: Lays the copy out as the student will be.
+    """
+
+    def __init__(self, student: LanguageModel, place: Place = whole) -> None:
         self._student = student
-        self._model = LanguageModel(network, student.tokenizer, student.name)
+        self._model = student.with_network(
+            copy.deepcopy(student.network).eval().requires_grad_(False)
+        )
+        place(self._model)
 
     @contextmanager
     def scoring(self) -> Iterator[LanguageModel]:
@@ -101,8 +114,8 @@ class CopiedTeacher:
 class SnapshotTeacher(CopiedTeacher):
     """The student as it was at the last multiple of `every` optimiser steps."""
 
-    def __init__(self, student: LanguageModel, every: int) -> None:
-        super().__init__(student)
+    def __init__(self, student: LanguageModel, every: int, place: Place = whole) -> None:
+        super().__init__(student, place)
         self._every = every
         self._steps = torch.zeros((), dtype=torch.long)
 
@@ -127,8 +140,8 @@ class EmaTeacher(CopiedTeacher):
     a gap closed in 100 steps where float32 closes 99 %).
     """
 
-    def __init__(self, student: LanguageModel, rate: float) -> None:
-        super().__init__(student)
+    def __init__(self, student: LanguageModel, rate: float, place: Place = whole) -> None:
+        super().__init__(student, place)
         self._rate = rate
         self._average = {name: tensor.float().clone() for name, tensor in super().state().items()}
 
@@ -155,18 +168,18 @@ class EmaTeacher(CopiedTeacher):
             parameter.copy_(self._average[name])
 
 
-def make_teacher(weights: TeacherWeights, student: LanguageModel) -> Teacher:
+def make_teacher(weights: TeacherWeights, student: LanguageModel, place: Place = whole) -> Teacher:
     """The teacher that a method's setting names; of a LoRA student, without a second base."""
     adapted = has_adapter(student)
     match weights:
         case FrozenWeights():
-            return AdapterOffTeacher(student) if adapted else CopiedTeacher(student)
+            return AdapterOffTeacher(student) if adapted else CopiedTeacher(student, place)
         case LiveWeights():
             return LiveTeacher(student)
         case EmaWeights(rate=rate):
-            return EmaDeltaTeacher(student, rate) if adapted else EmaTeacher(student, rate)
+            return EmaDeltaTeacher(student, rate) if adapted else EmaTeacher(student, rate, place)
         case SnapshotWeights(every=every):
-            return SnapshotTeacher(student, every)
+            return SnapshotTeacher(student, every, place)
 
 
 def expect_names(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:

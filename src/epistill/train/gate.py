@@ -6,6 +6,7 @@ Only an `AscentShape` has a gate; for every other method it is open always.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -31,15 +32,15 @@ class EntropyGate:
         """Take in a step's evidence; return whether the signal is on at this step.
 
         The statistic is the median of the teacher's entropy over all scored tokens of the step. A
-        step in which the teacher scored nothing leaves the gate as it is.
+        step in which the teacher scored nothing, or nothing but NaN, leaves the gate as it is.
         """
         shape = self._shape
         if shape is None:
             return True
         parts = [e.teacher.entropies for e in evidence if e.teacher is not None]
         warming = len(self._warm) < shape.warmup_steps
-        if parts:
-            median = float(torch.cat(parts).median())
+        median = float(torch.cat(parts).median()) if parts else math.nan
+        if not math.isnan(median):
             if warming:
                 self._warm.append(median)
             else:

@@ -26,6 +26,8 @@ class Row:
         reference_prompt_ids: The context without the question, if the method's target asks for it.
         entropies: The student's entropies when it was sampled; None where they are not known.
         markers: Which tokens belong to an epistemic marker; None where nobody asked.
+        importance: Weight of each token in every term of the loss, where another engine or older
+            weights sampled it (`train.engine`); None for 1.
     """
 
     prompt_ids: tuple[int, ...]
@@ -39,9 +41,10 @@ class Row:
     reference_prompt_ids: tuple[int, ...] | None = None
     entropies: tuple[float, ...] | None = None
     markers: tuple[bool, ...] | None = None
+    importance: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("old_log_probs", "entropies", "markers"):
+        for name in ("old_log_probs", "entropies", "markers", "importance"):
             values = getattr(self, name)
             if values is not None and len(values) != len(self.completion_ids):
                 raise ValueError(f"{name} and completion_ids differ in length")

@@ -6,8 +6,9 @@ behind them for the metrics.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
@@ -19,12 +20,14 @@ from epistill.records import GradedRollout
 from epistill.rollouts.collect import sample_and_grade
 from epistill.rollouts.model import LanguageModel
 from epistill.rollouts.offsets import tokens_in_spans
+from epistill.rollouts.remote import RemoteEngine
 from epistill.seeds import derive_seed, named_random
 from epistill.tasks.coverage import Curriculum
 from epistill.tasks.grading import Grader
 from epistill.teacher.context import SUCCESS_THRESHOLD
 from epistill.teacher.guided import guided_rollouts
 from epistill.teacher.weights import Teacher
+from epistill.train.engine import correct
 from epistill.train.prompts import TeacherPrompts, teacher_prompts
 from epistill.train.row import Row
 
@@ -40,11 +43,13 @@ class Batch:
         rows: Grouped by problem.
         graded: The rollouts behind them, aligned with rows.
         too_long: Rows whose context did not fit into the model and was dropped.
+        numbers: About the engine that sampled, for the metrics; empty for the in-process one.
     """
 
     rows: tuple[Row, ...]
     graded: tuple[GradedRollout, ...]
     too_long: int
+    numbers: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 def on_policy_batch(
@@ -54,8 +59,14 @@ def on_policy_batch(
     curriculum: Curriculum,
     grader: Grader,
     step: int,
+    engine: RemoteEngine | None = None,
 ) -> Batch:
-    """Sample, grade and give each response its signal."""
+    """Sample, grade and give each response its signal.
+
+    Raises:
+        ServersLost: An engine outside this process is gone.
+    """
+    pushed = {} if engine is None else engine.refresh(student, step)
     problems = curriculum.at(step, config.problems_per_step)
     graded = sample_and_grade(
         student,
@@ -65,7 +76,11 @@ def on_policy_batch(
         sampling=config.sampling,
         seed=derive_seed("rollout", config.seed, step),
         policy_version=step,
+        engine=engine,
     )
+    corrected = None if engine is None else correct(student, graded, config, step)
+    if corrected is not None:
+        graded = corrected.graded
     method, size = config.method, config.samples_per_problem
     rewards = torch.tensor([item.grade.score for item in graded], dtype=torch.float64)
     advantages = [0.0] * len(graded)
@@ -82,21 +97,29 @@ def on_policy_batch(
         Row(
             prompt_ids=item.rollout.prompt_ids,
             completion_ids=item.rollout.completion_ids,
-            old_log_probs=item.rollout.logprobs,
+            old_log_probs=item.rollout.logprobs if corrected is None else corrected.log_probs[i],
             advantage=advantages[i],
             teacher_prompt_ids=prompts.context[i],
             correct=item.grade.score > SUCCESS_THRESHOLD,
             uniform=uniform[i],
             negative_prompt_ids=prompts.negatives[i],
             reference_prompt_ids=prompts.reference[i],
-            entropies=item.rollout.entropies,
+            entropies=item.rollout.entropies if corrected is None else corrected.entropies[i],
             markers=None
             if prompts.context[i] is None
             else tokens_in_spans(student.tokenizer, item.rollout.completion_ids, marker_spans),
+            importance=None if corrected is None else corrected.weights[i],
         )
         for i, item in enumerate(graded)
     )
-    return Batch(rows, tuple(graded), prompts.too_long)
+    numbers: dict[str, Any] = {}
+    if engine is not None and corrected is not None:
+        numbers = {
+            **corrected.numbers,
+            **engine.trouble(),
+            "push_gap_nats_per_token": pushed.get("gap_nats_per_token"),
+        }
+    return Batch(rows, tuple(graded), prompts.too_long, numbers)
 
 
 def collect_traces(

@@ -65,6 +65,12 @@ def plan_signals(
                 g_weight = torch.where(taken, path_scale[1], path_scale[0])
         if shares.reference > 0 and evidence[i].start_log_probs is not None:
             r_weight = torch.full((length,), shares.reference * scale_g[i])
+        if row.importance is not None:
+            factor = torch.tensor(row.importance)
+            d_weight, g_weight, r_weight = (
+                None if weight is None else weight * factor
+                for weight in (d_weight, g_weight, r_weight)
+            )
         signals.append(TokenSignal(d_weight, g_weight, advantage, r_weight))
     return signals
 

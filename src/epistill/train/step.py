@@ -28,6 +28,7 @@ from epistill.train.evidence import gather_evidence
 from epistill.train.row import Evidence, Progress, Row, TokenSignal
 from epistill.train.signal import plan_signals
 from epistill.train.target import Target
+from epistill.world import current_world
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,9 @@ def accumulate_gradients(
 ) -> StepResult:
     """Add the gradient of the step's loss to the student's parameters.
 
+    Where several processes train together, each adds the part of its micro-batches; the numbers
+    returned are those of the whole step.
+
     Args:
         student: Trained; its gradients are added to, not reset.
         teacher: The method's teacher; may be None if it asks none.
@@ -102,6 +106,7 @@ def accumulate_gradients(
         )
     signals = plan_signals(rows, evidence, method, progress or Progress())
     step = _Step(student, method, temperature, rows, signals, evidence)
+    world = current_world()
     padded = real = 0
     for distilled in (True, False):
         chosen = [
@@ -110,17 +115,23 @@ def accumulate_gradients(
             if s.active and (s.distillation is not None) == distilled
         ]
         lengths = [len(rows[i].prompt_ids) + len(rows[i].completion_ids) for i in chosen]
-        for batch in micro_batches(lengths, max_tokens=microbatch_tokens):
-            members = [chosen[k] for k in batch]
-            padded += len(members) * max(lengths[k] for k in batch)
-            real += sum(lengths[k] for k in batch)
-            step.micro_batch(members, teacher if distilled else None, base)
+        limit = world.batch_tokens(lengths, microbatch_tokens)
+        batches = list(micro_batches(lengths, max_tokens=limit))
+        padded += sum(len(batch) * max(lengths[k] for k in batch) for batch in batches)
+        real += sum(lengths)
+        for batch, step.counted in world.deal(batches):
+            step.micro_batch([chosen[k] for k in batch], teacher if distilled else None, base)
+    step.sums = world.sum_numbers(step.sums)
     return step.result(real, padded)
 
 
 @dataclass(slots=True)
 class _Step:
-    """State of one step: what it works on, and the running sums of its numbers."""
+    """State of one step: what it works on, and the running sums of its numbers.
+
+    Attributes:
+        counted: False for a micro-batch that only keeps this process in step with the others.
+    """
 
     student: LanguageModel
     method: Method
@@ -129,6 +140,7 @@ class _Step:
     signals: Sequence[TokenSignal]
     evidence: Sequence[Evidence]
     sums: dict[str, float] = field(default_factory=dict[str, float])
+    counted: bool = True
 
     def micro_batch(
         self, members: Sequence[int], teacher: Teacher | None, base: Teacher | None
@@ -171,6 +183,8 @@ class _Step:
             return torch.cat(filled).to(device)
 
         streams = {n: joined(n) for n in ("distillation", "gradient", "advantage", "reference")}
+        if not self.counted:
+            streams = {n: None if s is None else torch.zeros_like(s) for n, s in streams.items()}
         old = [self.rows[i].old_log_probs for i in members]
         known = all(values is not None for values in old)
         streams["old"] = (
@@ -245,6 +259,8 @@ class _Step:
         )
 
     def _add(self, name: str, value: Tensor | float) -> None:
+        if not self.counted:
+            return
         number = float(value.sum()) if isinstance(value, Tensor) else value
         self.sums[name] = self.sums.get(name, 0.0) + number
 

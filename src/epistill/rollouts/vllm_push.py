@@ -1,0 +1,224 @@
+"""Giving vLLM servers new weights: a file on a disk they share, reloaded, and seen to be there.
+
+Enters: a model, a folder, a server. Leaves: the server answering with those weights under a new
+version, or `Unusable`. The endpoints exist only where the server was started with
+VLLM_SERVER_DEV_MODE=1. vLLM's transfer over NCCL, which needs CUDA, is not used.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from epistill.errors import EpistillError
+from epistill.objective import token_log_probs
+from epistill.rollouts.model import LanguageModel
+from epistill.rollouts.vllm_client import COMPLETIONS, Client, Job, Server, Unusable
+from epistill.seeds import named_random
+
+WEIGHTS = "model.safetensors"
+PROBE_TOKENS = 32
+# The probe's mean gap between trainer and server may be .05 nats plus 2 % of the log-probs' mean
+# size: several times what bfloat16 costs, far less than what other weights cost.
+PROBE_GAP_NATS = 0.05
+PROBE_GAP_SHARE = 0.02
+# Log-probs that moved less than this may read the same on the server.
+PROBE_MOVED_NATS = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Push:
+    """What became of one push of weights.
+
+    Attributes:
+        version: Of the weights.
+        servers: URLs that have them.
+        gap_nats_per_token: Largest mean gap of a server's probe to the trainer's; None where the
+            weights came from a file.
+    """
+
+    version: int
+    servers: tuple[str, ...]
+    gap_nats_per_token: float | None
+
+
+def write_weights(model: LanguageModel, folder: Path) -> None:
+    """Write the model's whole weights as one file, adapters merged; an old file stays until then.
+
+    Raises:
+        EpistillError: No room, or no permission.
+    """
+    temporary = folder / f".{WEIGHTS}.{os.getpid()}.tmp"
+    get_base: Any = getattr(model.network, "get_base_model", None)
+    network: Any = model.network if get_base is None else get_base()
+    try:
+        temporary.mkdir(parents=True, exist_ok=True)
+        network.save_pretrained(
+            temporary, state_dict=_merged(network), max_shard_size="100TB", safe_serialization=True
+        )
+        (temporary / WEIGHTS).replace(folder / WEIGHTS)
+        (temporary / "config.json").replace(folder / "config.json")
+    except (OSError, SafetensorError) as error:
+        raise EpistillError(
+            f"could not write weights for the vLLM servers into {folder}: {error}; make room or "
+            "choose another rollouts.weights_folder"
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _merged(network: Any) -> dict[str, Tensor]:
+    """The state dict under the base model's own names, low-rank adapters added in.
+
+    A head that is tied to the embedding is written a second time: vLLM 0.32 on CPU keeps a packed
+    copy of the head, which a reload refreshes only if the file names it.
+    """
+    adapters = {
+        name: module for name, module in network.named_modules() if hasattr(module, "lora_A")
+    }
+    state: dict[str, Tensor] = {}
+    for name, tensor in network.state_dict().items():
+        owner = next((a for a in adapters if name.startswith(f"{a}.")), None)
+        if owner is None:
+            state[name] = tensor
+        elif name.startswith(f"{owner}.base_layer."):
+            kind = name.removeprefix(f"{owner}.base_layer.")
+            module = adapters[owner]
+            if kind == "weight":
+                for adapter in module.active_adapters:
+                    tensor = tensor + module.get_delta_weight(adapter).to(tensor.dtype)
+            state[f"{owner}.{kind}"] = tensor
+    seen: set[int] = set()
+    for name, tensor in state.items():
+        if tensor.data_ptr() in seen:
+            state[name] = tensor.clone()
+        seen.add(tensor.data_ptr())
+    return state
+
+
+def probe_ids(vocabulary: int) -> tuple[int, ...]:
+    """A fixed sequence of token ids whose log-probs tell one set of weights from another."""
+    draw = named_random("vllm_probe", vocabulary)
+    return tuple(draw.randrange(vocabulary) for _ in range(PROBE_TOKENS))
+
+
+@torch.no_grad()
+def probe_log_probs(model: LanguageModel, ids: Sequence[int]) -> tuple[float, ...]:
+    """What the trainer's own network says about the probe, from its second token on."""
+    tokens = torch.tensor([list(ids)], device=model.device)
+    columns = torch.arange(len(ids) - 1, device=model.device)
+    hidden = model.hidden(tokens, torch.zeros_like(columns), columns)
+    logits = model.head().logits(hidden).float()
+    return tuple(token_log_probs(logits, tokens[0, 1:]).tolist())
+
+
+def push_to(
+    client: Client,
+    server: Server,
+    folder: Path,
+    version: int,
+    probe: Job,
+    *,
+    expected: Sequence[float] | None,
+    expected_before: Sequence[float] | None,
+) -> float | None:
+    """Make one server take the weights, and see from its log-probs that it did.
+
+    Args:
+        client, server: Whom to ask.
+        folder: Holds model.safetensors, at the same path for the server.
+        version: Of the weights.
+        probe: Scores the probe.
+        expected: The trainer's log-probs of the probe; None where the weights came from a file.
+        expected_before: The trainer's at the last push.
+
+    Returns:
+        Mean absolute gap of the probe in nats per token; None without `expected`.
+
+    Raises:
+        Unusable: It did not take them.
+    """
+    if server.lost is not None:
+        client.call(server, "/health", seconds=5)
+    _reload(client, server, folder, version)
+    found = tuple(probe.read(client.call(server, COMPLETIONS, probe.body))["log_probs"])
+    gap = _check_probe(
+        found, before=server.probe, expected=expected, expected_before=expected_before
+    )
+    server.probe, server.version, server.lost, server.tempered = found, version, None, False
+    return gap
+
+
+def _reload(client: Client, server: Server, folder: Path, version: int) -> None:
+    """Make one server read the folder and forget what it computed with the old weights.
+
+    Raises:
+        Unusable: It did not; its weights may then be half of each.
+    """
+    path = str(folder.resolve())
+    try:
+        client.call(
+            server,
+            "/collective_rpc",
+            {"method": "reload_weights", "kwargs": {"weights_path": path}},
+        )
+        client.call(server, "/reset_prefix_cache", {})
+        client.call(server, "/update_weight_version", {"new_version": str(version)})
+    except EpistillError as error:
+        raise EpistillError(
+            f"{error}; expected a vLLM server with development endpoints "
+            "(VLLM_SERVER_DEV_MODE=1, on a trusted network) of version 0.32 or later"
+        ) from error
+
+
+def served_version(client: Client, server: Server) -> str:
+    """Which version the server says its weights have ("default" for those it started with)."""
+    reply = client.call(server, "/weight_info")
+    version = reply.get("weight_version") if isinstance(reply, dict) else None
+    if not isinstance(version, str):
+        raise Unusable("no weight version in its reply")
+    return version
+
+
+def _check_probe(
+    found: Sequence[float],
+    *,
+    before: Sequence[float] | None,
+    expected: Sequence[float] | None,
+    expected_before: Sequence[float] | None,
+) -> float | None:
+    """Compare the server's log-probs of the probe with the trainer's.
+
+    Args:
+        found: The server's, after the reload.
+        before: The server's after the last push; None at the first.
+        expected: The trainer's; None where the weights came from a file.
+        expected_before: The trainer's at the last push.
+
+    Returns:
+        Mean absolute gap in nats per token; None without `expected`.
+
+    Raises:
+        Unusable: The server does not have the weights it should have.
+    """
+    if expected is None:
+        return None
+    gap = sum(abs(f - e) for f, e in zip(found, expected, strict=True)) / len(found)
+    size = sum(abs(e) for e in expected) / len(expected)
+    if gap > PROBE_GAP_NATS + PROBE_GAP_SHARE * size:
+        raise Unusable(
+            f"after the reload its log-probs differ from the trainer's by {gap:.3g} nats per token"
+        )
+    if before is not None and expected_before is not None and tuple(before) == tuple(found):
+        moved = max(abs(a - b) for a, b in zip(expected, expected_before, strict=True))
+        if moved > PROBE_MOVED_NATS:
+            raise Unusable("the reload changed nothing")
+    return gap

@@ -1,0 +1,120 @@
+"""How a network lies over the processes of a run: whole in each, or sharded by torch's FSDP2.
+
+Enters: a model and the run's settings. Leaves: the model laid out in place, gradients summed over
+processes, and a whole copy of sharded weights for sampling. The weights of a loss are sums over the
+whole step already (`train.signal`), so gradients are summed, never averaged.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+from epistill.config import RunConfig
+from epistill.rollouts.model import LanguageModel
+from epistill.teacher.weights import Place, whole
+from epistill.world import World
+
+NUMBERS_PER_SUM = 2**24  # gradients are summed in buckets of this many
+
+
+def placement(config: RunConfig, world: World) -> Place:
+    """What lays out the student and every copied teacher."""
+    if world.size == 1 or config.parallel == "replicate":
+        return whole
+    mesh = init_device_mesh(torch.device(config.device).type, (world.size,))
+    policy = MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16 if config.precision == "bf16" else None,
+        reduce_dtype=torch.float32 if config.precision == "bf16" else None,
+    )
+
+    def shard(model: LanguageModel) -> None:
+        decoder, head = model.decoder(), model.output_layer()
+        shared = {id(p) for p in decoder.parameters()} & {id(p) for p in head.parameters()}
+        parts = [*_blocks(decoder), decoder]
+        if not shared:
+            parts.append(head)
+        for part in parts:
+            fully_shard(part, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+            assert isinstance(part, FSDPModule)
+            part.set_gradient_divide_factor(1.0)
+            part.set_force_sum_reduction_for_comms(True)  # gloo has no scaled sum
+        if shared:  # a tied head is the embedding: it follows where that went
+            embedding = model.input_layer()
+            head.weight = embedding.weight
+
+    return shard
+
+
+def _blocks(decoder: nn.Module) -> list[nn.Module]:
+    lists = [m for m in decoder.modules() if isinstance(m, nn.ModuleList)]
+    longest = max(lists, key=len)
+    return list(longest)
+
+
+def trained_copy(student: LanguageModel, place: Place) -> LanguageModel:
+    """What the optimiser works on: the student itself, or a copy that will be sharded."""
+    if place is whole:
+        return student
+    return student.with_network(copy.deepcopy(student.network))
+
+
+@torch.no_grad()
+def refresh(student: LanguageModel, trained: LanguageModel) -> None:
+    """Give the sampling student the trained weights, where it is not the trained one itself."""
+    if student is trained:
+        return
+    for mine, theirs in zip(
+        student.network.parameters(), trained.network.parameters(), strict=True
+    ):
+        if theirs.requires_grad:
+            mine.copy_(gathered(theirs))
+
+
+def gathered(tensor: Tensor) -> Tensor:
+    """The whole of a tensor, sharded or not."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+@torch.no_grad()
+def sum_gradients(parameters: Iterable[nn.Parameter], world: World) -> None:
+    """Sum the gradients of replicas; sharded ones are summed by FSDP already.
+
+    A parameter that no process has a gradient for keeps none: an optimiser treats zero otherwise.
+    The sum is taken in float32 or better, always over the same buckets.
+    """
+    own = [p for p in parameters if not isinstance(p, DTensor)]
+    if world.size == 1 or not own:
+        return
+    touched = torch.tensor([p.grad is not None for p in own], dtype=torch.uint8)
+    dist.all_reduce(touched, dist.ReduceOp.MAX)
+    bucket: list[nn.Parameter] = []
+    size = 0
+    for parameter, used in zip(own, touched.tolist(), strict=True):
+        if not used:
+            continue
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        bucket.append(parameter)
+        size += parameter.numel()
+        if size >= NUMBERS_PER_SUM:
+            _sum_bucket(bucket)
+            bucket, size = [], 0
+    if bucket:
+        _sum_bucket(bucket)
+
+
+def _sum_bucket(parameters: list[nn.Parameter]) -> None:
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    exact = torch.float64 if gradients[0].dtype == torch.float64 else torch.float32
+    flat = torch.cat([g.to(exact).flatten() for g in gradients])
+    dist.all_reduce(flat)
+    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
