@@ -20,7 +20,7 @@ def preflight(
     contexts: Annotated[
         str | None, typer.Option(help="Comma-separated names; default all that the data allow.")
     ] = None,
-    engine: Annotated[str, typer.Option(help="inprocess, or a vLLM server's URL.")] = "inprocess",
+    engine: Annotated[str, typer.Option(help="inprocess, or URLs of vLLM servers.")] = "inprocess",
     problems: Annotated[int, typer.Option(help="First so many problems.")] = 32,
     k: Annotated[int, typer.Option("-k", "--samples", help="Responses per problem.")] = 8,
     temperature: Annotated[float, typer.Option(help="Of sampling; scores are at 1.")] = 1.0,
@@ -66,9 +66,9 @@ def preflight(
     from epistill.report.preflight import write_preflight
     from epistill.store import RunStore, write_json
 
-    console = Console(stderr=True)
+    console, cache = Console(stderr=True), out / "cache"
     with RunStore(out).locked(), console.status("loading") as status:
-        report = run_preflight(config, make_engine(config), out / "cache", say=status.update)
+        report = run_preflight(config, make_engine(config, cache), cache, say=status.update)
         write_json(out / "preflight.json", report)
         page = write_preflight(report, out / "preflight.html")
     if as_json:

@@ -17,7 +17,7 @@ class PreflightConfig(Settings):
     Attributes:
         model: Directory, hub name, or "lab"; with a server, whose tokenizer it is.
         contexts: Named contexts; empty for all that the problems allow. Controls are always added.
-        engine: "inprocess", or the address of a server (http://...).
+        engine: "inprocess", or addresses of servers (http://..., commas between).
         samples: Responses per problem.
         teacher_thinking: The teacher's `enable_thinking`; "same" as the student's.
         fork_quantile: A fork is a position whose entropy exceeds this quantile of the student's.
@@ -45,6 +45,9 @@ class PreflightConfig(Settings):
     @field_validator("engine")
     @classmethod
     def _a_known_engine(cls, engine: str) -> str:
-        if engine != "inprocess" and not engine.startswith(("http://", "https://")):
-            raise ValueError(f"engine is {engine!r}; expected inprocess or http://HOST:PORT")
+        urls = [url.strip() for url in engine.split(",")]
+        if engine != "inprocess" and not all(u.startswith(("http://", "https://")) for u in urls):
+            raise ValueError(
+                f"engine is {engine!r}; expected inprocess or http://HOST:PORT, several with commas"
+            )
         return engine

@@ -1,7 +1,8 @@
 """A server as an engine: its top k instead of the full vocabulary, with bounds.
 
 Enters: a pool of vLLM servers (`rollouts.vllm.VllmPool`). Leaves: the `Engine` that preflight asks.
-Retrying is the pool's; what was computed is kept by the cache in front of this.
+Retrying is the pool's. Finished calls are kept by the cache in front of this, the replies of an
+unfinished one by the pool until the next begins.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from epistill.config import SamplingConfig
 from epistill.errors import EpistillError
 from epistill.preflight.engine import Ids, Scores, top_k_scores
 from epistill.records import Rollout
+from epistill.rollouts.kept import KeptReplies
 from epistill.rollouts.sampler import PromptRequest
 
 if TYPE_CHECKING:
@@ -74,6 +76,7 @@ class Served:
         max_positions: Longest prompt with completion.
         top_k: Tokens listed per position.
         identity: Which model this is; two different models must not share one.
+        kept: Where the pool keeps replies; emptied when a call begins after a finished one.
     """
 
     def __init__(
@@ -86,9 +89,11 @@ class Served:
         max_positions: int | None,
         top_k: int,
         identity: Mapping[str, Any],
+        kept: KeptReplies | None = None,
     ) -> None:
         self._pool, self._vocabulary, self._top_k = pool, vocabulary, min(top_k, vocabulary)
         self.tokenizer, self.eos_ids, self.max_positions = tokenizer, eos_ids, max_positions
+        self._kept, self._finished = kept, False
         self.identity: Mapping[str, Any] = {**identity, "top_k": self._top_k}
 
     def sample(
@@ -101,6 +106,7 @@ class Served:
         policy_version: int = 0,
     ) -> list[Rollout]:
         """The servers' own draws; the count of responses is checked."""
+        self._begin()
         found = self._pool.sample(
             requests,
             samples=samples,
@@ -113,13 +119,16 @@ class Served:
                 f"the server gave {len(found)} responses; expected {len(requests) * samples}; "
                 "the same command goes on with what was kept"
             )
+        self._finished = True
         return found
 
     def score(
         self, prompts: Sequence[Ids], completions: Sequence[Ids], *, mass_of: Ids
     ) -> list[Scores]:
         """Scores with the bounds of `top_k_scores`."""
+        self._begin()
         found = self._pool.score(prompts, completions, top_k=self._top_k)
+        self._finished = True
         return [
             top_k_scores(
                 tokens,
@@ -131,3 +140,9 @@ class Served:
             )
             for tokens, row in zip(completions, found, strict=True)
         ]
+
+    def _begin(self) -> None:
+        """Forget the replies of the call before: the cache has it."""
+        if self._finished and self._kept is not None:
+            self._kept.clear()
+        self._finished = False

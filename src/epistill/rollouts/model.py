@@ -8,7 +8,7 @@ vocabulary need never exist at once.
 from __future__ import annotations
 
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -18,7 +18,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Partial
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedTokenizerBase,
+)
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
@@ -204,18 +210,7 @@ def load_model(
         EpistillError: Not found, no tokenizer, pickled weights only, or a head whose logits this
             package would compute differently from the model itself.
     """
-    directory = lab_directory() if name == LAB_NAME else Path(name)
-    looks_local = name.startswith((".", "/", "~")) or directory.exists() or name == LAB_NAME
-    if looks_local:
-        directory = directory.expanduser()
-        known = ("config.json", "adapter_config.json")
-        if not any((directory / file).is_file() for file in known):
-            found = "no such directory" if not directory.is_dir() else "no config.json in it"
-            raise EpistillError(
-                f"model {name!r}: {found}; expected a Hugging Face model directory, a hub name or "
-                f"{LAB_NAME!r}"
-            )
-    source = str(directory) if looks_local else name
+    source = _source(name)
     if not sys.stderr.isatty():
         disable_progress_bar()  # a bar in a log file is noise
     tokenizer = _load_tokenizer(source, name, trust_remote_code)
@@ -235,6 +230,32 @@ def load_model(
     model = LanguageModel(network.to(device).eval(), tokenizer, name)
     _check_head(model)
     return model
+
+
+def load_outline(name: str) -> LanguageModel:
+    """A model without its weights: tokenizer, end tokens, sizes; for one that runs elsewhere.
+
+    Args:
+        name: As for `load_model`.
+
+    Raises:
+        EpistillError: Not found, or no tokenizer.
+    """
+    source = _source(name)
+    tokenizer = _load_tokenizer(source, name, trust=False)
+    loader: Any = AutoModelForCausalLM
+    try:
+        config = AutoConfig.from_pretrained(source)
+        with torch.device("meta"):
+            network = loader.from_config(config)
+    except (OSError, ValueError) as error:
+        raise EpistillError(
+            f"model {name!r} could not be read: {_first_line(error)}; expected a causal LM's "
+            "config.json beside the tokenizer"
+        ) from error
+    with suppress(OSError):  # a model need not have one
+        network.generation_config = GenerationConfig.from_pretrained(source)
+    return LanguageModel(network.eval(), tokenizer, name)
 
 
 def with_lora(model: LanguageModel, settings: Lora) -> LanguageModel:
@@ -261,6 +282,26 @@ def with_lora(model: LanguageModel, settings: Lora) -> LanguageModel:
             f"model {model.name!r}: {_first_line(error)}; name its linear layers in lora.targets"
         ) from error
     return model.with_network(network.eval())
+
+
+def _source(name: str) -> str:
+    """A directory or a hub name.
+
+    Raises:
+        EpistillError: It looks like a directory and is none of a model.
+    """
+    directory = lab_directory() if name == LAB_NAME else Path(name)
+    looks_local = name.startswith((".", "/", "~")) or directory.exists() or name == LAB_NAME
+    if looks_local:
+        directory = directory.expanduser()
+        known = ("config.json", "adapter_config.json")
+        if not any((directory / file).is_file() for file in known):
+            found = "no such directory" if not directory.is_dir() else "no config.json in it"
+            raise EpistillError(
+                f"model {name!r}: {found}; expected a Hugging Face model directory, a hub name or "
+                f"{LAB_NAME!r}"
+            )
+    return str(directory) if looks_local else name
 
 
 def _load_tokenizer(source: str, name: str, trust: bool) -> PreTrainedTokenizerBase:

@@ -8,9 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from epistill.environment import describe_environment
-from epistill.preflight.engine import InProcess
+from epistill.preflight.engines import make_engine
 from epistill.preflight.run import run_preflight
-from epistill.rollouts.model import load_model
 from epistill.store import RunStore
 from epistill.study.spec import Preflight
 
@@ -22,7 +21,6 @@ def run_preflight_job(preflight: Preflight, folder: Path) -> RunStore:
         store.begin({"preflight": preflight.model_dump(mode="json")}, describe_environment())
         if store.result is not None:
             return store
-        model = load_model(settings.model, dtype=settings.dtype, device=settings.device)
-        engine = InProcess(model, microbatch_tokens=settings.microbatch_tokens)
+        engine = make_engine(settings, folder / "cache")
         store.finish(run_preflight(settings, engine, folder / "cache"))
     return store
