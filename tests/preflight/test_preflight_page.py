@@ -34,8 +34,10 @@ def test_what_is_printed(finished):
     for context in ("sibling", "answer"):
         sha = report["contexts"][context]["prompt"]["teacher_sha256"]
         assert sha in printed  # the prompt is printed, and its hash
-        for outcome in report["thresholds"]["outcomes"]:
-            assert f"c={context}: {outcome}: " in printed
+        assert f"c={context}: {report['contexts'][context]['headline']}" in printed
+    for outcome in report["thresholds"]["outcomes"]:
+        assert printed.count(f"  {outcome}: ") == 2
+        assert f"in the validation study, rho with {outcome}: " in printed
     assert "Correctly solve the original question." in printed
     assert "control, no context" in printed
     assert report["advice"] in printed
@@ -43,12 +45,22 @@ def test_what_is_printed(finished):
 
 def test_the_page_is_whole_and_refers_to_nothing(finished):
     html = (finished[0] / "preflight.html").read_text()
+    report = json.loads((finished[0] / "preflight.json").read_text())
     bare = re.sub(r"<script>.*?</script>", "", html, flags=re.DOTALL)
     assert not re.search(r"""(src|href)\s*=""", bare)
     assert "default-src 'none'" in html
-    for table in ("richness", "pressure"):
+    for table in ("worth", "richness", "pressure"):
         assert f'id="{table}"' in html
     assert "c = sibling" in html
+    # The validation study's own failures stand on the page.
+    worth = html[html.index('id="worth"') : html.index("</table>", html.index('id="worth"'))]
+    failed = [
+        name
+        for name, found in report["thresholds"]["outcomes"].items()
+        if found["registered_rho"]["low"] <= 0
+    ]
+    assert worth.count("does NOT predict it") == len(failed)
+    assert worth.count("verdicts use this one") == len(report["thresholds"]["outcomes"])
 
 
 def test_text_of_a_model_is_escaped(finished, tmp_path):

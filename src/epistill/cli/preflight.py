@@ -31,7 +31,7 @@ def preflight(
     allow_mode_mismatch: Annotated[bool, typer.Option(help="Measure all the same.")] = False,
     top_k: Annotated[int, typer.Option(help="Tokens a server lists per position.")] = 20,
     device: Annotated[str, typer.Option()] = "cpu",
-    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16; a server's too.")] = "float32",
     seed: Annotated[int, typer.Option(help="Names every random draw.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder of results and cache.")] = Path(
         "runs/preflight"
@@ -113,11 +113,12 @@ def _print(report: Mapping[str, Any]) -> None:
     console.print(table)
     for name, context in report["contexts"].items():
         if not context["control"]:
+            print(f"c={name}: {context['headline']}")
             for verdict in context["verdict"]:
-                print(
-                    f"c={name}: {verdict['outcome']}: {verdict['expectation']} "
-                    f"({verdict['reason']})"
-                )
+                print(f"  {verdict['outcome']}: {verdict['expectation']} ({verdict['reason']})")
+    for outcome, found in report["thresholds"]["correlations"].items():
+        told = ", ".join(f"{n} {c['rho']['value']:+.2f}" for n, c in found.items())
+        print(f"in the validation study, rho with {outcome}: {told} (docs/preflight.md)")
     control = report["control"]
     held = "holds" if control["holds"] else "FAILED: do not trust the numbers above"
     print(f"control, no context: largest |u| {control['largest_u_nats']:.2g} nats, {held}")

@@ -21,6 +21,7 @@ class PreflightConfig(Settings):
         samples: Responses per problem.
         teacher_thinking: The teacher's `enable_thinking`; "same" as the student's.
         fork_quantile: A fork is a position whose entropy exceeds this quantile of the student's.
+        dtype: Of the weights; of a server's too, which decides how exact the control must be.
         top_k: Most likely tokens that a server is asked for; the full vocabulary in process.
         markers: A lexicon's name or file; its control list is counted beside it.
     """

@@ -40,14 +40,16 @@ from epistill.preflight.pressure import (
     u_by_class,
 )
 from epistill.preflight.richness import richness
-from epistill.preflight.verdict import advice, load_thresholds, verdict_of
+from epistill.preflight.verdict import advice, headline, load_thresholds, verdict_of
 from epistill.records import Problem
 from epistill.tasks.coverage import load_eval_problems
 from epistill.tasks.grading import Grader
 from epistill.teacher.context import NAMED_CONTEXTS
 
 TRACE_TOKENS = 160  # of the heat-map's trace
-ZERO = 1e-3  # nats: what rounding may leave of u under no context
+# Nats that rounding may leave of u under no context: bfloat16 keeps 8 bits, so a logit between 16
+# and 32 is a multiple of 1/8, and u is a difference of two log-probs.
+ZERO = {"float32": 1e-3, "bfloat16": 0.25}
 
 
 def run_preflight(
@@ -106,8 +108,8 @@ def run_preflight(
         "advice": advice(contexts),
         "control": {
             "largest_u_nats": exact,
-            "tolerance_nats": ZERO,
-            "holds": exact is not None and exact <= ZERO,
+            "tolerance_nats": ZERO[config.dtype],
+            "holds": exact is not None and exact <= ZERO[config.dtype],
         },
         "trace": _trace(student, guided),
         "chunks": {"reused": remembering.found, "computed": remembering.asked},
@@ -174,6 +176,7 @@ def _context(
         "prompt": None if guided.prompt is None else asdict(guided.prompt),
     }
     found["verdict"] = verdict_of(found, load_thresholds())
+    found["headline"] = headline(found)
     return found
 
 

@@ -31,6 +31,7 @@ REGISTERED: Mapping[str, str] = {
     "length in tokens": "reweighted length",
 }
 RIVALS = ("accuracy gap", "KL", "length")
+SCORES = ("in-domain score", "OOD score")
 NEAREST = 3
 
 
@@ -79,7 +80,8 @@ def _one(outcome: str, entry: Mapping[str, Any], value: float | None) -> dict[st
     rho = entry["rho"]
     evidence = f"rho {rho['value']:+.2f} [{rho['low']:+.2f}, {rho['high']:+.2f}]"
     near = _nearest(entry["arms"], value)
-    reason = f"{name} {value:+.3g}; lab arms with the nearest values: {near}"
+    told = ", ".join(f"{arm['arm']} {arm['outcome']:+.3g}" for arm in near)
+    reason = f"{name} {value:+.3g}; lab arms with the nearest values: {told}"
     threshold = entry["threshold"]
     if not entry["predicts"] or threshold is None:
         why = (
@@ -98,6 +100,8 @@ def _one(outcome: str, entry: Mapping[str, Any], value: float | None) -> dict[st
     if not entry["registered"]:
         failed = entry["registered_predictor"]
         chosen = f"; chosen after the results were seen, since {failed} did not predict it"
+    if (near[0]["outcome"] > 0) != rises:
+        reason += f" (the nearest, {near[0]['arm']}, went the other way)"
     return {
         "outcome": outcome,
         "expectation": "rise likely" if rises else "fall likely",
@@ -107,19 +111,30 @@ def _one(outcome: str, entry: Mapping[str, Any], value: float | None) -> dict[st
     }
 
 
-def _nearest(arms: Sequence[Mapping[str, Any]], value: float) -> str:
-    ordered = sorted(arms, key=lambda arm: abs(arm["prediction"] - value))[:NEAREST]
-    return ", ".join(f"{arm['arm']} {arm['outcome']:+.3g}" for arm in ordered)
+def _nearest(arms: Sequence[Mapping[str, Any]], value: float) -> list[Mapping[str, Any]]:
+    return sorted(arms, key=lambda arm: abs(arm["prediction"] - value))[:NEAREST]
+
+
+def headline(context: Mapping[str, Any]) -> str:
+    """One context in one sentence: both scores, the gap, and what happens to the markers' mass."""
+    expected = {v["outcome"]: v["expectation"] for v in context["verdict"]}
+    scores = ", ".join(f"{name}: {expected[name]}" for name in SCORES if name in expected)
+    values = predictors_of(context)
+    gap, mass = values["accuracy gap"], values["marker mass change"]
+    reasons = [] if gap is None else [f"accuracy gap {gap:+.2f}"]
+    if mass is not None:
+        verb = "lose" if mass < 0 else "gain"
+        reasons.append(f"markers {verb} {100 * abs(mass):.0f} % of their mass")
+    return f"{scores} ({'; '.join(reasons)})" if reasons else scores
 
 
 def advice(contexts: Mapping[str, Mapping[str, Any]]) -> str:
     """The context to prefer: no predicted fall of either score, then the most reweighted gain."""
-    scores = ("in-domain score", "OOD score")
     safe: list[tuple[float, str]] = []
     for name, context in contexts.items():
         expected = {v["outcome"]: v["expectation"] for v in context["verdict"]}
         gain = predictors_of(context)["reweighted gain"]
-        falls = any(expected.get(score) == "fall likely" for score in scores)
+        falls = any(expected.get(score) == "fall likely" for score in SCORES)
         if not context["control"] and gain is not None and not falls:
             safe.append((gain, name))
     if not safe:
