@@ -7,9 +7,12 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from epistill.preflight.verdict import load_thresholds
+from epistill.report.format import format_signed
 from epistill.report.preflight import write_preflight
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -106,3 +109,27 @@ def test_mistakes_are_one_line(arguments, words, tmp_path):
     assert done.returncode == 2
     assert words in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_the_docs_publish_the_committed_results():
+    """docs/preflight.md has every rho with its interval, and every arm, of thresholds.json."""
+    page = (Path(__file__).resolve().parents[2] / "docs" / "preflight.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("| ")]
+    found = load_thresholds()
+    for outcome, predictors in found["correlations"].items():
+        wanted = [format_signed(entry["rho_contexts"], 2) for entry in predictors.values()]
+        assert any(
+            row.startswith(f"| {outcome} |") and all(text in row for text in wanted) for row in rows
+        ), outcome
+    for outcome, entry in found["outcomes"].items():
+        cut = entry["sign"] * entry["threshold"]["value"]
+        start = (
+            f"| {outcome} | {entry['predictor']} | {cut:+.3g} | {entry['threshold']['right']} of"
+        )
+        assert any(row.startswith(start) for row in rows), outcome
+        for arm in entry["arms"]:
+            digits = 3 if "score" in outcome else 1
+            assert any(
+                row.startswith(f"| {arm['arm']} |") and f"{arm['outcome']:+.{digits}f}" in row
+                for row in rows
+            ), arm

@@ -12,7 +12,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from epistill.report.figures import PALETTE, Plot, error_bars
+from epistill.report.figures import PALETTE, Plot, error_bars, styled
 from epistill.report.format import format_signed
 from epistill.report.page import render_page
 
@@ -67,9 +67,7 @@ def ladder(contexts: Mapping[str, Mapping[str, Any]]) -> go.Figure:
                 error_x=error_bars([x]),
                 error_y=error_bars([y]),
                 name=name,
-                mode="markers+text",
-                text=[name],
-                textposition="top center",
+                mode="markers",
                 marker={
                     "size": 11,
                     "color": PALETTE[i % len(PALETTE)],
@@ -80,11 +78,8 @@ def ladder(contexts: Mapping[str, Mapping[str, Any]]) -> go.Figure:
     figure.update_layout(
         xaxis_title="richness: nats per response of the teacher's own writing",
         yaxis_title="change of marker mass per 1,000 student tokens",
-        showlegend=False,
-        template="plotly_white",
-        height=460,
     )
-    return figure
+    return styled(figure, 460)
 
 
 def classes(contexts: Mapping[str, Mapping[str, Any]]) -> go.Figure:
@@ -109,9 +104,8 @@ def classes(contexts: Mapping[str, Mapping[str, Any]]) -> go.Figure:
             zmax=LIMIT_NATS,
         )
     )
-    figure.update_layout(template="plotly_white", height=140 + 30 * len(rows))
     figure.update_yaxes(autorange="reversed")
-    return figure
+    return styled(figure, 140 + 30 * len(rows))
 
 
 def trace(found: Mapping[str, Any]) -> go.Figure:
@@ -136,7 +130,6 @@ def trace(found: Mapping[str, Any]) -> go.Figure:
             zmax=LIMIT_NATS,
         )
     )
-    figure.update_layout(template="plotly_white", height=180 + 30 * len(u))
     figure.update_xaxes(tickvals=places, ticktext=found["pieces"], tickangle=90)
     figure.update_yaxes(autorange="reversed")
-    return figure
+    return styled(figure, 180 + 30 * len(u))
