@@ -171,13 +171,23 @@ def _context(
         "u_by_class": {kind: _dicts(parts) for kind, parts in u_by_class(rows).items()},
         "forks": _dicts(forks(rows, threshold)),
         "reweighted": _dicts(reweighted(rows)),
-        "largest_u_nats": max((float(np.abs(row.u).max()) for row in rows), default=None),
+        "largest_u_nats": _largest_u(rows, guided, student),
         "entropy_slack_nats": _entropy_slack(rows),
         "prompt": None if guided.prompt is None else asdict(guided.prompt),
     }
     found["verdict"] = verdict_of(found, load_thresholds())
     found["headline"] = headline(found)
     return found
+
+
+def _largest_u(rows: Sequence[Row], guided: Guided, student: Student) -> float | None:
+    """Over the student's responses and the held-out ones, which were scored in other batches."""
+    found = [row.u for row in rows]
+    found += [
+        scores.log_probs - student.bare[i].log_probs
+        for i, scores in zip(guided.trace_rows, guided.trace_guided, strict=True)
+    ]
+    return max((float(np.abs(u).max()) for u in found), default=None)
 
 
 def _is_control(name: str) -> bool:
