@@ -55,14 +55,26 @@ ALLOWED = {
     "inputs": FREE | {"tasks", "preflight.config"},
     "integrations": FREE | {"store", "metrics", "rollouts"},
     "study": FREE
-    | {"store", "tasks", "rollouts", "teacher", "train", "evaluate", "report", "lab", "preflight"}
-    | {"world"},
+    | {
+        "store",
+        "tasks",
+        "rollouts",
+        "teacher",
+        "train",
+        "evaluate",
+        "report",
+        "lab",
+        "preflight",
+        "objective",
+        "describe",
+        "world",
+    },
     "__main__": {"cli"},
     "cli": None,  # opens every door, lazily
 }
 TORCH_FREE = ("records", "config", "monitor", "axes", "describe", "methods", "store", "report.page", "evaluate.stats", "cli",
-              "metrics.epistemic", "study.spec", "inputs", "tasks.files", "traces.summary", "traces.compare",
-              "report.traces")  # fmt: skip
+              "metrics.epistemic", "study.spec", "study.hardware", "tasks.sandbox", "inputs", "tasks.files", "traces.summary",
+              "traces.compare", "report.traces")  # fmt: skip
 
 
 def modules():

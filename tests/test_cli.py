@@ -13,7 +13,7 @@ import pytest
 from epistill.rollouts.model import lab_directory
 
 COMMANDS = [
-    [], ["study"], ["train"], ["eval"], ["lab"], ["lab", "pretrain"], ["lab", "card"],
+    [], ["study"], ["plan"], ["train"], ["eval"], ["lab"], ["lab", "pretrain"], ["lab", "card"],
     ["measure"], ["shift"], ["grade"], ["compare"], ["preflight"], ["tasks"], ["tasks", "show"], ["methods"], ["report"], ["env"],
 ]  # fmt: skip
 

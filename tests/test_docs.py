@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from epistill.methods import METHODS
+from epistill.study.plan import plan_study
+from epistill.study.spec import RECIPES, load_study, shipped_studies
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -23,6 +25,25 @@ def test_every_method_is_in_the_table_and_every_named_test_exists():
     assert len(named) >= 10
     for test in named:
         assert f"def {test}(" in sources["test_trl_oracle.py"], test
+    for path in re.findall(r"`(tests/[\w/]+\.py)`", text):
+        assert (ROOT / path).is_file(), path
+
+
+def test_recipes_cost_what_their_page_says():
+    text = (ROOT / "docs" / "recipes.md").read_text()
+    names = [name for name in shipped_studies() if name.startswith(RECIPES)]
+    for name in names:
+        found = plan_study(load_study(name))
+        most = max(row["training_bytes"] for row in found["arms"].values())
+        row = next(line for line in text.splitlines() if line.startswith(f"| {name} |"))
+        assert row.split("|")[4:6] == [
+            f" {most / 2**30:.0f} ",
+            f" {found['total_gpu_hours']:,.0f} ",
+        ]
+    assert text.count("\n| recipes/") == len(names)
+    tests = (ROOT / "tests" / "tasks" / "test_sandbox.py").read_text()
+    for test in re.findall(r"`(test_\w+)`", text):
+        assert f"def {test}(" in tests, test
     for path in re.findall(r"`(tests/[\w/]+\.py)`", text):
         assert (ROOT / path).is_file(), path
 

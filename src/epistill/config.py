@@ -35,12 +35,20 @@ class StarSearchTask(Settings):
 
 
 class FileTask(Settings):
-    """Problems from JSONL, parquet or a Hugging Face dataset name: `tasks/files.py`."""
+    """Problems from JSONL, parquet or a Hugging Face dataset name: `tasks/files.py`.
+
+    Attributes:
+        prompt: What is asked, with `{question}` where the record's own text goes; None asks that
+            text as it is.
+        since: Of dated problems (LiveCodeBench), only those from this day on (YYYY-MM-DD).
+    """
 
     type: Literal["file"] = "file"
     path: str
     split: str = "train"
-    grader: Literal["math", "choice", "exact"] | None = None
+    grader: Literal["math", "choice", "exact", "code"] | None = None
+    prompt: str | None = Field(default=None, pattern=r"\{question\}")
+    since: str | None = Field(default=None, pattern=r"^\d{4}-\d{2}-\d{2}$")
 
 
 TaskConfig = Annotated[StarSearchTask | FileTask, Field(discriminator="type")]

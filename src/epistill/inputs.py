@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from collections.abc import Mapping
@@ -53,19 +54,22 @@ def describe_task(source: str, split: str) -> dict[str, Any]:
 
 
 def load_run_config(path: Path | None, flags: Mapping[str, Any]) -> RunConfig:
-    """A run's configuration from a TOML file, flags on top.
+    """A run's configuration from a TOML file (or JSON, as a run writes it), flags on top.
 
     Raises:
-        EpistillError: No such file, not TOML, or settings that do not fit.
+        EpistillError: No such file, not TOML or JSON, or settings that do not fit.
     """
     settings: dict[str, Any] = {}
     if path is not None:
         if not path.is_file():
             raise EpistillError(f"no file {path}; expected a TOML run configuration")
+        form, parse = ("JSON", json.loads) if path.suffix == ".json" else ("TOML", tomllib.loads)
         try:
-            settings = tomllib.loads(path.read_text(encoding="utf-8"))
-        except tomllib.TOMLDecodeError as error:
-            raise EpistillError(f"{path} is not TOML: {error}") from error
+            settings = parse(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise EpistillError(f"{path} is not {form}: {error}") from error
+        if not isinstance(settings, dict):
+            raise EpistillError(f"{path} is a {type(settings).__name__}; expected settings by name")
     flags = dict(flags)
     if "task" in flags:
         flags["task"] = task_from_name(flags["task"]).model_dump()

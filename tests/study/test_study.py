@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -10,8 +11,9 @@ import subprocess
 import pytest
 
 from epistill.errors import EpistillError
+from epistill.study.executors import workers_at_once
 from epistill.study.runner import jobs_of, run_study
-from epistill.study.spec import StudySpec, load_study, shipped_studies
+from epistill.study.spec import Resources, StudySpec, load_study, shipped_studies
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 TASK = {"type": "star_search", "arms": 3, "depth": 2}
@@ -194,3 +196,10 @@ def test_the_grid_is_multiplied_out(tmp_path):
 def test_a_study_that_does_not_fit_is_refused(change, words, tmp_path):
     with pytest.raises(ValueError, match=words):
         StudySpec.model_validate({**SPEC, **change})
+
+
+def test_arms_that_want_gpus_run_one_at_a_time_without_ray(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(64))
+    assert workers_at_once(Resources(cpus=16)) == 4
+    assert workers_at_once(Resources(cpus=100)) == 1
+    assert workers_at_once(Resources(cpus=16, gpus=4)) == 1

@@ -15,11 +15,19 @@ from epistill.errors import EpistillError
 
 @app.command()
 def study(
-    name: Annotated[str, typer.Argument(help="A shipped study (lab, lab-phase) or a TOML file.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="lab, lab-phase, a recipe (`epistill plan` lists them), or a TOML file."
+        ),
+    ],
     preset: Annotated[str | None, typer.Option(help="A smaller version, e.g. quick.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder; default runs/NAME.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes; default all cores.")] = None,
     ray: Annotated[str | None, typer.Option(help="A Ray cluster's HOST:PORT, or auto.")] = None,
+    tiny: Annotated[
+        bool, typer.Option("--tiny", help="The same at toy size, offline: does the recipe run?")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Train, compare and report: arms x coverage x seeds. The same command resumes."""
@@ -29,7 +37,11 @@ def study(
     if preset is not None:
         spec = spec.with_preset(preset)
     at_least("--workers", workers, 1)
-    folder = out or Path("runs") / spec.name
+    folder = out or Path("runs") / (f"{spec.name}-tiny" if tiny else spec.name)
+    if tiny:
+        from epistill.study.tiny import tiny_study
+
+        spec = tiny_study(spec, folder)
     from epistill.study.runner import run_study
 
     console = Console(stderr=True)

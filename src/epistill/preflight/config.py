@@ -52,3 +52,11 @@ class PreflightConfig(Settings):
                 f"engine is {engine!r}; expected inprocess or http://HOST:PORT, several with commas"
             )
         return engine
+
+
+class Preflight(Settings):
+    """What is measured before training; the page compares it with what the arms then did."""
+
+    id: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    label: str
+    settings: PreflightConfig

@@ -8,7 +8,7 @@ vocabulary need never exist at once.
 from __future__ import annotations
 
 import sys
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -19,13 +19,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Partial
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    GenerationConfig,
     PreTrainedTokenizerBase,
 )
 from transformers.modeling_utils import PreTrainedModel
+from transformers.utils.hub import cached_file
 from transformers.utils.logging import disable_progress_bar
 
 from epistill.config import Lora
@@ -210,10 +209,11 @@ def load_model(
         EpistillError: Not found, no tokenizer, pickled weights only, or a head whose logits this
             package would compute differently from the model itself.
     """
-    source = _source(name)
+    source = model_source(name)
     if not sys.stderr.isatty():
         disable_progress_bar()  # a bar in a log file is noise
-    tokenizer = _load_tokenizer(source, name, trust_remote_code)
+    tokenizer = load_tokenizer(source, name, trust_remote_code)
+    _refuse_pickled_adapter(source, name)
     loader: Any = AutoModelForCausalLM
     try:
         network = loader.from_pretrained(
@@ -223,39 +223,14 @@ def load_model(
             trust_remote_code=trust_remote_code,
         )
     except (OSError, ValueError) as error:
+        _explain_own_code(error, name)
         raise EpistillError(
-            f"model {name!r} could not be loaded: {_first_line(error)}; expected a causal LM with "
+            f"model {name!r} could not be loaded: {first_line(error)}; expected a causal LM with "
             "safetensors weights"
         ) from error
     model = LanguageModel(network.to(device).eval(), tokenizer, name)
     _check_head(model)
     return model
-
-
-def load_outline(name: str) -> LanguageModel:
-    """A model without its weights: tokenizer, end tokens, sizes; for one that runs elsewhere.
-
-    Args:
-        name: As for `load_model`.
-
-    Raises:
-        EpistillError: Not found, or no tokenizer.
-    """
-    source = _source(name)
-    tokenizer = _load_tokenizer(source, name, trust=False)
-    loader: Any = AutoModelForCausalLM
-    try:
-        config = AutoConfig.from_pretrained(source)
-        with torch.device("meta"):
-            network = loader.from_config(config)
-    except (OSError, ValueError) as error:
-        raise EpistillError(
-            f"model {name!r} could not be read: {_first_line(error)}; expected a causal LM's "
-            "config.json beside the tokenizer"
-        ) from error
-    with suppress(OSError):  # a model need not have one
-        network.generation_config = GenerationConfig.from_pretrained(source)
-    return LanguageModel(network.eval(), tokenizer, name)
 
 
 def with_lora(model: LanguageModel, settings: Lora) -> LanguageModel:
@@ -279,12 +254,12 @@ def with_lora(model: LanguageModel, settings: Lora) -> LanguageModel:
         network: Any = get_peft_model(model.network, adapter)
     except ValueError as error:
         raise EpistillError(
-            f"model {model.name!r}: {_first_line(error)}; name its linear layers in lora.targets"
+            f"model {model.name!r}: {first_line(error)}; name its linear layers in lora.targets"
         ) from error
     return model.with_network(network.eval())
 
 
-def _source(name: str) -> str:
+def model_source(name: str) -> str:
     """A directory or a hub name.
 
     Raises:
@@ -304,7 +279,8 @@ def _source(name: str) -> str:
     return str(directory) if looks_local else name
 
 
-def _load_tokenizer(source: str, name: str, trust: bool) -> PreTrainedTokenizerBase:
+def load_tokenizer(source: str, name: str, trust: bool) -> PreTrainedTokenizerBase:
+    """A fast tokenizer from a `model_source`; EpistillError without one."""
     folder = Path(source)
     # Without any file the library makes up an empty tokenizer instead of failing.
     if folder.is_dir() and not any((folder / file).is_file() for file in TOKENIZER_FILES):
@@ -315,8 +291,9 @@ def _load_tokenizer(source: str, name: str, trust: bool) -> PreTrainedTokenizerB
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust)
     except (OSError, ValueError) as error:
+        _explain_own_code(error, name)
         raise EpistillError(
-            f"model {name!r} has no usable tokenizer: {_first_line(error)}; expected "
+            f"model {name!r} has no usable tokenizer: {first_line(error)}; expected "
             "tokenizer.json and tokenizer_config.json beside the weights"
         ) from error
     if not getattr(tokenizer, "is_fast", False):
@@ -325,6 +302,31 @@ def _load_tokenizer(source: str, name: str, trust: bool) -> PreTrainedTokenizerB
             "maps tokens to text offsets"
         )
     return tokenizer
+
+
+def _refuse_pickled_adapter(source: str, name: str) -> None:
+    """Transformers falls back to a pickled adapter, whatever `use_safetensors` says."""
+
+    def has(file: str) -> bool:
+        try:
+            return cached_file(source, file) is not None
+        except OSError:
+            return False
+
+    if has("adapter_config.json") and not has("adapter_model.safetensors"):
+        raise EpistillError(
+            f"model {name!r} is an adapter without adapter_model.safetensors; pickled weights are "
+            "not loaded: save it again as safetensors"
+        )
+
+
+def _explain_own_code(error: Exception, name: str) -> None:
+    if "trust_remote_code" in str(error):
+        raise EpistillError(
+            f"model {name!r} comes with code of its own, which is not run; expected a kind of "
+            "model that transformers has, or, where you trust the author, "
+            "load_model(..., trust_remote_code=True)"
+        ) from error
 
 
 def _check_head(model: LanguageModel) -> None:
@@ -342,5 +344,6 @@ def _check_head(model: LanguageModel) -> None:
         )
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What went wrong, on one line."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -65,8 +65,7 @@ class LocalProcesses:
     """Processes of this machine.
 
     Args:
-        workers: How many at a time; None takes the processors this process may use, by the `cpus`
-            of each job.
+        workers: How many at a time; None decides by `workers_at_once`.
         resources: What each job gets.
         jobs: How many there are.
     """
@@ -74,9 +73,8 @@ class LocalProcesses:
     retries = 1  # killed by the system, say
 
     def __init__(self, workers: int | None, resources: Resources, jobs: int) -> None:
-        room = max(1, len(os.sched_getaffinity(0)) // resources.cpus)
         self._pool = ProcessPool(
-            max_workers=min(workers or room, jobs),
+            max_workers=min(workers or workers_at_once(resources), jobs),
             context=multiprocessing.get_context("spawn"),
             initializer=_start_worker,
             initargs=[os.getpid(), resources.cpus],
@@ -98,6 +96,14 @@ class LocalProcesses:
         """Wait for the processes to end."""
         self._pool.close()
         self._pool.join()
+
+
+def workers_at_once(resources: Resources) -> int:
+    """How many jobs fit on this machine by their processors; one where they want GPUs.
+
+    Nothing here hands out GPUs: jobs beside each other would all take the first. Ray does.
+    """
+    return 1 if resources.gpus else max(1, len(os.sched_getaffinity(0)) // resources.cpus)
 
 
 class _LocalJob:

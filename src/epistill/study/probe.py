@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from epistill.environment import describe_environment
+from epistill.errors import EpistillError
 from epistill.evaluate.run import as_rows, eval_records, summarise
 from epistill.records import GradedRollout
 from epistill.rollouts.collect import sample_and_grade
@@ -29,8 +30,8 @@ def run_probe(probe: Probe, seed: int, folder: Path) -> RunStore:
         store.begin({"probe": probe.model_dump(mode="json"), "seed": seed}, describe_environment())
         if store.result is not None:
             return store
-        model = load_model(probe.model)
-        problems = load_eval_problems(probe.task, probe.problems)
+        model = load_model(probe.model, dtype=probe.dtype, device=probe.device)
+        problems = load_eval_problems(probe.task, probe.candidates or probe.problems)
         with Grader() as grader:
             # Contexts come from one set of rollouts, measurements from fresh ones: the response
             # that served as a context must not be counted as its own result.
@@ -42,6 +43,8 @@ def run_probe(probe: Probe, seed: int, folder: Path) -> RunStore:
                 sampling=probe.sampling,
                 seed=derive_seed("probe_source", seed),
             )
+            if probe.candidates is not None:
+                source = _within(source, probe)
             measured = {
                 name: guided_rollouts(
                     model,
@@ -57,6 +60,12 @@ def run_probe(probe: Probe, seed: int, folder: Path) -> RunStore:
         common = set.intersection(
             *({item.problem.id for item in items} for items in measured.values())
         )
+        if not common:
+            counts = ", ".join(f"{name}: {len(items)}" for name, items in measured.items())
+            raise EpistillError(
+                f"probe {probe.id!r} has no problem that every context exists for (responses by "
+                f"context: {counts}); take more problems or samples, or leave a context out"
+            )
         summaries = {}
         for name, items in measured.items():
             rows = as_rows(eval_records(_only(items, common), keep_texts=1))
@@ -69,6 +78,21 @@ def run_probe(probe: Probe, seed: int, folder: Path) -> RunStore:
             }
         store.finish({"evaluations": summaries})
     return store
+
+
+def _within(source: list[GradedRollout], probe: Probe) -> list[GradedRollout]:
+    """The rollouts of the first problems that the model solves as often as the probe asks for."""
+    grades: dict[str, list[float]] = {}
+    for item in source:
+        grades.setdefault(item.problem.id, []).append(item.grade.score)
+    least, most = probe.accuracy
+    chosen = [p for p, right in grades.items() if least <= sum(right) / len(right) <= most]
+    if len(chosen) < probe.problems:
+        raise EpistillError(
+            f"probe {probe.id!r}: {len(chosen)} of {len(grades)} problems are solved with a rate "
+            f"between {least:g} and {most:g}, expected {probe.problems}; raise its candidates"
+        )
+    return _only(source, set(chosen[: probe.problems]))
 
 
 def _only(items: list[GradedRollout], problems: set[str]) -> list[GradedRollout]:

@@ -1,6 +1,6 @@
 """What a study is: arms, seeds, claims; a TOML file in, a validated record out. Torch-free.
 
-    epistill study FILE.toml
+    epistill study FILE.toml          a study of the package goes by its name: lab, recipes/...
 
 `[run]` holds what all arms share, each `[[arms]]` changes some of it, each `[[probes]]` measures a
 model's own generations by context, each `[[claims]]` is a sentence with the tests that decide it.
@@ -12,6 +12,7 @@ import itertools
 import tomllib
 from collections.abc import Mapping
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,9 +21,11 @@ from pydantic import Field, ValidationError, model_validator
 from epistill.config import EvalSet, RunConfig, SamplingConfig, TaskConfig
 from epistill.errors import EpistillError
 from epistill.methods import method
-from epistill.preflight.config import PreflightConfig
+from epistill.preflight.config import Preflight
 from epistill.settings import Settings
+from epistill.study.hardware import Architecture, Hardware, Lengths
 
+RECIPES = "recipes/"
 WORLD = "world:"  # an arm's model "world:ID" is one of the study's own worlds
 
 Expectation = Literal["above", "below", "not_above", "not_below"]
@@ -58,26 +61,24 @@ class Probe(Settings):
     """A model's own generations under each context: section 3 of the paper.
 
     Attributes:
+        candidates: Problems sampled without a context to find `problems` of them whose share of
+            right responses lies within `accuracy`; None takes the first ones as they are.
         reference: Published numbers to show beside ours, context -> column -> number.
     """
 
     id: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
     label: str
     model: str
+    candidates: int | None = Field(default=None, ge=1)
+    accuracy: tuple[float, float] = (0.0, 1.0)
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    device: str = "cpu"
     task: TaskConfig
     contexts: tuple[str, ...]
     problems: int = Field(default=100, ge=1)
     samples: int = Field(default=8, ge=2)
     sampling: SamplingConfig
     reference: dict[str, dict[str, float]] = Field(default_factory=dict)
-
-
-class Preflight(Settings):
-    """What is measured before training; the page compares it with what the arms then did."""
-
-    id: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
-    label: str
-    settings: PreflightConfig
 
 
 class World(Settings):
@@ -101,7 +102,7 @@ class Resources(Settings):
 
     Attributes:
         cpus: Processors, and the arm's threads: equal counts give equal bits wherever it runs.
-        gpus: Of a Ray node; a part of one lets arms share it. Without Ray, arms see all of them.
+        gpus: Of a Ray node; a part of one lets arms share it. Without Ray, one arm runs at a time.
     """
 
     cpus: int = Field(default=1, ge=1)
@@ -177,7 +178,12 @@ class Preset(Settings):
 
 
 class StudySpec(Settings):
-    """A whole study."""
+    """A whole study.
+
+    Attributes:
+        architectures: Shapes of the models by name, for `epistill plan` and `--tiny`.
+        hardware, lengths: What a plan reckons with.
+    """
 
     name: str
     question: str
@@ -195,6 +201,9 @@ class StudySpec(Settings):
     controls: tuple[Claim, ...] = ()
     presets: dict[str, Preset] = Field(default_factory=dict)
     resources: Resources = Resources()
+    architectures: dict[str, Architecture] = Field(default_factory=dict)
+    hardware: Hardware | None = None
+    lengths: Lengths | None = None
     note: str | None = None
 
     @model_validator(mode="before")
@@ -301,9 +310,17 @@ def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
 
 
 def shipped_studies() -> list[str]:
-    """Names of the studies in the package."""
-    folder = resources.files("epistill.study") / "presets"
-    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir())
+    """Names of the studies in the package: presets, and recipes as "recipes/NAME"."""
+    return sorted(_shipped())
+
+
+def _shipped() -> dict[str, Traversable]:
+    folder = resources.files("epistill.study")
+    return {
+        prefix + entry.name.removesuffix(".toml"): entry
+        for kind, prefix in (("presets", ""), ("recipes", RECIPES))
+        for entry in (folder / kind).iterdir()
+    }
 
 
 def load_study(name: str) -> StudySpec:
@@ -312,15 +329,12 @@ def load_study(name: str) -> StudySpec:
     Raises:
         EpistillError: Not found, not TOML, or settings that do not fit.
     """
-    path = Path(name)
-    if name in shipped_studies():
-        text = (resources.files("epistill.study") / "presets" / f"{name}.toml").read_text()
-    elif path.is_file():
-        text = path.read_text(encoding="utf-8")
-    else:
+    found: Traversable = _shipped().get(name.removesuffix(".toml"), Path(name))
+    if not found.is_file():
         raise EpistillError(
             f"no study {name!r}; expected one of {', '.join(shipped_studies())}, or a TOML file"
         )
+    text = found.read_text(encoding="utf-8")
     try:
         spec = StudySpec.model_validate(tomllib.loads(text))
         for arm in spec.arms:

@@ -17,6 +17,7 @@ _LABELLED = re.compile(
     re.IGNORECASE,
 )
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
+_FENCED = re.compile(r"^```[ \t]*(\w*)[ \t]*\n(.*?)^```[ \t]*$", re.DOTALL | re.MULTILINE)
 MAX_PLAIN = 64
 # An answer stands at the end; this many characters are looked at, so a 1 MB response costs nothing.
 MAX_SEARCHED = 20_000
@@ -54,6 +55,25 @@ def extract_answer(text: str) -> str | None:
     if short and not _BOXED.search(stripped):  # a box that never closes gives no answer
         return _clean(stripped)
     return None
+
+
+def extract_code(text: str) -> str | None:
+    r"""The program a response gives: its last fenced block, of Python where one is marked so.
+
+    Args:
+        text: The response after its thinking.
+
+    Returns:
+        The source, or None where no block is closed and not empty.
+
+    Example:
+        >>> extract_code("So:\n```python\nprint(1)\n```\nIt prints\n```\n1\n```")
+        'print(1)\n'
+    """
+    blocks = [(name.lower(), code) for name, code in _FENCED.findall(text) if code.strip()]
+    marked = [code for name, code in blocks if name in ("python", "python3", "py")]
+    codes = marked or [code for _, code in blocks]
+    return codes[-1] if codes else None
 
 
 def last_boxed(text: str) -> str | None:

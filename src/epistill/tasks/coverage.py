@@ -21,7 +21,13 @@ def load_eval_problems(task: TaskConfig, count: int) -> list[Problem]:
     """The first `count` problems of a task; the same ones for every run, arm and seed."""
     if isinstance(task, StarSearchTask):
         return [star_problem(task.arms, task.depth, 0, task.split, i) for i in range(count)]
-    return list(load_problems(task.path, split=task.split, grader=task.grader).problems[:count])
+    return list(_file_problems(task)[:count])
+
+
+def _file_problems(task: FileTask) -> tuple[Problem, ...]:
+    return load_problems(
+        task.path, split=task.split, grader=task.grader, prompt=task.prompt, since=task.since
+    ).problems
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +80,7 @@ def make_curriculum(task: TaskConfig, coverage: int | None, seed: int) -> Curric
                 star_problem(task.arms, task.depth, seed, task.split, i) for i in range(coverage)
             ),
         )
-    problems = load_problems(task.path, split=task.split, grader=task.grader).problems
-    return Curriculum(task, seed, _subset(task, problems, coverage, seed))
+    return Curriculum(task, seed, _subset(task, _file_problems(task), coverage, seed))
 
 
 def _subset(

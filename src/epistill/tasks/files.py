@@ -8,6 +8,7 @@ known shapes, by their columns:
     prompt + answer (+ system, kind)    multiple choice as in SciKnowEval
     question + answer       GSM8K (`#### 18` ends the solution), or plain
     problem + answer (+ solution)       plain
+    question_content + public_test_cases    LiveCodeBench
 
 Several rows of one problem (a file that repeats it to fill a batch) are one problem.
 """
@@ -24,6 +25,7 @@ from typing import Any
 
 from epistill.errors import EpistillError
 from epistill.records import GraderName, Message, Problem
+from epistill.tasks.livecodebench import is_livecodebench, read_livecodebench
 
 QUESTION_FIELDS = ("question", "problem", "prompt", "input", "instruction")
 ANSWER_FIELDS = ("answer", "final_answer", "target", "ground_truth", "expected_answer")
@@ -33,6 +35,7 @@ EXPECTED = (
     "expected `prompt` with `reward_model`, or one of "
     f"{', '.join(QUESTION_FIELDS)} with one of {', '.join(ANSWER_FIELDS)}"
 )
+HUB_FILE = "hf://datasets/"
 _GSM8K_END = re.compile(r"####[ \t]*([^\n]+)\s*$")
 _CHOICE = re.compile(r"\(?[A-J]\)?")
 
@@ -55,20 +58,27 @@ class TaskFile:
 
 
 def load_problems(
-    source: str, *, split: str = "train", grader: GraderName | None = None
+    source: str,
+    *,
+    split: str = "train",
+    grader: GraderName | None = None,
+    prompt: str | None = None,
+    since: str | None = None,
 ) -> TaskFile:
     """Read problems from a file, a folder or a dataset name.
 
     Args:
         source: A .jsonl/.json/.parquet file, a local folder that `datasets` can load, or a name on
-            the hub (`org/name`, or `org/name:config`).
+            the hub (`org/name`, `org/name:config`, or one file `hf://datasets/org/name/file.jsonl`).
         split: Of a dataset; files have none.
         grader: Overrides the grader that the records suggest.
+        prompt: What is asked instead of a record's own text, which goes where `{question}` stands.
+        since: Leave out records whose `contest_date` is before this day.
 
     Raises:
         EpistillError: Nothing there, no rows, columns missing, or a record that cannot be read.
     """
-    records = list(_read_records(source, split))
+    records = [r for r in _read_records(source, split) if not _is_older(source, r, since)]
     if not records:
         raise EpistillError(f"{source}: no rows; expected at least one problem")
     distinct: dict[tuple[Message, ...], Problem] = {}
@@ -76,6 +86,10 @@ def load_problems(
     chosen = grader or _choose_grader(records)
     for number, record in enumerate(records):
         messages, answer, solution, given_id = _parse(source, number, record)
+        if prompt is not None:
+            last = messages[-1]
+            asked = Message(last.role, prompt.replace("{question}", last.content))
+            messages = (*messages[:-1], asked)
         if messages in distinct:
             if distinct[messages].answer != answer:
                 raise EpistillError(
@@ -97,6 +111,8 @@ def load_problems(
 
 
 def _read_records(source: str, split: str) -> Iterable[Mapping[str, Any]]:
+    if source.startswith(HUB_FILE):
+        return _read_records(_from_hub(source), split)
     path = Path(source).expanduser()
     if path.suffix in (".jsonl", ".json", ".ndjson", ".parquet") or path.is_file():
         if not path.is_file():
@@ -106,6 +122,35 @@ def _read_records(source: str, split: str) -> Iterable[Mapping[str, Any]]:
             )
         return _read_parquet(path) if path.suffix == ".parquet" else _read_jsonl(path)
     return _read_dataset(source, path, split)
+
+
+def _from_hub(source: str) -> str:
+    """Download one file of a data set on the hub; the path of the copy."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    parts = source.removeprefix(HUB_FILE).split("/", 2)
+    if len(parts) < 3:
+        raise EpistillError(f"{source!r} names no file; expected {HUB_FILE}org/name/file.jsonl")
+    try:
+        return hf_hub_download("/".join(parts[:2]), parts[2], repo_type="dataset")
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise EpistillError(
+            f"{source!r} could not be downloaded ({str(error).strip().splitlines()[0]}); check the "
+            "name and the network, or download it and give its path"
+        ) from error
+
+
+def _is_older(source: str, record: Mapping[str, Any], since: str | None) -> bool:
+    if since is None:
+        return False
+    date = record.get("contest_date")
+    if date is None:
+        raise EpistillError(
+            f"{source}: problems since {since} are asked for, but a record has no `contest_date`; "
+            "leave `since` out"
+        )
+    return str(date)[:10] < since
 
 
 def _read_parquet(path: Path) -> list[dict[str, Any]]:
@@ -152,7 +197,7 @@ def _read_dataset(source: str, path: Path, split: str) -> list[dict[str, Any]]:
             loaded = datasets.load_dataset(str(path), split=split)
         else:
             loaded = datasets.load_dataset(name, config or None, split=split)
-    except (FileNotFoundError, ValueError, OSError, ConnectionError) as error:
+    except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: it has a script
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise EpistillError(
             f"no file or folder {source!r}, and as a dataset name with split {split!r} it could "
@@ -165,6 +210,9 @@ def _parse(
     source: str, number: int, record: Mapping[str, Any]
 ) -> tuple[tuple[Message, ...], str, str | None, str]:
     """(messages, answer, solution, id) of one record."""
+    if is_livecodebench(record):
+        question, answer = read_livecodebench(f"{source}: row {number}", record)
+        return (Message("user", question),), answer, None, str(record.get("question_id", number))
     extra = _as_mapping(record.get("extra_info")) or {}
     solution = _first(record, SOLUTION_FIELDS) or _first(extra, SOLUTION_FIELDS)
     answer, worked = reference_answer(record)
@@ -177,6 +225,8 @@ def _parse(
             f"{', '.join(sorted(record)) or 'none'}); {EXPECTED}"
         )
     assert answer is not None
+    if solution is not None and str(solution).strip() == answer.strip():
+        solution = None  # DAPO-Math-17k-Processed keeps the answer there
     messages = _messages(source, number, question)
     if isinstance(record.get("system"), str) and record["system"].strip():
         messages = (Message("system", record["system"].strip()), *messages)
@@ -224,6 +274,8 @@ def _messages(source: str, number: int, question: Any) -> tuple[Message, ...]:
 
 
 def _choose_grader(records: list[Mapping[str, Any]]) -> GraderName:
+    if all(map(is_livecodebench, records)):
+        return "code"
     if any(record.get("kind") == "mcq" for record in records):
         return "choice"
     return grader_of(str(_first(record, ANSWER_FIELDS) or "") for record in records)

@@ -2,13 +2,15 @@
 
 Enters: problems and the answer part of responses. Leaves: a `Grade` each, in order. "exact" and
 "choice" are decided here and now; "math" goes to math-verify in worker processes that are killed
-at the time limit (sympy can hang inside one C call, where no signal reaches it).
+at the time limit (sympy can hang inside one C call, where no signal reaches it); "code" runs in the
+sandbox (`tasks/code.py`).
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from types import TracebackType
 
@@ -16,6 +18,7 @@ from pebble import ProcessExpired, ProcessPool
 
 from epistill.records import Grade, GraderName, GradeStatus
 from epistill.tasks.answers import extract_answer
+from epistill.tasks.code import grade_code
 
 NO_ANSWER = "the response has no answer part"
 UNREAD = "no answer was found in the response"
@@ -123,15 +126,21 @@ class Grader:
 
     def grade(self, items: Sequence[tuple[GraderName, str, str]]) -> list[Grade]:
         """Grade (grader, reference answer, answer part of the response) triples, in order."""
-        math = [i for i, (grader, _, _) in enumerate(items) if grader == "math"]
         grades = {
             i: _IN_PROCESS[grader](answer, response)
             for i, (grader, answer, response) in enumerate(items)
-            if grader != "math"
+            if grader in _IN_PROCESS
         }
-        if math:
-            grades.update(zip(math, self._grade_in_pool([items[i][1:] for i in math]), strict=True))
+        for name, grade_all in (("math", self._grade_in_pool), ("code", self._grade_programs)):
+            chosen = [i for i, (grader, _, _) in enumerate(items) if grader == name]
+            if chosen:
+                pairs = [items[i][1:] for i in chosen]
+                grades.update(zip(chosen, grade_all(pairs), strict=True))
         return [grades[i] for i in range(len(items))]
+
+    def _grade_programs(self, pairs: Sequence[tuple[str, str]]) -> list[Grade]:
+        with ThreadPoolExecutor(self.workers) as threads:  # each waits for a process of its own
+            return list(threads.map(lambda pair: grade_code(*pair), pairs))
 
     def _grade_in_pool(self, pairs: Sequence[tuple[str, str]]) -> list[Grade]:
         if self._pool is None:

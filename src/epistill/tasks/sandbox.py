@@ -1,0 +1,280 @@
+"""Runs a program nobody trusts: limited in time, memory and processes, offline, in its own folder.
+
+Enters: Python source, its input, limits. Leaves: an `Execution`. It grades nothing
+(`tasks/code.py` does) and never runs a program where a mechanism is missing, unless asked to.
+
+What each mechanism stops, and what it does not:
+
+- The supervisor (here): a run over its time, output, threads or folder size, by SIGKILL. It looks
+  every 20 ms; for so long, threads and small files may overshoot.
+- rlimits: more memory than `memory_bytes` (of address space; there is one process, so this is all
+  of it), a file over `file_bytes`, CPU time, core dumps. Not: page cache, kernel memory.
+- A seccomp filter: every new process (threads are allowed), sockets of every kind, io_uring,
+  signals to others and tracing them, shared memory, memory files, new namespaces, and changes of
+  mode, owner, time and extended attributes. Not: system calls that are not on its list.
+- Landlock from version 3 on (Linux 6.2): writing and creating outside the folder, special files,
+  and reading anything but the interpreter, its libraries and the folder. Not: `stat`, which tells
+  whether a path exists and how large it is.
+- Dropped capabilities: a root user's rights over others' files, over limits, devices and mounts.
+
+Nothing here needs root, a container or another program. It is meant for programs of language
+models: the same kernel runs them, so it is no wall against somebody with a kernel exploit. The
+expected output of a test never enters the sandbox, so no program can find it there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from epistill.errors import EpistillError
+
+UNSAFE_VARIABLE = "EPISTILL_UNSAFE_CODE"
+POLL_S = 0.02
+_MIB = 2**20
+_CHILD = Path(__file__).with_name("sandbox_child.py")
+
+Ending = Literal["exit", "time", "output", "threads", "disk"]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one program may use.
+
+    Attributes:
+        wall_s: Seconds from its first instruction; the interpreter's start counts.
+        memory_bytes: Address space, the interpreter's own 30 MiB included.
+        threads: Of its one process.
+        file_bytes: Of one file; all files of its folder together may have four times that.
+        output_bytes: Of stdout and stderr together.
+    """
+
+    wall_s: float = 10.0
+    memory_bytes: int = 1024 * _MIB
+    threads: int = 16
+    file_bytes: int = 16 * _MIB
+    output_bytes: int = 4 * _MIB
+
+    @property
+    def folder_bytes(self) -> int:
+        """Of all files together."""
+        return 4 * self.file_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """How a program ended.
+
+    Attributes:
+        ended: "exit" by itself (or killed by the kernel for a limit), else the limit it hit.
+        exit_code: As of a process; negative is a signal; None where the supervisor killed it.
+        stdout: What it wrote, cut at the limit.
+        stderr: Idem.
+    """
+
+    ended: Ending
+    exit_code: int | None
+    stdout: str
+    stderr: str
+
+    @property
+    def succeeded(self) -> bool:
+        """It ended by itself with status 0."""
+        return self.ended == "exit" and self.exit_code == 0
+
+
+def run_python(
+    source: str,
+    *,
+    stdin: str = "",
+    function: str | None = None,
+    prelude: bool = False,
+    limits: Limits | None = None,
+) -> Execution:
+    """Run a Python program in the sandbox.
+
+    Args:
+        source: The program; its folder is empty, fresh, and removed afterwards.
+        stdin: What it reads; with `function`, a JSON list of arguments.
+        function: Call this function (of `class Solution` where there is one) after running the
+            source; stdout is then its result as JSON, and prints are lost.
+        prelude: Import the usual modules and typing names first, as judges of such problems do.
+        limits: What it may use.
+
+    Raises:
+        EpistillError: A mechanism is missing on this machine; nothing was run.
+    """
+    limits = limits or Limits()
+    with tempfile.TemporaryDirectory(prefix="epistill-sandbox-") as name:
+        folder = Path(name).resolve()
+        (folder / "main.py").write_text(source, encoding="utf-8", errors="surrogatepass")
+        (folder / "work").mkdir()
+        status, status_write = os.pipe()
+        try:
+            settings = _settings(folder, function, prelude, limits, status_write)
+            process = subprocess.Popen(
+                # -S: the lines of .pth files are code, and take longer than the whole rest.
+                [sys.executable, "-I", "-S", str(_CHILD), json.dumps(settings)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                pass_fds=(status_write,),
+                env=_environment(folder / "work"),
+                cwd=folder,
+                start_new_session=True,
+            )
+            os.close(status_write)
+            status_write = -1
+            with process:
+                try:
+                    execution = _supervise(process, stdin, limits, folder)
+                finally:
+                    process.kill()
+            _require_mechanisms(os.read(status, 65_536), execution)
+            return execution
+        finally:
+            os.close(status)
+            if status_write >= 0:
+                os.close(status_write)
+
+
+def _settings(
+    folder: Path, function: str | None, prelude: bool, limits: Limits, status: int
+) -> dict[str, Any]:
+    interpreter = {sys.prefix, sys.base_prefix, sys.exec_prefix, sys.base_exec_prefix}
+    devices = [f"/dev/{name}" for name in ("zero", "urandom", "random")]
+    system = ["/usr", "/lib", "/lib64", "/bin", "/etc/ld.so.cache", "/etc/localtime", *devices]
+    return {
+        "folder": str(folder / "work"),
+        "program": str(folder / "main.py"),
+        "function": function,
+        "prelude": prelude,
+        "status": status,
+        "packages": sorted({sysconfig.get_path(kind) for kind in ("purelib", "platlib")}),
+        "readable": [*sorted(interpreter), *system],
+        "writable": [str(folder / "work"), "/dev/null"],
+        "limits": [limits.memory_bytes, limits.file_bytes, int(limits.wall_s) + 1],
+        "allow_unsafe": bool(os.environ.get(UNSAFE_VARIABLE)),
+    }
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    """Nothing of ours: keys and tokens live in environments."""
+    one_thread = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")}
+    return {
+        "PATH": "/usr/bin:/bin",
+        "LANG": "C.UTF-8",
+        "HOME": str(folder),
+        "TMPDIR": str(folder),
+        "PYTHONHASHSEED": "0",
+        **one_thread,
+    }
+
+
+def _require_mechanisms(report: bytes, execution: Execution) -> None:
+    remedy = (
+        "expected Linux >= 6.2 with Landlock and seccomp (x86_64 or aarch64); run on such a "
+        f"machine, or set {UNSAFE_VARIABLE}=1 to run programs of a model without this protection"
+    )
+    if not report:
+        # It ended before it could say anything: the program never ran.
+        said = execution.stderr.strip().splitlines()
+        reason = said[-1] if said else f"exit status {execution.exit_code}"
+        raise EpistillError(f"the code sandbox could not start ({reason}); {remedy}")
+    missing: dict[str, str] = json.loads(report)
+    if missing and not os.environ.get(UNSAFE_VARIABLE):
+        found = "; ".join(f"{name}: {reason}" for name, reason in missing.items())
+        raise EpistillError(f"the code sandbox lacks {found}; {remedy}")
+
+
+def _supervise(
+    process: subprocess.Popen[bytes], stdin: str, limits: Limits, folder: Path
+) -> Execution:
+    """Feed, read and watch one process until it ends or oversteps."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
+    deadline = time.monotonic() + limits.wall_s
+    written: dict[int, bytearray] = {}
+    pending = memoryview(stdin.encode("utf-8", errors="surrogatepass"))
+    ended: Ending = "exit"
+    with selectors.DefaultSelector() as selector:
+        for pipe in (process.stdout, process.stderr):
+            written[pipe.fileno()] = bytearray()
+            selector.register(pipe, selectors.EVENT_READ)
+        os.set_blocking(process.stdin.fileno(), False)
+        selector.register(process.stdin, selectors.EVENT_WRITE)
+        while selector.get_map():
+            for key, _ in selector.select(POLL_S):
+                if key.fileobj is process.stdin:
+                    pending = _feed(process.stdin, pending, selector)
+                elif chunk := os.read(key.fd, 65_536):
+                    written[key.fd] += chunk
+                else:
+                    selector.unregister(key.fileobj)
+            overstepped = _overstepped(process.pid, limits, folder / "work", deadline)
+            if sum(map(len, written.values())) > limits.output_bytes:
+                overstepped = "output"
+            if overstepped is not None:
+                ended = overstepped
+                process.kill()
+                break
+    # Pipes closed, process alive: it closed them itself and is still under the clock.
+    while ended == "exit" and process.poll() is None:
+        time.sleep(POLL_S / 4)
+        ended = _overstepped(process.pid, limits, folder / "work", deadline) or "exit"
+    process.kill()
+    code = process.wait()
+    texts = [
+        bytes(written[pipe.fileno()][: limits.output_bytes]).decode("utf-8", errors="replace")
+        for pipe in (process.stdout, process.stderr)
+    ]
+    return Execution(ended, code if ended == "exit" else None, texts[0], texts[1])
+
+
+def _feed(
+    pipe: IO[bytes], pending: memoryview[int], selector: selectors.BaseSelector
+) -> memoryview[int]:
+    try:
+        pending = pending[os.write(pipe.fileno(), pending[:65_536]) :] if pending else pending
+    except BrokenPipeError:  # it did not want to read
+        pending = pending[:0]
+    if not pending:
+        selector.unregister(pipe)
+        pipe.close()
+    return pending
+
+
+def _overstepped(pid: int, limits: Limits, work: Path, deadline: float) -> Ending | None:
+    if time.monotonic() > deadline:
+        return "time"
+    try:
+        if len(os.listdir(f"/proc/{pid}/task")) > limits.threads:
+            return "threads"
+    except OSError:  # it has just ended
+        return None
+    return "disk" if _size(work, limits.folder_bytes) > limits.folder_bytes else None
+
+
+def _size(folder: Path, enough: int) -> int:
+    """Bytes under a folder; a page for each entry, so that empty files count too."""
+    total, waiting = 0, [folder]
+    while waiting and total <= enough:
+        try:
+            with os.scandir(waiting.pop()) as entries:
+                for entry in entries:
+                    total += 4096 + entry.stat(follow_symlinks=False).st_size
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(Path(entry.path))
+        except OSError:  # removed meanwhile
+            continue
+    return total

@@ -1,0 +1,285 @@
+"""The inside of the sandbox: takes every right away from its own process, then runs a program.
+
+    python -I -S sandbox_child.py SETTINGS_JSON      (started by `tasks/sandbox.py`, never by hand)
+
+Standard library only; it does not import the package. It writes what it could not switch on to the
+status pipe, as a JSON object from mechanism to reason, and runs nothing if there is any and the
+settings do not allow it. What each mechanism stops is told in `tasks/sandbox.py`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import json
+import os
+import resource
+import struct
+import sys
+from typing import Any
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+# ---- capabilities ------------------------------------------------------------------------------
+
+_PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP = 24, 38, 22
+_CAPABILITY_V3 = 0x20080522
+
+
+def drop_capabilities() -> None:
+    """Give up every capability, for good; a root user becomes an ordinary owner of its files."""
+    with open("/proc/sys/kernel/cap_last_cap") as last:
+        for capability in range(int(last.read()) + 1):
+            # Fails without CAP_SETPCAP, and then there is nothing that an exec could regain.
+            _LIBC.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
+    header = struct.pack("=Ii", _CAPABILITY_V3, 0)
+    _check(_LIBC.capset(header, bytes(24)), "capset")
+    _check(_LIBC.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
+
+
+# ---- Landlock: files ---------------------------------------------------------------------------
+
+_CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # the same on every architecture
+_EXECUTE, _WRITE, _READ, _READ_DIR = 1, 2, 4, 8
+_FILE_RIGHTS = (1 << 15) - 1  # ABI 3: everything up to truncate
+_TRUNCATE = 1 << 14
+_IOCTL_DEV = 1 << 15  # ABI 5
+_SPECIAL_FILES = (1 << 6) | (1 << 9) | (1 << 10) | (1 << 11)  # character, socket, fifo, block
+_TCP = 0b11  # ABI 4: bind, connect
+_SCOPES = 0b11  # ABI 6: abstract sockets, signals
+LEAST_LANDLOCK = 3
+
+
+def restrict_files(readable: list[str], writable: list[str]) -> None:
+    """Read only `readable` and `writable`, write only `writable`, nothing anywhere else."""
+    version = _LIBC.syscall(_CREATE_RULESET, None, 0, 1)
+    _check(version, "Landlock")
+    if version < LEAST_LANDLOCK:
+        raise OSError(errno.ENOSYS, f"Landlock version {version}, expected {LEAST_LANDLOCK}")
+    handled = _FILE_RIGHTS | (_IOCTL_DEV if version >= 5 else 0)
+    attributes = struct.pack(
+        "=QQQ", handled, _TCP if version >= 4 else 0, _SCOPES if version >= 6 else 0
+    )
+    size = 24 if version >= 6 else 16 if version >= 4 else 8
+    ruleset = _LIBC.syscall(_CREATE_RULESET, attributes, size, 0)
+    _check(ruleset, "Landlock")
+    for paths, rights in (
+        (readable, _EXECUTE | _READ | _READ_DIR),
+        (writable, _FILE_RIGHTS & ~_SPECIAL_FILES & ~_EXECUTE),
+    ):
+        for path in paths:
+            _allow(ruleset, path, rights)
+    _check(_LIBC.syscall(_RESTRICT_SELF, ruleset, 0), "Landlock")
+    os.close(ruleset)
+
+
+def _allow(ruleset: int, path: str, rights: int) -> None:
+    try:
+        parent = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    if not os.path.isdir(path):
+        rights &= _EXECUTE | _WRITE | _READ | _TRUNCATE
+    rule = struct.pack("=Qi", rights, parent)
+    _check(_LIBC.syscall(_ADD_RULE, ruleset, 1, rule, 0), f"Landlock rule for {path}")
+    os.close(parent)
+
+
+# ---- seccomp: system calls ---------------------------------------------------------------------
+
+# name -> number; from the kernel's tables of each architecture.
+_EVERYWHERE = {
+    "pidfd_send_signal": 424, "io_uring_setup": 425, "io_uring_enter": 426,
+    "io_uring_register": 427, "pidfd_open": 434, "pidfd_getfd": 438, "process_madvise": 440,
+    "memfd_secret": 447, "fchmodat2": 452, "setxattrat": 463, "removexattrat": 466,
+    "file_setattr": 469,
+}  # fmt: skip
+_X86_64 = {
+    "shmget": 29, "shmat": 30, "socket": 41, "fork": 57, "vfork": 58, "semget": 64, "msgget": 68,
+    "chmod": 90, "fchmod": 91, "chown": 92, "fchown": 93, "lchown": 94, "ptrace": 101,
+    "rt_sigqueueinfo": 129, "utime": 132, "personality": 135, "setpriority": 141,
+    "sched_setparam": 142, "sched_setscheduler": 144, "setxattr": 188, "lsetxattr": 189,
+    "fsetxattr": 190, "removexattr": 197, "lremovexattr": 198, "fremovexattr": 199, "tkill": 200,
+    "sched_setaffinity": 203, "utimes": 235, "mq_open": 240, "add_key": 248, "request_key": 249,
+    "keyctl": 250, "ioprio_set": 251, "migrate_pages": 256, "fchownat": 260, "futimesat": 261,
+    "fchmodat": 268, "unshare": 272, "move_pages": 279, "utimensat": 280,
+    "rt_tgsigqueueinfo": 297, "perf_event_open": 298, "setns": 308, "process_vm_readv": 310,
+    "process_vm_writev": 311, "kcmp": 312, "sched_setattr": 314, "memfd_create": 319, "bpf": 321,
+    "userfaultfd": 323,
+}  # fmt: skip
+_AARCH64 = {
+    "setxattr": 5, "lsetxattr": 6, "fsetxattr": 7, "removexattr": 14, "lremovexattr": 15,
+    "fremovexattr": 16, "ioprio_set": 30, "fchmod": 52, "fchmodat": 53, "fchownat": 54,
+    "fchown": 55, "utimensat": 88, "personality": 92, "unshare": 97, "ptrace": 117,
+    "sched_setparam": 118, "sched_setscheduler": 119, "sched_setaffinity": 122, "tkill": 130,
+    "rt_sigqueueinfo": 138, "setpriority": 140, "mq_open": 180, "msgget": 186, "semget": 190,
+    "shmget": 194, "shmat": 196, "socket": 198, "add_key": 217, "request_key": 218, "keyctl": 219,
+    "migrate_pages": 238, "move_pages": 239, "rt_tgsigqueueinfo": 240, "perf_event_open": 241,
+    "setns": 268, "process_vm_readv": 270, "process_vm_writev": 271, "kcmp": 272,
+    "sched_setattr": 274, "memfd_create": 279, "bpf": 280, "userfaultfd": 282,
+}  # fmt: skip
+_CLONE3 = 435
+# machine -> (audit number, denied calls, clone, kill, tgkill, prlimit64)
+_MACHINES = {
+    "x86_64": (0xC000003E, _X86_64, 56, 62, 234, 302),
+    "aarch64": (0xC00000B7, _AARCH64, 220, 129, 131, 261),
+}
+_X32_BIT = 0x40000000
+_CLONE_THREAD = 0x00010000
+_LOAD, _IF_EQUAL, _IF_AT_LEAST, _IF_ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+_NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT = 0, 4, 16  # offsets in struct seccomp_data
+_ALLOW, _KILL, _ERROR = 0x7FFF0000, 0x80000000, 0x00050000
+
+Instruction = tuple[int, int, int, int]
+
+
+def call_filter(machine: str, pid: int) -> list[Instruction]:
+    """The filter: no new process, no socket, no signal to anybody else, no change of metadata."""
+    audit, denied, clone, kill, tgkill, prlimit = _MACHINES[machine]
+
+    def fail(code: int) -> Instruction:
+        return (_RETURN, 0, 0, _ERROR | code)
+
+    def when_argument(test: Instruction, number: int, otherwise: int) -> list[Instruction]:
+        return [
+            (_IF_EQUAL, 0, 4, number),
+            (_LOAD, 0, 0, _FIRST_ARGUMENT),
+            test,
+            fail(otherwise),
+            (_RETURN, 0, 0, _ALLOW),
+        ]
+
+    program: list[Instruction] = [
+        (_LOAD, 0, 0, _ARCHITECTURE),
+        (_IF_EQUAL, 1, 0, audit),
+        (_RETURN, 0, 0, _KILL),
+        (_LOAD, 0, 0, _NUMBER),
+    ]
+    if machine == "x86_64":
+        program += [(_IF_AT_LEAST, 0, 1, _X32_BIT), fail(errno.EPERM)]
+    for number in sorted({*_EVERYWHERE.values(), *denied.values()}):
+        program += [(_IF_EQUAL, 0, 1, number), fail(errno.EPERM)]
+    # The flags of clone3 lie in memory, where a filter cannot look: libc then falls back to clone.
+    program += [(_IF_EQUAL, 0, 1, _CLONE3), fail(errno.ENOSYS)]
+    program += when_argument((_IF_ANY_BIT, 1, 0, _CLONE_THREAD), clone, errno.EAGAIN)
+    for number in (kill, tgkill):
+        program += when_argument((_IF_EQUAL, 1, 0, pid), number, errno.EPERM)
+    program += [
+        (_IF_EQUAL, 0, 5, prlimit),
+        (_LOAD, 0, 0, _FIRST_ARGUMENT),
+        (_IF_EQUAL, 2, 0, 0),
+        (_IF_EQUAL, 1, 0, pid),
+        fail(errno.EPERM),
+        (_RETURN, 0, 0, _ALLOW),
+    ]
+    return [*program, (_RETURN, 0, 0, _ALLOW)]
+
+
+def install_filter(program: list[Instruction]) -> None:
+    """Hand a filter to the kernel; it holds until the process ends, and across exec."""
+    code = b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
+    buffer = ctypes.create_string_buffer(code, len(code))
+    header = struct.pack("@HP", len(program), ctypes.addressof(buffer))
+    _check(_LIBC.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
+    _check(_LIBC.prctl(_PR_SET_SECCOMP, 2, header), "seccomp")
+
+
+def restrict_calls() -> None:
+    """Install the filter of this machine."""
+    machine = os.uname().machine
+    if machine not in _MACHINES:
+        raise OSError(errno.ENOSYS, f"no seccomp filter for {machine}")
+    install_filter(call_filter(machine, os.getpid()))
+
+
+def _check(result: int, what: str) -> None:
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"{what}: {os.strerror(code)}")
+
+
+# ---- limits, and the program -------------------------------------------------------------------
+
+
+def restrict_use(memory_bytes: int, file_bytes: int, cpu_s: int) -> None:
+    """Limits of the process; nobody without capabilities can raise them again."""
+    for kind, limit in (
+        (resource.RLIMIT_AS, memory_bytes),
+        (resource.RLIMIT_FSIZE, file_bytes),
+        (resource.RLIMIT_CPU, cpu_s),
+        (resource.RLIMIT_NOFILE, 64),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        resource.setrlimit(kind, (limit, limit))
+
+
+# What judges of such problems have always imported for the solver.
+PRELUDE = "\n".join(
+    (
+        "import bisect, collections, functools, heapq, io, itertools, json, math, operator",
+        "import random, re, string, sys",
+        "from typing import *",  # before collections, whose Counter it shadows
+        "from bisect import *",
+        "from collections import *",
+        "from functools import *",
+        "from heapq import *",
+        "from itertools import *",
+        "from math import *",
+        "from operator import *",
+        "from builtins import *",  # over the pow of math and the abs of operator
+    )
+)
+
+
+def _run(settings: dict[str, Any]) -> None:
+    """Run the program as `__main__`; a function's result goes out as one JSON line."""
+    import types
+
+    source: str = settings["source"]
+    module = types.ModuleType("__main__")
+    sys.modules["__main__"] = module
+    sys.argv = ["main.py"]
+    space = vars(module)
+    if settings["prelude"]:
+        exec(PRELUDE, space)
+    function = settings["function"]
+    if function is None:
+        exec(compile(source, "main.py", "exec"), space)
+        return
+    result_pipe = os.dup(1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what the program prints is not its result
+    arguments = json.loads(sys.stdin.read())
+    exec(compile(source, "main.py", "exec"), space)
+    owner = space.get("Solution")
+    called = getattr(owner(), function) if owner is not None else space[function]
+    result = json.dumps(called(*arguments))
+    with open(result_pipe, "w") as pipe:
+        pipe.write(result)
+
+
+def main() -> None:
+    """Restrict, report, run."""
+    settings: dict[str, Any] = json.loads(sys.argv[1])
+    sys.path.extend(settings["packages"])
+    os.chdir(settings["folder"])
+    settings["source"] = open(settings["program"], encoding="utf-8").read()  # noqa: SIM115
+    missing: dict[str, str] = {}
+    for name, restrict in (
+        ("limits", lambda: restrict_use(*settings["limits"])),
+        ("capabilities", drop_capabilities),
+        ("Landlock", lambda: restrict_files(settings["readable"], settings["writable"])),
+        ("seccomp", restrict_calls),
+    ):
+        try:
+            restrict()
+        except (OSError, AttributeError, ValueError) as error:
+            missing[name] = str(error)
+    os.write(settings["status"], json.dumps(missing).encode())
+    os.close(settings["status"])
+    if missing and not settings["allow_unsafe"]:
+        sys.exit(1)
+    _run(settings)
+
+
+if __name__ == "__main__":
+    main()
