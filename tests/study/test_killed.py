@@ -16,7 +16,8 @@ from test_study import SPEC
 
 from epistill.store import RunStore, read_json, read_jsonl
 from epistill.study.runner import run_study
-from epistill.study.spec import StudySpec
+from epistill.study.spec import StudySpec, World
+from epistill.study.world import run_world
 
 TOY = {
     **SPEC,
@@ -147,3 +148,14 @@ def test_killed_again_and_again(undisturbed, tmp_path, times):
             assert one == other
     one, other = (read_json(p / "report.json") for p in (undisturbed, out))
     assert one["claims"] == other["claims"]
+
+
+def test_a_world_that_was_killed_begins_again(tmp_path):
+    """Its model is made in one go; what the killed process left of its numbers is no part of it."""
+    world = World(id="w", dials={"recovery": 0.5}, steps=3)
+    store = RunStore(tmp_path)
+    store.begin({"world": world.model_dump(mode="json")}, {})
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0, "loss": 1.0}\n{"step": 1, "lo')
+    run_world(world, tmp_path)
+    assert [row["step"] for row in store.metrics()] == [0, 1, 2]
+    assert store.result["measured"]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -119,13 +121,70 @@ def test_a_node_dies_in_the_middle_and_nothing_changes(two_nodes, serial, tmp_pa
     assert again == timings[lost[0]]
 
 
-def test_auto_starts_a_cluster_of_its_own(serial, tmp_path):
-    spec = StudySpec.model_validate({**SPEC, "arms": SPEC["arms"][:1]})
-    run_study(spec, tmp_path / "study", ray="auto", workers=1)
-    assert not ray.is_initialized()
-    for name in ("metrics.jsonl", "result.json"):
+FILE = f"""
+name = "ray"
+question = "The same?"
+about = "A test."
+seeds = [0]
+learning_rates = {{grpo = 1e-3}}
+resources = {{cpus = 1}}
+[run]
+model = "lab"
+steps = {STEPS}
+problems_per_step = 4
+samples_per_problem = 4
+checkpoint_every = 5
+task = {{type = "star_search", arms = 3, depth = 2}}
+sampling = {{max_new_tokens = 24}}
+[[evaluations]]
+name = "held out"
+task = {{type = "star_search", arms = 3, depth = 2, split = "test"}}
+problems = 4
+samples = 2
+[[arms]]
+id = "grpo"
+label = "GRPO"
+method = "grpo"
+"""
+
+
+def test_a_users_file_on_a_cluster_of_its_own(serial, tmp_path):
+    """From the command line; arms have the threads of the serial run, so the same bits."""
+    (tmp_path / "mine.toml").write_text(FILE)
+    command = [sys.executable, "-m", "epistill", "study", "mine.toml", "--ray", "auto", "--out", "out"]  # fmt: skip
+    done = subprocess.run(
+        [*command, "--workers", "1"], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / done.stdout.strip()).resolve() == tmp_path / "out" / "report.html"
+    for name in ("metrics.jsonl", "result.json", "evaluations/final-held out.jsonl"):
         path = Path("runs/grpo/seed-0") / name
-        assert (tmp_path / "study" / path).read_bytes() == (serial / path).read_bytes()
+        assert (tmp_path / "out" / path).read_bytes() == (serial / path).read_bytes()
+
+
+def test_arms_get_the_gpus_that_the_file_names(two_nodes, tmp_path):
+    """Ray counts what a node says it has: an arm that asks for a GPU waits for a node with one."""
+    cluster, _ = two_nodes
+    node = cluster.add_node(num_cpus=1, num_gpus=1, object_store_memory=80 * 1024**2)
+    spec = StudySpec.model_validate(
+        {**SPEC, "run": {**SPEC["run"], "steps": 2}, "resources": {"cpus": 1, "gpus": 1}}
+    )
+    used, stop = set(), threading.Event()
+
+    def look():
+        while not stop.wait(0.1):
+            if ray.is_initialized():
+                used.add(ray.cluster_resources().get("GPU", 0) - ray.available_resources().get("GPU", 0))  # fmt: skip
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    try:
+        run_study(spec, tmp_path / "study", ray=cluster.address)
+    finally:
+        stop.set()
+        watcher.join()
+        cluster.remove_node(node)
+    assert max(used) == 1.0
 
 
 def test_a_cluster_that_is_not_there(tmp_path):

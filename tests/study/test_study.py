@@ -11,6 +11,7 @@ import subprocess
 import pytest
 
 from epistill.errors import EpistillError
+from epistill.store import RunStore
 from epistill.study.executors import workers_at_once
 from epistill.study.runner import jobs_of, run_study
 from epistill.study.spec import Resources, StudySpec, load_study, shipped_studies
@@ -148,6 +149,24 @@ def test_other_settings_are_refused(finished):
     changed = StudySpec.model_validate({**SPEC, "seeds": [0]})
     with pytest.raises(EpistillError, match="a study with other settings"):
         run_study(changed, out)
+
+
+def test_a_second_process_on_one_study_is_refused(finished):
+    out, _ = finished
+    with RunStore(out).locked(), pytest.raises(EpistillError, match="in use by another process"):
+        run_study(StudySpec.model_validate(SPEC), out)
+
+
+def test_a_study_of_an_older_version_is_migrated_or_refused_with_the_way_out(finished, tmp_path):
+    out, _ = finished
+    copy = shutil.copytree(out, tmp_path / "toy")
+    old = json.loads((copy / "study.json").read_text())
+    del old["resources"]  # a setting that it did not have: its default is what it did
+    (copy / "study.json").write_text(json.dumps(old))
+    run_study(StudySpec.model_validate(SPEC), copy)
+    (copy / "study.json").write_text(json.dumps({**old, "scheduler": "greedy"}))
+    with pytest.raises(EpistillError, match=r"begun by another version .* choose another --out"):
+        run_study(StudySpec.model_validate(SPEC), copy)
 
 
 def test_a_mistake_in_one_arm_is_reported_as_such(tmp_path):

@@ -191,25 +191,41 @@ def test_a_second_process_on_one_directory_is_refused(tmp_path):
     assert epistill(folder, 1).returncode == 0
 
 
-def test_under_torchrun_the_first_process_alone_speaks_and_holds_the_lock(tmp_path):
-    folder, settings = tmp_path / "run", tmp_path / "run.toml"
-    settings.write_text(TOML.format(steps=1))
+def torchrun(folder, steps, **options):
+    settings = folder.parent / "run.toml"
+    settings.write_text(TOML.format(steps=steps))
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
         "-m", "epistill", "train", str(settings), "--out", str(folder),
     ]  # fmt: skip
-    options = {
-        "capture_output": True, "text": True, "timeout": 240,
-        "env": {**os.environ, "OMP_NUM_THREADS": "1"},
-    }  # fmt: skip
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=240,
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, **options,
+    )  # fmt: skip
+
+
+def test_under_torchrun_the_first_process_alone_speaks_and_holds_the_lock(tmp_path):
+    folder = tmp_path / "run"
     with RunStore(folder).locked():
-        refused = subprocess.run(command, **options)
+        refused = torchrun(folder, 1)
     assert refused.returncode != 0
     assert refused.stderr.count("in use by another process") == 1
-    done = subprocess.run(command, **options)
+    done = torchrun(folder, 1)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count(str(folder)) == 1
     assert RunStore(folder).result is not None
+
+
+def test_under_torchrun_all_processes_stop_where_a_file_cannot_grow(tmp_path):
+    folder = tmp_path / "run"
+    limit = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))}
+    stopped = torchrun(folder, 3, **limit)
+    assert stopped.returncode != 0
+    assert stopped.stderr.count("could not write checkpoint") == 1, stopped.stderr[-3000:]
+    assert not list((folder / "checkpoints").iterdir())
+    done = torchrun(folder, 3)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert [row["step"] for row in RunStore(folder).metrics()] == [0, 1, 2]
 
 
 # ---- older versions

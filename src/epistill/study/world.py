@@ -25,6 +25,7 @@ def run_world(world: World, folder: Path) -> RunStore:
         store.begin({"world": world.model_dump(mode="json")}, describe_environment())
         if store.result is not None:
             return store
+        store.rewind(0)  # of a process that was killed; a world begins again
         start = load_model(world.start)
         network, tokenizer = pretrain(
             replace(DEFAULT_DIALS, **world.dials),

@@ -63,7 +63,7 @@ def train(
     if (latest := latest_checkpoint(checkpoints, world)) is not None:
         done = load_checkpoint(latest, learner, world)
     world.on_first(lambda: store.rewind(done))
-    watch = Watch(config, store)
+    watch = Watch(config, store, world)
     if done == 0:
         on_step(0, student)
     while done < config.steps and watch.goes_on:

@@ -2,7 +2,9 @@
 
 Enters: the run's configuration and store, one row of metrics per step. Leaves: alarms.jsonl, and
 for the loop: the configuration of the next step, and whether there is one. Its only state is
-metrics.jsonl, so that a resumed run needs nothing from a checkpoint.
+metrics.jsonl, so that a resumed run needs nothing from a checkpoint. Where several processes train
+together, all decide by the first one's numbers: one that stopped alone would leave the others
+waiting for ever.
 """
 
 from __future__ import annotations
@@ -14,21 +16,24 @@ from epistill.config import RunConfig
 from epistill.monitor import Watcher, with_less_teacher
 from epistill.records import GradedRollout
 from epistill.store import RunStore
+from epistill.world import World
 
 
 class Watch:
-    """Monitors one run.
+    """Monitors one run; its making and `observe` are collective.
 
     Args:
         config: The run.
         store: Its directory, rewound to the step that comes next.
+        world: The processes that train together.
     """
 
-    def __init__(self, config: RunConfig, store: RunStore) -> None:
+    def __init__(self, config: RunConfig, store: RunStore, world: World) -> None:
         self._config = config
         self._store = store
+        self._world = world
         self._watcher = Watcher(config.monitor)
-        for row in store.metrics():
+        for row in world.on_first(store.metrics):  # the others may not see its files yet
             self._watcher.observe(row)
 
     @property
@@ -44,6 +49,7 @@ class Watch:
 
     def observe(self, record: Mapping[str, Any]) -> dict[str, Any]:
         """The step's record with what the monitor says about it; alarms are written down."""
+        record = self._world.on_first(lambda: dict(record))
         factor = self._watcher.factor
         alarms = self._watcher.observe(record)
         for alarm in alarms:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from torch.distributed.tensor import DTensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -62,6 +63,10 @@ def step(case, world):
         for p, c, a, t in zip(PROMPTS, COMPLETIONS, ADVANTAGES, CONTEXTS, strict=True)
     ]
     learner.trained.network.train()
+    calls = []
+    block = next(m for n, m in learner.trained.network.named_modules() if n.endswith("layers.0"))
+    inner = block.self_attn.forward  # a module's own hooks do not see what is computed again
+    block.self_attn.forward = lambda *args, **kwargs: (calls.append(1), inner(*args, **kwargs))[1]
     result = gradients_of_step(config, learner, rows, 0)
     parameters = dict(learner.trained.network.named_parameters())
     sum_gradients(parameters.values(), world)
@@ -70,7 +75,26 @@ def step(case, world):
         for name, p in parameters.items()
         if p.grad is not None
     }
-    return found, asdict(result)
+    return found, {**asdict(result), **layout_of(learner), "block_calls": len(calls)}
+
+
+def layout(tensor):
+    return (
+        (str(tensor.placements), tensor.to_local().shape) if isinstance(tensor, DTensor) else None
+    )
+
+
+def layout_of(learner):
+    """Whether each copied teacher lies over the processes as the student does, tensor by tensor."""
+    own = {n: layout(p) for n, p in learner.trained.network.named_parameters()}
+    copies = [t._model.network for t in learner.teachers().values() if hasattr(t, "_model")]
+    averages = [t._average for t in learner.teachers().values() if hasattr(t, "_average")]
+    theirs = [{n: layout(p) for n, p in copy.named_parameters()} for copy in copies]
+    theirs += [{n: layout(p) for n, p in average.items()} for average in averages]
+    return {
+        "teachers_laid_out_alike": all(one == own for one in theirs),
+        "sharded": all(value is not None for value in own.values()),
+    }
 
 
 def write_step(out, name, case, world):
