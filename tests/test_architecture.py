@@ -50,7 +50,9 @@ ALLOWED = {
         "evaluate.paired",
     },
     "report": FREE | {"store", "metrics", "evaluate.stats"},
-    "inputs": FREE | {"tasks"},
+    "preflight": FREE
+    | {"store", "objective", "tasks", "metrics", "rollouts", "teacher", "evaluate"},
+    "inputs": FREE | {"tasks", "preflight.config"},
     "integrations": FREE | {"store", "metrics", "rollouts"},
     "study": FREE
     | {
@@ -62,6 +64,7 @@ ALLOWED = {
         "evaluate",
         "report",
         "lab",
+        "preflight",
         "objective",
         "describe",
         "world",

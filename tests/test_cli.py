@@ -14,7 +14,7 @@ from epistill.rollouts.model import lab_directory
 
 COMMANDS = [
     [], ["study"], ["plan"], ["train"], ["eval"], ["lab"], ["lab", "pretrain"], ["lab", "card"],
-    ["measure"], ["shift"], ["grade"], ["compare"], ["tasks"], ["tasks", "show"], ["methods"], ["report"], ["env"],
+    ["measure"], ["shift"], ["grade"], ["compare"], ["preflight"], ["tasks"], ["tasks", "show"], ["methods"], ["report"], ["env"],
 ]  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from epistill.config import EvalSet, FileTask, RunConfig, SamplingConfig, StarSearchTask, TaskConfig
 from epistill.errors import EpistillError
 from epistill.methods import method
+from epistill.preflight.config import PreflightConfig
 from epistill.settings import Settings
 
 _STAR = re.compile(r"star-search(?::(\d+)x(\d+))?")
@@ -116,6 +117,17 @@ def evaluation_settings(
         },
     )
     return chosen, sampling
+
+
+def preflight_settings(*, data: str, contexts: str | None, **settings: Any) -> PreflightConfig:
+    """Checked settings of `epistill preflight`.
+
+    Raises:
+        EpistillError: Settings that do not fit.
+    """
+    names = () if contexts is None else tuple(n.strip() for n in contexts.split(",") if n.strip())
+    task = task_from_name(data).model_dump()
+    return _validated(PreflightConfig, {**settings, "task": task, "contexts": names})
 
 
 _Record = TypeVar("_Record", bound=Settings)

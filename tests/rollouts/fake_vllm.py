@@ -120,6 +120,8 @@ class FakeVllm:
         if path == "/update_weight_version":
             self.version = body["new_version"]
             return 200, {"success": True}
+        if path == "/v1/models":
+            return 200, {"data": [{"id": "m", "max_model_len": 512}]}
         if path == "/weight_info":
             return 200, {"weight_version": self.version}
         return 200, {}

@@ -11,6 +11,7 @@ import sys
 import typer
 
 from epistill.cli import runs as runs  # isort: skip
+from epistill.cli import preflight as preflight  # isort: skip
 from epistill.cli import plans as plans  # isort: skip
 from epistill.cli import traces as traces  # isort: skip
 from epistill.cli import compare as compare  # isort: skip

@@ -13,6 +13,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from epistill.report.prediction import PREDICTION_WORDS, prediction_figure
 from epistill.report.surface import surface_figure
 
 PALETTE = (
@@ -55,6 +56,11 @@ def plots_of(report: Mapping[str, Any]) -> list[Plot]:
         _evaluation_curves(arms, colours),
         _change_plot(arms, colours),
         _coverage_plot(arms, colours),
+        *(
+            Plot(*PREDICTION_WORDS, styled(prediction_figure(preflight["prediction"]), 640))
+            for preflight in report["preflights"]
+            if preflight["prediction"] is not None
+        ),
     ]
     return [plot for plot in made if plot is not None]
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TypedDict
+from functools import partial
+from typing import TYPE_CHECKING, Protocol, TypedDict
 
 from epistill.config import SamplingConfig
 from epistill.records import (
@@ -28,6 +29,9 @@ from epistill.rollouts.sampler import PromptRequest, sample
 from epistill.tasks.grading import Grader
 from epistill.world import World, current_world
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 
 class Drawing(TypedDict):
     """How every engine is asked to draw."""
@@ -38,8 +42,29 @@ class Drawing(TypedDict):
     policy_version: int
 
 
+class Speaker(Protocol):
+    """Whatever answers prompts beside a model in this process: a server, or a cache before one."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's tokenizer, which renders the prompts."""
+        ...
+
+    def sample(
+        self,
+        requests: Sequence[PromptRequest],
+        *,
+        samples: int,
+        sampling: SamplingConfig,
+        seed: int,
+        policy_version: int = 0,
+    ) -> list[Rollout]:
+        """As `rollouts.sampler.sample`."""
+        ...
+
+
 def sample_and_grade(
-    model: LanguageModel,
+    model: LanguageModel | Speaker,
     asked: Sequence[tuple[Problem, Sequence[Message]]],
     grader: Grader,
     *,
@@ -56,7 +81,7 @@ def sample_and_grade(
     of the chats, and all get everything.
 
     Args:
-        model: In eval mode.
+        model: In eval mode, or a speaker.
         asked: Problem and chat; repeats make separate groups.
         grader: Grades the answer parts.
         samples: Responses per chat.
@@ -83,7 +108,8 @@ def sample_and_grade(
         "policy_version": policy_version,
     }
     if engine is None:
-        rollouts = sample(model, [requests[i] for i in own], **drawing)
+        draw = partial(sample, model) if isinstance(model, LanguageModel) else model.sample
+        rollouts = draw([requests[i] for i in own], **drawing)
     else:
         everything = engine.sample(requests, **drawing)
         rollouts = [everything[i * samples + k] for i in own for k in range(samples)]

@@ -46,6 +46,12 @@ class KeptReplies(MutableMapping[str, Any]):
     def __delitem__(self, key: str) -> None:
         raise EpistillError("kept replies are never deleted one by one; remove the file instead")
 
+    def clear(self) -> None:
+        """Forget everything, on disk too."""
+        with self._lock:
+            self._path.unlink(missing_ok=True)
+            self._known.clear()
+
     def __iter__(self) -> Iterator[str]:
         return iter(tuple(self._known))
 

@@ -18,7 +18,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Partial
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+)
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.hub import cached_file
 from transformers.utils.logging import disable_progress_bar
@@ -205,21 +209,10 @@ def load_model(
         EpistillError: Not found, no tokenizer, pickled weights only, or a head whose logits this
             package would compute differently from the model itself.
     """
-    directory = lab_directory() if name == LAB_NAME else Path(name)
-    looks_local = name.startswith((".", "/", "~")) or directory.exists() or name == LAB_NAME
-    if looks_local:
-        directory = directory.expanduser()
-        known = ("config.json", "adapter_config.json")
-        if not any((directory / file).is_file() for file in known):
-            found = "no such directory" if not directory.is_dir() else "no config.json in it"
-            raise EpistillError(
-                f"model {name!r}: {found}; expected a Hugging Face model directory, a hub name or "
-                f"{LAB_NAME!r}"
-            )
-    source = str(directory) if looks_local else name
+    source = model_source(name)
     if not sys.stderr.isatty():
         disable_progress_bar()  # a bar in a log file is noise
-    tokenizer = _load_tokenizer(source, name, trust_remote_code)
+    tokenizer = load_tokenizer(source, name, trust_remote_code)
     _refuse_pickled_adapter(source, name)
     loader: Any = AutoModelForCausalLM
     try:
@@ -232,7 +225,7 @@ def load_model(
     except (OSError, ValueError) as error:
         _explain_own_code(error, name)
         raise EpistillError(
-            f"model {name!r} could not be loaded: {_first_line(error)}; expected a causal LM with "
+            f"model {name!r} could not be loaded: {first_line(error)}; expected a causal LM with "
             "safetensors weights"
         ) from error
     model = LanguageModel(network.to(device).eval(), tokenizer, name)
@@ -261,12 +254,33 @@ def with_lora(model: LanguageModel, settings: Lora) -> LanguageModel:
         network: Any = get_peft_model(model.network, adapter)
     except ValueError as error:
         raise EpistillError(
-            f"model {model.name!r}: {_first_line(error)}; name its linear layers in lora.targets"
+            f"model {model.name!r}: {first_line(error)}; name its linear layers in lora.targets"
         ) from error
     return model.with_network(network.eval())
 
 
-def _load_tokenizer(source: str, name: str, trust: bool) -> PreTrainedTokenizerBase:
+def model_source(name: str) -> str:
+    """A directory or a hub name.
+
+    Raises:
+        EpistillError: It looks like a directory and is none of a model.
+    """
+    directory = lab_directory() if name == LAB_NAME else Path(name)
+    looks_local = name.startswith((".", "/", "~")) or directory.exists() or name == LAB_NAME
+    if looks_local:
+        directory = directory.expanduser()
+        known = ("config.json", "adapter_config.json")
+        if not any((directory / file).is_file() for file in known):
+            found = "no such directory" if not directory.is_dir() else "no config.json in it"
+            raise EpistillError(
+                f"model {name!r}: {found}; expected a Hugging Face model directory, a hub name or "
+                f"{LAB_NAME!r}"
+            )
+    return str(directory) if looks_local else name
+
+
+def load_tokenizer(source: str, name: str, trust: bool) -> PreTrainedTokenizerBase:
+    """A fast tokenizer from a `model_source`; EpistillError without one."""
     folder = Path(source)
     # Without any file the library makes up an empty tokenizer instead of failing.
     if folder.is_dir() and not any((folder / file).is_file() for file in TOKENIZER_FILES):
@@ -279,7 +293,7 @@ def _load_tokenizer(source: str, name: str, trust: bool) -> PreTrainedTokenizerB
     except (OSError, ValueError) as error:
         _explain_own_code(error, name)
         raise EpistillError(
-            f"model {name!r} has no usable tokenizer: {_first_line(error)}; expected "
+            f"model {name!r} has no usable tokenizer: {first_line(error)}; expected "
             "tokenizer.json and tokenizer_config.json beside the weights"
         ) from error
     if not getattr(tokenizer, "is_fast", False):
@@ -330,5 +344,6 @@ def _check_head(model: LanguageModel) -> None:
         )
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What went wrong, on one line."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -86,6 +86,17 @@ def opens_thinking(prompt_text: str) -> bool:
     )
 
 
+def thinking_mode(prompt_text: str) -> Literal["open", "closed", "absent"]:
+    """How a rendered prompt leaves thinking: inside the tag, after an emptied pair, or untouched.
+
+    Two prompts of different modes ask for different kinds of response: comparing them compares the
+    modes, not the contexts.
+    """
+    if opens_thinking(prompt_text):
+        return "open"
+    return "closed" if prompt_text.rstrip().endswith(CLOSE) else "absent"
+
+
 @dataclass(frozen=True, slots=True)
 class SplitResponse:
     """A response cut at its thinking tags.

@@ -23,6 +23,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_aft
 from epistill.errors import EpistillError
 
 COMPLETIONS = "/v1/completions"
+API_KEY = "EPISTILL_VLLM_API_KEY"  # environment variable
 MAX_PAUSE_SECONDS = 60.0
 CONNECT_SECONDS = 10.0
 

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from pebble import ProcessExpired, ProcessPool
 
-from epistill.study.spec import Probe, Resources, World
+from epistill.study.spec import Preflight, Probe, Resources, World
 
 PR_SET_PDEATHSIG = 1  # prctl(2)
 
@@ -146,7 +146,7 @@ def run_job(payload: str, folder: str) -> None:
     """Carry out one job in a worker process.
 
     Args:
-        payload: JSON: a world, a probe with its seed, or a run.
+        payload: JSON: a world, a preflight, a probe with its seed, or a run.
         folder: Where.
     """
     from epistill.config import RunConfig
@@ -158,6 +158,10 @@ def run_job(payload: str, folder: str) -> None:
         from epistill.study.world import run_world
 
         run_world(World.model_validate(job["world"]), Path(folder))
+    elif "preflight" in job:
+        from epistill.study.preflights import run_preflight_job
+
+        run_preflight_job(Preflight.model_validate(job["preflight"]), Path(folder))
     elif "probe" in job:
         run_probe(Probe.model_validate(job["probe"]), job["seed"], Path(folder))
     else:

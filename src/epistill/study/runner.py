@@ -22,7 +22,7 @@ from epistill.errors import EpistillError
 from epistill.report.page import write_report
 from epistill.store import RunStore, read_json, write_json
 from epistill.study.executors import Executor, Handle, LocalProcesses, WorkerLost
-from epistill.study.spec import Arm, Probe, StudySpec, World
+from epistill.study.spec import Arm, Preflight, Probe, StudySpec, World
 from epistill.study.summary import summarise_study
 
 FIRST_REPORT_S = 120.0
@@ -34,9 +34,9 @@ Executors = Callable[[int], AbstractContextManager[Executor]]  # for so many job
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One arm or probe at one seed, or one world."""
+    """One arm or probe at one seed, one preflight, or one world."""
 
-    item: Arm | Probe | World
+    item: Arm | Probe | Preflight | World
     seed: int
     folder: Path
     payload: dict[str, Any]
@@ -64,8 +64,17 @@ def world_jobs(spec: StudySpec, out: Path) -> list[Job]:
 
 
 def jobs_of(spec: StudySpec, out: Path) -> list[Job]:
-    """All runs, seed after seed, so that a first picture of every arm comes early."""
-    jobs: list[Job] = []
+    """Preflights, then all runs, seed after seed: a first picture of every arm comes early."""
+    jobs = [
+        Job(
+            preflight,
+            preflight.settings.seed,
+            out / "runs" / preflight.id,
+            {"preflight": preflight.model_dump(mode="json")},
+            1,
+        )
+        for preflight in spec.preflights
+    ]
     for seed in spec.seeds:
         for probe in spec.probes:
             payload = {"probe": probe.model_dump(mode="json"), "seed": seed}

@@ -21,6 +21,7 @@ from pydantic import Field, ValidationError, model_validator
 from epistill.config import EvalSet, RunConfig, SamplingConfig, TaskConfig
 from epistill.errors import EpistillError
 from epistill.methods import method
+from epistill.preflight.config import Preflight
 from epistill.settings import Settings
 from epistill.study.hardware import Architecture, Hardware, Lengths
 
@@ -195,6 +196,7 @@ class StudySpec(Settings):
     worlds: tuple[World, ...] = ()
     grid: Grid | None = None
     probes: tuple[Probe, ...] = ()
+    preflights: tuple[Preflight, ...] = ()
     claims: tuple[Claim, ...] = ()
     controls: tuple[Claim, ...] = ()
     presets: dict[str, Preset] = Field(default_factory=dict)
@@ -226,11 +228,11 @@ class StudySpec(Settings):
 
     @model_validator(mode="after")
     def _names_exist(self) -> StudySpec:
-        known = [arm.id for arm in self.arms] + [probe.id for probe in self.probes]
+        known = [item.id for item in (*self.arms, *self.probes, *self.preflights)]
         if not known:
             raise ValueError("a study needs at least one arm or probe")
         if len(set(known)) != len(known):
-            raise ValueError(f"ids of arms and probes repeat: {sorted(known)}")
+            raise ValueError(f"ids of arms, probes and preflights repeat: {sorted(known)}")
         for claim in (*self.claims, *self.controls):
             for test in claim.tests:
                 for name in (test.arm, test.versus):
@@ -327,15 +329,12 @@ def load_study(name: str) -> StudySpec:
     Raises:
         EpistillError: Not found, not TOML, or settings that do not fit.
     """
-    path, shipped = Path(name), _shipped()
-    if name.removesuffix(".toml") in shipped:
-        text = shipped[name.removesuffix(".toml")].read_text(encoding="utf-8")
-    elif path.is_file():
-        text = path.read_text(encoding="utf-8")
-    else:
+    found: Traversable = _shipped().get(name.removesuffix(".toml"), Path(name))
+    if not found.is_file():
         raise EpistillError(
             f"no study {name!r}; expected one of {', '.join(shipped_studies())}, or a TOML file"
         )
+    text = found.read_text(encoding="utf-8")
     try:
         spec = StudySpec.model_validate(tomllib.loads(text))
         for arm in spec.arms:

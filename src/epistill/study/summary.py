@@ -13,6 +13,7 @@ from epistill.evaluate.run import MEASURES
 from epistill.evaluate.stats import bootstrap_mean
 from epistill.store import RunStore
 from epistill.study.claims import Stores, compare, judge, measured, table_of
+from epistill.study.prediction import prediction_of
 from epistill.study.spec import Arm, Comparison, Grid, StudySpec, point_id
 
 KINDS = ("in_domain", "ood")
@@ -67,6 +68,17 @@ def summarise_study(
             }
             for probe in spec.probes
             if probe.id in stores
+        ],
+        "preflights": [
+            {
+                "id": preflight.id,
+                "label": preflight.label,
+                "report": found,
+                "prediction": prediction_of(spec, found["contexts"], stores),
+            }
+            for preflight in spec.preflights
+            for store in stores.get(preflight.id, {}).values()
+            if (found := store.result) is not None
         ],
         "surface": None if spec.grid is None else _surface(spec.grid, stores, worlds),
         "traces": _traces(spec, stores),

@@ -37,7 +37,9 @@ NAMED_CONTEXTS: Mapping[str, Context] = {
     "wrong-answer": Context(source="wrong_answer"),
     "other-solution": Context(source="solution", problem="other"),
     "other-sibling": Context(source="sibling", problem="other"),
+    "half-solution": Context(source="solution", fraction=0.5),
     "shuffled-solution": Context(source="solution", shuffled=True),
+    "shuffled-sibling": Context(source="sibling", shuffled=True),
 }
 
 

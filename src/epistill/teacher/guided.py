@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 
 from epistill.axes import Context
 from epistill.config import SamplingConfig
-from epistill.records import GradedRollout, Problem
-from epistill.rollouts.collect import sample_and_grade
+from epistill.records import GradedRollout, Message, Problem
+from epistill.rollouts.collect import Speaker, sample_and_grade
 from epistill.rollouts.model import LanguageModel
 from epistill.seeds import derive_seed
 from epistill.tasks.grading import Grader
@@ -26,7 +26,7 @@ from epistill.teacher.context import (
 
 
 def guided_rollouts(
-    model: LanguageModel,
+    model: LanguageModel | Speaker,
     context: Context,
     unguided: Sequence[GradedRollout],
     grader: Grader,
@@ -46,23 +46,34 @@ def guided_rollouts(
     Returns:
         Rollouts of the problems that have a context, in order of first appearance.
     """
-    problems, texts = _one_per_problem(
-        unguided,
-        contexts_of(
-            model, context, unguided, grader, sampling=sampling, seed=derive_seed("context", seed)
-        ),
+    texts = contexts_of(
+        model, context, unguided, grader, sampling=sampling, seed=derive_seed("context", seed)
     )
-    bare = context.source == "none"
-    asked = [
-        (problem, teacher_messages(problem, None if bare else texts[problem.id], context))
-        for problem in problems
-        if bare or texts.get(problem.id) is not None
-    ]
+    asked = guided_chats(context, unguided, texts)
     return sample_and_grade(model, asked, grader, samples=samples, sampling=sampling, seed=seed)
 
 
+def guided_chats(
+    context: Context, unguided: Sequence[GradedRollout], texts: Sequence[str | None]
+) -> list[tuple[Problem, tuple[Message, ...]]]:
+    """The chats of guided sampling: one per problem that has a context, the first it has.
+
+    Args:
+        context: What is seen; source "none" leaves the bare question.
+        unguided: Rollouts without context.
+        texts: `contexts_of` them.
+    """
+    problems, chosen = _one_per_problem(unguided, texts)
+    bare = context.source == "none"
+    return [
+        (problem, teacher_messages(problem, None if bare else chosen[problem.id], context))
+        for problem in problems
+        if bare or problem.id in chosen
+    ]
+
+
 def contexts_of(
-    model: LanguageModel,
+    model: LanguageModel | Speaker,
     context: Context,
     graded: Sequence[GradedRollout],
     grader: Grader,

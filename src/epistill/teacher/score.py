@@ -21,10 +21,15 @@ from epistill.world import World, current_world
 
 @dataclass(frozen=True, slots=True)
 class TokenScores:
-    """One row's scores, [T] each, float32 on the CPU: nats of each completion token."""
+    """One row's scores, [T] each, float32 on the CPU: nats of each completion token.
+
+    Attributes:
+        mass: Probability of a set of tokens at each position; None where none was asked for.
+    """
 
     log_probs: Tensor
     entropies: Tensor
+    mass: Tensor | None = None
 
 
 @torch.no_grad()
@@ -35,6 +40,7 @@ def score_completions(
     *,
     temperature: float = 1.0,
     microbatch_tokens: int = 16_384,
+    mass_of: Sequence[int] | None = None,
 ) -> list[TokenScores]:
     """Score completions under their prompts.
 
@@ -44,6 +50,7 @@ def score_completions(
         completions: One per row.
         temperature: Logits are divided by it, as the sampler's were.
         microbatch_tokens: Padded tokens per forward pass.
+        mass_of: Also the total probability of these token ids at each position.
     """
     found: dict[int, TokenScores] = {}
     world = current_world()
@@ -52,25 +59,28 @@ def score_completions(
         micro_batches(lengths, max_tokens=world.batch_tokens(lengths, microbatch_tokens))
     )
     head = model.head()
+    wanted = torch.tensor(mass_of or (), dtype=torch.long, device=model.device)
     for members, counted in world.deal(batches):
         chosen = [completions[i] for i in members]
         batch = align(
             [prompts[i] for i in members], chosen, pad_id=model.pad_id, device=model.device
         )
         hidden = batch.hidden(model)
-        log_probs, entropies = [], []
+        log_probs, entropies, mass = [], [], []
         for part in torch.arange(len(hidden)).split(chunk_rows(head.weight.shape[0])):
             logits = head.logits(hidden[part]).float() / temperature
             log_probs.append(token_log_probs(logits, batch.token_ids[part]).cpu())
-            entropies.append(entropy(logits.log_softmax(-1)).cpu())
+            normalised = logits.log_softmax(-1)
+            entropies.append(entropy(normalised).cpu())
+            if mass_of is not None:
+                mass.append(normalised[:, wanted].exp().sum(-1).cpu())
         sizes = [len(completion) for completion in chosen]
-        rows = zip(
-            torch.cat(log_probs).split(sizes), torch.cat(entropies).split(sizes), strict=True
-        )
+        columns = [torch.cat(parts).split(sizes) for parts in (log_probs, entropies, mass) if parts]
+        rows = zip(*columns, strict=True)
         if counted:
             found |= {i: TokenScores(*scores) for i, scores in zip(members, rows, strict=True)}
     if world.size > 1:
-        found = _from_everyone(found, batches, completions, world)
+        found = _from_everyone(found, batches, completions, world, with_mass=mass_of is not None)
     return [found[i] for i in range(len(lengths))]
 
 
@@ -79,19 +89,21 @@ def _from_everyone(
     batches: Sequence[Sequence[int]],
     completions: Sequence[Sequence[int]],
     world: World,
+    *,
+    with_mass: bool,
 ) -> dict[int, TokenScores]:
     """All processes' scores; who scored which row follows from how the batches were dealt."""
-    log_probs, entropies = (
-        world.gather_tensor(torch.cat([torch.zeros(0), *parts]))
-        for parts in (
-            [score.log_probs for score in found.values()],
-            [score.entropies for score in found.values()],
+    names = ("log_probs", "entropies", *(("mass",) if with_mass else ()))
+    gathered = [
+        world.gather_tensor(
+            torch.cat([torch.zeros(0), *(getattr(score, name) for score in found.values())])
         )
-    )
+        for name in names
+    ]
     everything: dict[int, TokenScores] = {}
     for rank in range(world.size):
         rows = [i for batch in batches[rank :: world.size] for i in batch]
         sizes = [len(completions[i]) for i in rows]
-        parts = zip(rows, log_probs[rank].split(sizes), entropies[rank].split(sizes), strict=True)
-        everything |= {i: TokenScores(one, other) for i, one, other in parts}
+        parts = zip(*(column[rank].split(sizes) for column in gathered), strict=True)
+        everything |= {i: TokenScores(*scores) for i, scores in zip(rows, parts, strict=True)}
     return everything

@@ -27,9 +27,9 @@ from epistill.records import GradedRollout
 from epistill.rollouts.model import LanguageModel, lab_directory
 from epistill.rollouts.remote import RemoteEngine
 from epistill.rollouts.vllm import VllmPool
+from epistill.rollouts.vllm_client import API_KEY
 from epistill.teacher.score import score_completions
 
-API_KEY = "EPISTILL_VLLM_API_KEY"
 WEIGHTS_FOLDER = "engine_weights"
 
 

@@ -1,0 +1,1 @@
+"""What self-distillation would do, measured before training."""
