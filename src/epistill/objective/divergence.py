@@ -24,8 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-# Numbers per block: a handful of float32 arrays of this size fit into a second-level cache.
-BLOCK_NUMBERS = 2**18
+from epistill.objective.blocks import row_blocks
 
 
 def divergence(
@@ -65,9 +64,7 @@ class _Divergence(torch.autograd.Function):
         s, t = student.reshape(-1, student.shape[-1]), teacher.reshape(-1, teacher.shape[-1])
         nats = s.new_empty(s.shape[0])
         gradient = torch.empty_like(s) if ctx.needs_input_grad[0] else None
-        rows = max(1, BLOCK_NUMBERS // s.shape[1])
-        for start in range(0, s.shape[0], rows):
-            block = slice(start, start + rows)
+        for block in row_blocks(s):
             nats[block] = _block(
                 s[block], t[block], alpha, clip, None if gradient is None else gradient[block]
             )

@@ -14,15 +14,14 @@ from torch import Tensor
 
 from epistill.objective.divergence import divergence, sampled_token_terms
 from epistill.objective.policy_gradient import importance_weight
-from epistill.objective.support import aligned_log_probs
+from epistill.objective.support import aligned_log_probs, log_probs_of
 
 
 def token_log_probs(
     logits: Float[Tensor, "*batch V"], token_ids: Int[Tensor, "*batch"]
 ) -> Float[Tensor, "*batch"]:
     """Log p of the given tokens, in nats."""
-    chosen = logits.gather(-1, token_ids.unsqueeze(-1)).squeeze(-1)
-    return chosen - logits.logsumexp(-1)
+    return log_probs_of(logits, token_ids.unsqueeze(-1)).squeeze(-1)
 
 
 def distillation_nats(

@@ -7,11 +7,13 @@ are in it.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
+
+from epistill.objective.blocks import row_blocks
 
 TINY_TAIL = 1e-12
 
@@ -60,14 +62,50 @@ def aligned_log_probs(
         return student_logits.log_softmax(-1), teacher_logits.log_softmax(-1)
     chooser = student_logits if chosen_by == "student" else teacher_logits
     kept = chooser.detach().topk(top_k, dim=-1).indices
-    # Normalising after the gather: no second array of the vocabulary's size.
-    student, teacher = (
-        logits.gather(-1, kept) - logits.logsumexp(-1, keepdim=True)
-        for logits in (student_logits, teacher_logits)
-    )
+    student, teacher = (log_probs_of(logits, kept) for logits in (student_logits, teacher_logits))
     if add_tail:
         return (
             torch.cat([student, log_tail_mass(student)], -1),
             torch.cat([teacher, log_tail_mass(teacher)], -1),
         )
     return student.log_softmax(-1), teacher.log_softmax(-1)
+
+
+def log_probs_of(
+    logits: Float[Tensor, "*batch V"], ids: Int[Tensor, "*batch K"]
+) -> Float[Tensor, "*batch K"]:
+    """Log-probabilities of some tokens, in nats.
+
+    Beside the logits only one array of their size is made, the gradient.
+
+    Args:
+        logits: [..., V].
+        ids: [..., K].
+
+    Returns:
+        [..., K].
+    """
+    return _LogProbsOf.apply(logits, ids)  # pyright: ignore
+
+
+class _LogProbsOf(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, ids: Tensor) -> Tensor:
+        rows = logits.reshape(-1, logits.shape[-1])
+        normaliser = rows.new_empty(len(rows), 1)
+        for block in row_blocks(rows):
+            normaliser[block] = rows[block].logsumexp(-1, keepdim=True)
+        ctx.save_for_backward(logits, ids, normaliser)
+        return logits.gather(-1, ids) - normaliser.reshape(*logits.shape[:-1], 1)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        (upstream,) = grad_outputs
+        logits, ids, normaliser = ctx.saved_tensors
+        rows, picked = logits.reshape(-1, logits.shape[-1]), upstream.reshape(-1, ids.shape[-1])
+        total = picked.sum(-1, keepdim=True).neg_()
+        gradient = torch.empty_like(rows)
+        for block in row_blocks(rows):
+            torch.sub(rows[block], normaliser[block], out=gradient[block]).exp_().mul_(total[block])
+        gradient.scatter_add_(-1, ids.reshape(picked.shape), picked)
+        return gradient.reshape(logits.shape), None
