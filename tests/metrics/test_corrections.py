@@ -44,6 +44,7 @@ def episodes(text, lexicon=0, retractions=2):
         ("x = 5 + 1. Wait, x = 6.", 0),  # 5 + 1 is no number
         ("x = 5y. Wait, x = 6.", 0),
         ("x = 5 × 2, wait, x = 10", 0),
+        ("n = 1,200 wait n = 1,200 (a+b) = 3", 0),  # 1,200 (a+b) is no number, and 1 is not in it
         ("Wait, that's wrong.", 1),
         ("Wait, that’s wrong.", 1),
         ("Wait, hmm, that's wrong, I made a mistake.", 1),  # one correction, not two
@@ -79,7 +80,7 @@ def plain_episodes(text):
     for match in re.finditer("=", text):
         left = re.sub(r"[ &]?([-+*/^])[ &]?", r"\1", text[: match.start()].removesuffix(" "))
         left = re.search(r"""[^\s&=,;:$<>"'`?!|\x80-\U0010ffff]*$""", left)[0]
-        right = re.match(r" ?\$?(-?\d(?:[.,/]?\d)*)(?![a-z0-9]| ?(?:[-+*/^(_×]|\\(?![)\],;\\])))", text[match.end() :])  # fmt: skip
+        right = re.match(r" ?\$?(-?\d(?:[.,/]?\d)*+)(?![a-z0-9]| ?(?:[-+*/^(_×]|\\(?![)\],;\\])))", text[match.end() :])  # fmt: skip
         if not left or not right:
             continue
         number = right[1].replace(",", "")

@@ -33,12 +33,13 @@ def write_report(report: Mapping[str, Any], path: Path) -> Path:
     """Write the page.
 
     Args:
-        report: What `study.summary` collected.
+        report: What `study.summary` collected, by this version or an older one.
         path: Where; written whole or not at all.
 
     Returns:
         The path.
     """
+    report = {"preflights": [], **report}  # older versions had none
     return render_page(
         "study.html.j2", path, plots_of(report), report=report, traces=_marked_traces(report)
     )
