@@ -1,13 +1,17 @@
 """`epistill measure` beside the official script's counts, and grading beside plain math-verify.
 
-    python benchmarks/measure.py [--megabytes 200] [--repeats 3] [--out FILE.json]
+    python benchmarks/measure.py [--megabytes 200] [--responses 3000] [--repeats 5]
+        [--out FILE.json]
 
 Makes its own files of invented traces in a temporary folder. The peer of `measure` is the loop of
-the paper's official script, ten times `text.lower().count(word)` for each response; it is timed on
-texts that lie in memory already, while `measure` is timed as a process: start, reading, decoding,
-markers on boundaries with positions, words, control list, self-corrections and intervals included.
+the paper's official script, ten times `text.lower().count(word)` for each response. "counting" is
+like for like: the same ten words in the same texts in memory, ours with boundaries, positions and
+the number of words. "measure" is the command as a process: start, reading, decoding, four lexicons
+with their control list, Chinese, self-corrections and intervals included.
 Texts of models hold characters beyond ASCII; the same traces without them are timed too, since
 Python's str.lower and str.count are several times faster there.
+The peer of `grade` is a script that calls math-verify on one response after another, without a time
+limit; both are timed as processes.
 """
 
 from __future__ import annotations
@@ -15,7 +19,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import resource
 import subprocess
 import sys
 import tempfile
@@ -25,6 +28,27 @@ from typing import Any
 from common import medians_in_turn, report
 
 from epistill.metrics import load_lexicon
+from epistill.metrics.scan import Scanner
+from epistill.metrics.words import make_buffer
+
+BATCH = 36  # responses, half a megabyte: what `measure` takes at a time
+PEAK = """
+import runpy, sys
+sys.argv = ["epistill", *sys.argv[1:]]
+try:
+    runpy.run_module("epistill", run_name="__main__")
+finally:  # of this process alone; getrusage would begin with its parent's
+    peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+    print(peak.split()[1], file=sys.stderr)
+"""
+SEQUENTIAL = """
+import json, sys
+from math_verify import parse, verify
+for line in open(sys.argv[1]):
+    row = json.loads(line)
+    verify(parse("$" + row["answer"] + "$", parsing_timeout=None),
+           parse(row["response"], parsing_timeout=None), timeout_seconds=None)
+"""
 
 PLAIN = (
     "So the total is {a} + {b} = {c}.",
@@ -94,24 +118,90 @@ def official_counts(texts: list[str], words: tuple[str, ...]) -> None:
         {word: lowered.count(word) for word in words}
 
 
-def run_measure(path: Path, workers: int) -> float:
-    """Peak resident memory in MB of the largest of its processes, so far among all children."""
-    command = [sys.executable, "-m", "epistill", "measure", str(path), "--json"]
-    subprocess.run([*command, "--workers", str(workers)], check=True, stdout=subprocess.DEVNULL)
-    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+def our_counts(texts: list[str], scanner: Scanner) -> None:
+    """Markers on boundaries, their positions, substrings, words."""
+    for start in range(0, len(texts), BATCH):
+        scanner.scan(make_buffer(texts[start : start + BATCH]))
+
+
+def run(*arguments: str) -> None:
+    """One process, its output dropped."""
+    subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
+
+
+def run_measure(path: Path, workers: int) -> None:
+    """The command as a process."""
+    run("-m", "epistill", "measure", str(path), "--json", "--workers", str(workers))
+
+
+def peak_mb(path: Path) -> float:
+    """Peak resident memory of the command with one process."""
+    command = [sys.executable, "-c", PEAK, "measure", str(path), "--json", "--workers", "1"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return int(done.stderr.splitlines()[-1]) / 1024
+
+
+def write_answers(path: Path, rows: int) -> None:
+    """Boxed answers, half of them right, in forms that need algebra to be compared."""
+    rng = random.Random(0)
+    with path.open("w") as out:
+        for number in range(rows):
+            a, b = rng.randint(1, 60), rng.randint(2, 60)
+            gold, same = rng.choice(
+                (
+                    (f"\\frac{{{a}}}{{{b}}}", f"\\frac{{{2 * a}}}{{{2 * b}}}"),
+                    (f"{a * b}", f"{a} \\cdot {b}"),
+                    (f"[{a}, {a + b}]", f"[{a}, {a + b}]"),
+                    (f"{a}\\sqrt{{{b}}}", f"\\sqrt{{{a * a * b}}}"),
+                    (f"x^2 + {a}x", f"x(x + {a})"),
+                )
+            )
+            said = same if rng.random() < 0.5 else f"{a + b + 1}"
+            record = {
+                "problem_id": f"p{number}",
+                "answer": gold,
+                "response": f"So \\boxed{{{said}}}.",
+            }
+            out.write(json.dumps(record) + "\n")
+
+
+def grade_rows(folder: Path, count: int, repeats: int) -> list[dict[str, Any]]:
+    """`grade` with one and two processes beside a sequential script."""
+    path, graded = folder / "answers.jsonl", str(folder / "graded.jsonl")
+    write_answers(path, count)
+    command = ("-m", "epistill", "grade", str(path), "--out", graded, "--workers")
+    seconds = medians_in_turn(
+        {
+            "plain": lambda: run("-c", SEQUENTIAL, str(path)),
+            "one": lambda: run(*command, "1"),
+            "two": lambda: run(*command, "2"),
+        },
+        repeats,
+    )
+    return [
+        {
+            "responses": count,
+            "math-verify s": seconds["plain"],
+            "grade s": seconds["one"],
+            "two processes s": seconds["two"],
+            "math-verify / grade": seconds["plain"] / seconds["one"],
+            "math-verify / two": seconds["plain"] / seconds["two"],
+        }
+    ]
 
 
 def measure_rows(folder: Path, megabytes: float, repeats: int) -> list[dict[str, Any]]:
-    words = load_lexicon().words
+    words, scanner = load_lexicon().words, Scanner((load_lexicon(),))
     rows = []
     for kind, ascii_only in (("with ° ≤ — é", False), ("ASCII only", True)):
         path = folder / f"{'ascii' if ascii_only else 'mixed'}.jsonl"
         write_traces(path, megabytes, ascii_only=ascii_only)
-        peak = run_measure(path, 1)
+        peak = peak_mb(path)
         texts = read_texts(path)
         seconds = medians_in_turn(
             {
                 "counts": lambda texts=texts: official_counts(texts, words),
+                "ours": lambda texts=texts: our_counts(texts, scanner),
                 "read and count": lambda p=path: official_counts(read_texts(p), words),
                 "one": lambda p=path: run_measure(p, 1),
                 "two": lambda p=path: run_measure(p, 2),
@@ -123,10 +213,11 @@ def measure_rows(folder: Path, megabytes: float, repeats: int) -> list[dict[str,
                 "text": kind,
                 "MB": path.stat().st_size / 1e6,
                 "ten str.count s": seconds["counts"],
+                "counting s": seconds["ours"],
+                "str.count / counting": seconds["counts"] / seconds["ours"],
                 "json + ten str.count s": seconds["read and count"],
                 "measure s": seconds["one"],
                 "two processes s": seconds["two"],
-                "measure / str.count": seconds["one"] / seconds["counts"],
                 "measure / (json + str.count)": seconds["one"] / seconds["read and count"],
                 "two / one": seconds["two"] / seconds["one"],
                 "peak MB": peak,
@@ -139,12 +230,15 @@ def measure_rows(folder: Path, megabytes: float, repeats: int) -> list[dict[str,
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--megabytes", type=float, default=200)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args()
+    parser.add_argument("--responses", type=int, default=3000, help="to grade")
+    given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        rows = measure_rows(Path(folder), arguments.megabytes, arguments.repeats)
-    report("epistill measure", rows, arguments.out)
+        measured = measure_rows(Path(folder), given.megabytes, given.repeats)
+        graded = grade_rows(Path(folder), given.responses, given.repeats)
+    report("epistill measure", measured, given.out)
+    report("epistill grade", graded, given.out and given.out.with_suffix(".grade.json"))
 
 
 if __name__ == "__main__":
