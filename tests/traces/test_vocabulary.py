@@ -153,3 +153,16 @@ def test_sets_without_words_are_refused_and_skips_are_counted(write):
     reading = shift([good], [good], Options())["a"]["reading"]
     assert (reading["responses_used"], reading["responses_read"]) == (45, 46)
     assert np.isfinite(reading["skipped"]["null response"]["first_row"])
+
+
+def test_thinking_tags_are_no_words(write):
+    def tagged(name, seed):
+        rows = traces(seed, 1)
+        for row in rows:
+            row["response"] = f"<think>\n{row['response']}\n</think>\n\nanswer 7"
+        return write(name, rows)
+
+    found = shift([tagged("a.jsonl", 1)], [tagged("b.jsonl", 2)], Options())
+    words = {row["word"] for row in found["words"]}
+    assert "answer" in words
+    assert "think" not in words

@@ -31,7 +31,7 @@ from epistill.metrics.shift import (
     vocabulary_shift,
 )
 from epistill.metrics.words import WORD, fold
-from epistill.traces.fields import problem_of
+from epistill.traces.fields import Trace, problem_of
 from epistill.traces.measure import (
     Measured,
     Options,
@@ -43,7 +43,7 @@ from epistill.traces.measure import (
 from epistill.traces.read import Piece, find_files, pieces_of
 from epistill.traces.reading import Reading
 from epistill.traces.summary import describe_reading
-from epistill.traces.tabulate import MAX_CLUSTERS
+from epistill.traces.tabulate import MAX_CLUSTERS, split
 
 MAX_WORDS = 10_000
 # Beyond so many, words seen least are forgotten: flat memory costs the rarest.
@@ -179,13 +179,19 @@ def _see(piece: Piece, options: Options, lexicons: tuple[Lexicon, ...]) -> _Seen
                 seen.reading.fields["problem"][name] += 1
             if not seen.overflow:
                 seen.problems.add(cluster_of(trace, piece, i, problem))
-            seen.words.update(_words(trace.text, lexicons)[0])
+            seen.words.update(_words(_untagged(trace), lexicons)[0])
         seen.bound()
     return seen
 
 
 def _listed(lexicons: tuple[Lexicon, ...]) -> frozenset[str]:
     return frozenset(word for one in lexicons for word in one.words)
+
+
+def _untagged(trace: Trace) -> str:
+    """Thinking and answer; the tag between them is no word of the model's vocabulary."""
+    part = split(trace)
+    return f"{part.thinking}\n{part.answer}"
 
 
 def _words(text: str, lexicons: tuple[Lexicon, ...]) -> tuple[Counter[str], int]:
@@ -243,7 +249,7 @@ def _count(
         for i, trace in enumerate(traces):
             problem, _ = problem_of(trace, options.problem_field)
             row = frame.row(cluster_of(trace, piece, i, problem))
-            counts, length = _words(trace.text, lexicons)
+            counts, length = _words(_untagged(trace), lexicons)
             found.words[row] += length
             found.responses += 1
             for word, count in counts.items():
