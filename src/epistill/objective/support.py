@@ -92,11 +92,14 @@ class _LogProbsOf(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, ids: Tensor) -> Tensor:
         rows = logits.reshape(-1, logits.shape[-1])
-        normaliser = rows.new_empty(len(rows), 1)
+        # In two parts: a probability near one loses its last digits in logits - (top + log_sum).
+        top = rows.amax(-1, keepdim=True)
+        log_sum = torch.empty_like(top)
         for block in row_blocks(rows):
-            normaliser[block] = rows[block].logsumexp(-1, keepdim=True)
-        ctx.save_for_backward(logits, ids, normaliser)
-        return logits.gather(-1, ids) - normaliser.reshape(*logits.shape[:-1], 1)
+            log_sum[block] = torch.sub(rows[block], top[block]).exp_().sum(-1, keepdim=True).log_()
+        ctx.save_for_backward(logits, ids, top + log_sum)
+        top, log_sum = (part.reshape(*logits.shape[:-1], 1) for part in (top, log_sum))
+        return logits.gather(-1, ids) - top - log_sum
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
