@@ -6,9 +6,10 @@ import pytest
 from pydantic import ValidationError
 
 from epistill.axes import Method
-from epistill.config import RunConfig
+from epistill.config import RunConfig, StarSearchTask
 from epistill.describe import describe_method, extra_forwards
 from epistill.errors import EpistillError
+from epistill.inputs import evaluation_settings
 from epistill.methods import METHODS, method
 
 PINNED = {
@@ -240,3 +241,17 @@ def test_the_zoo_is_complete_and_described():
 )  # fmt: skip
 def test_extra_forward_passes(name, passes):
     assert extra_forwards(METHODS[name]) == passes
+
+
+def test_settings_that_would_stop_the_first_step_are_refused():
+    with pytest.raises(EpistillError, match="entry_clip"):
+        method("opsd", divergence={"alpha": 1.0, "support": {"type": "sampled_token"}})
+    settings = {"model": "lab", "task": {"type": "star_search"}, "samples_per_problem": 1}
+    chosen = method("sdpo", context={"source": "regenerated"})
+    with pytest.raises(ValueError, match="samples_per_problem"):
+        RunConfig.model_validate({**settings, "method": chosen.model_dump()})
+
+
+def test_the_command_line_evaluates_on_problems_that_training_never_draws():
+    chosen, _ = evaluation_settings("star-search:5x3", 4, 8, 1.0, 1.0, None, 20)
+    assert chosen.task.split != StarSearchTask().split

@@ -154,6 +154,11 @@ class Divergence(Settings):
                 f"support sampled_token estimates reverse KL only: found alpha={self.alpha}, "
                 "expected 1.0"
             )
+        if isinstance(self.support, SampledToken) and self.entry_clip is not None:
+            raise ValueError(
+                f"support sampled_token has one term per position and entry_clip {self.entry_clip} "
+                "bounds terms; expected entry_clip none"
+            )
         return self
 
 

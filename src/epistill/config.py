@@ -179,7 +179,10 @@ class RunConfig(Settings):
         method = self.method
         if self.monitor is not None and self.monitor.may_lower:
             method = with_less_teacher(method, self.monitor.lower_factor)
-        compares = method.gradient_share > 0 or method.context.source == "sibling"
+        compares = method.gradient_share > 0 or method.context.source in (
+            "sibling",
+            "regenerated",
+        )
         if self.method.traces is None and self.samples_per_problem < 2 and compares:
             raise ValueError(
                 f"samples_per_problem is {self.samples_per_problem}; expected at least 2: method "

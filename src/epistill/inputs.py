@@ -97,12 +97,15 @@ def evaluation_settings(
     top_k: int | None,
     max_new_tokens: int,
 ) -> tuple[EvalSet, SamplingConfig]:
-    """Checked settings of `epistill eval`."""
+    """Checked settings of `epistill eval`; of the lab's world the held-out problems."""
+    task = task_from_name(data)
+    if isinstance(task, StarSearchTask):
+        task = task.model_copy(update={"split": "test"})
     chosen = _validated(
         EvalSet,
         {
             "name": data,
-            "task": task_from_name(data).model_dump(),
+            "task": task.model_dump(),
             "samples": samples,
             "problems": problems,
         },

@@ -282,3 +282,35 @@ def test_renormalised_support_sums_to_one():
     for options in ({"top_k": 2}, {"top_k": 2, "add_tail": True}, {}):
         for side in aligned_log_probs(logits(1, 3, 6), logits(2, 3, 6), **options):
             torch.testing.assert_close(side.exp().sum(-1), torch.ones(3).double())
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("whose", [0, 1])
+def test_a_logit_that_is_no_number_is_never_hidden(alpha, whose):
+    given = [torch.randn(2, 5, dtype=torch.float64) for _ in range(2)]
+    given[whose][0, 3] = math.nan
+    found = nats(*given, alpha=alpha)
+    assert found[0].isnan()
+    assert found[1].isfinite()
+
+
+@pytest.mark.parametrize("top_k", [None, 3])
+def test_a_nan_under_the_mask_reaches_neither_value_nor_gradient(top_k):
+    student, teacher = (logits(seed, 2, 3, 5) for seed in (1, 2))
+    mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
+    ids = torch.zeros(2, 3, dtype=torch.long)
+    expected = self_distillation_loss(student, teacher, ids, mask, alpha=0.0, top_k=top_k)
+    spoiled = [
+        torch.where(mask.unsqueeze(-1) > 0, x.detach(), math.nan) for x in (student, teacher)
+    ]
+    spoiled[0].requires_grad_()
+    found = self_distillation_loss(*spoiled, ids, mask, alpha=0.0, top_k=top_k)
+    found.backward()
+    assert found.item() == expected.item()
+    assert spoiled[0].grad.isfinite().all()
+
+
+def test_forward_kl_has_no_cap():
+    student, teacher = torch.tensor([0.0, -200.0]), torch.tensor([0.0, 0.0])
+    expected = 100 - math.log(2)  # .5 (log .5 - 0) + .5 (log .5 + 200)
+    assert nats(student, teacher, alpha=0.0).item() == pytest.approx(expected, rel=1e-6)

@@ -134,3 +134,33 @@ def test_too_few_correct_traces_is_an_error(grader, monkeypatch):
     settings = config("sft-unguided", method_settings={"traces": {"count": 10_000}})
     with pytest.raises(EpistillError, match=r"only .* correct traces"):
         collect_traces(load_model("lab"), settings, make_curriculum(settings.task, None, 0), grader)
+
+
+def test_contrasting_views_are_cut_as_the_context_is(grader):
+    student, made = batch(
+        config("rlcsd", method_settings={"context": {"thinking": "remove"}}), grader
+    )
+    shown = [
+        student.tokenizer.decode(list(ids))
+        for row in made.rows
+        for ids in (row.teacher_prompt_ids, *row.negative_prompt_ids)
+        if row.negative_prompt_ids
+    ]
+    assert shown
+    assert all("try" not in text for text in shown)
+
+
+def test_only_contexts_are_counted_as_too_long(grader):
+    """Contrasting views that do not fit are no contexts."""
+    student, roomy = batch(config("rlcsd"), grader)
+    lengths = [
+        len(r.teacher_prompt_ids) + len(r.completion_ids)
+        for r in roomy.rows
+        if r.teacher_prompt_ids
+    ]
+    limit = sorted(lengths)[len(lengths) // 2]
+    student.network.config.max_position_embeddings = limit
+    _, tight = batch(config("rlcsd", sampling={"max_new_tokens": 20}), grader, model=student)
+    fits = sum(r.teacher_prompt_ids is not None for r in tight.rows)
+    assert tight.too_long > 0
+    assert fits + tight.too_long <= len(tight.rows)

@@ -297,3 +297,32 @@ def test_the_ratio_shape_decays(step, left):
 def test_contexts_of_the_fixture_cover_both_cases():
     assert None in CONTEXTS
     assert len(PROMPTS) == len(COMPLETIONS) == len(CONTEXTS)
+
+
+def test_a_row_that_lost_its_context_keeps_the_verifiers_part_alone():
+    """The context did not fit, a contrasting view did: no teacher, so nothing to contrast."""
+    row = Row((5,), (20, 21), (-1.0, -1.0), 1.0, None, negative_prompt_ids=((6,),))
+    lost = [Evidence(negatives=torch.zeros(1, 2))]
+    (signal,) = plan_signals([row], lost, METHODS["rlcsd"], Progress())
+    assert signal.gradient is None
+    (signal,) = plan_signals([row], lost, METHODS["credit"], Progress())  # verifier 0
+    assert signal.gradient is None
+    halved = method("credit", blend={"shape": {"verifier": 0.5}})
+    alone = [Evidence(teacher=TokenScores(torch.zeros(2), torch.zeros(2)))]  # nothing to contrast
+    for evidence in (lost, alone):
+        (signal,) = plan_signals([row], evidence, halved, Progress())
+        assert signal.advantage.tolist() == [0.5, 0.5]
+
+
+def test_the_pull_to_the_start_is_a_mean_over_all_rows_and_a_reason_to_step():
+    from dataclasses import replace
+
+    rows = [Row((5,), (20, 21), (-1.0, -1.0), 0.0, None, uniform=True) for _ in range(4)]
+    rows[0] = replace(rows[0], advantage=1.0, uniform=False)
+    evidence = [Evidence(start_log_probs=torch.tensor([-1.0, -2.0])) for _ in rows]
+    chosen = method("sdpg", policy_gradient={"drop_uniform_groups": True})
+    for part in (slice(0, 4), slice(1, 4)):
+        signals = plan_signals(rows[part], evidence[part], chosen, Progress())
+        total = sum(float(s.reference.sum()) for s in signals)
+        assert total == pytest.approx(chosen.blend.reference)
+        assert all(s.active for s in signals)

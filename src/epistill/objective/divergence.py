@@ -86,9 +86,10 @@ def _block(s: Tensor, t: Tensor, alpha: float, clip: float | None, out: Tensor |
     """
     log_p, log_q = s.log_softmax(-1), t.log_softmax(-1)
     p, q = log_p.exp(), log_q.exp()
-    # log q - log p; tokens that both forbid contribute nothing. The bound keeps exp finite; beyond
-    # it the terms below no longer change.
-    ratio = torch.sub(log_q, log_p).nan_to_num_(nan=0.0).clamp_(max=_largest_ratio(s.dtype))
+    # Tokens that both forbid contribute nothing. A logit that is no number must not pass for one:
+    # it makes the whole row of p or q NaN, and the row's nats with it.
+    ratio = torch.sub(log_q, log_p).nan_to_num_(nan=0.0, posinf=torch.inf, neginf=-torch.inf)
+    numbers = (p[..., 0] + q[..., 0]) * 0
     if alpha == 0.0:
         terms = (q * ratio).masked_fill_(q == 0, 0.0)
         h = q.neg_()
@@ -96,7 +97,9 @@ def _block(s: Tensor, t: Tensor, alpha: float, clip: float | None, out: Tensor |
         terms = (p * ratio).neg_().masked_fill_(p == 0, 0.0)
         h = terms + p
     else:
-        # log(p/m) = -log1p(alpha (q/p - 1)) loses no digits where p and q are close.
+        # log(p/m) = -log1p(alpha (q/p - 1)) loses no digits where p and q are close. The bound
+        # keeps exp finite; beyond it the terms below no longer change.
+        ratio.clamp_(max=_largest_ratio(s.dtype))
         log_p_over_m = torch.expm1(ratio).mul_(alpha).log1p_().neg_()
         h = (p * log_p_over_m).mul_(1 - alpha)
         terms = ratio.add_(log_p_over_m).mul_(q).masked_fill_(q == 0, 0.0).mul_(alpha).add_(h)
@@ -105,7 +108,7 @@ def _block(s: Tensor, t: Tensor, alpha: float, clip: float | None, out: Tensor |
         terms = terms.clamp(max=clip)
     if out is not None:
         torch.addcmul(h, p, h.sum(-1, keepdim=True), value=-1, out=out)
-    return terms.sum(-1)
+    return terms.sum(-1) + numbers
 
 
 def _largest_ratio(dtype: torch.dtype) -> float:

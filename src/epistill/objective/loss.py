@@ -109,9 +109,14 @@ def self_distillation_loss(
         SDPO 2601.20802, `core_algos.py::compute_self_distillation_loss`; held to 1e-10 by
         `tests/objective/test_golden.py`.
     """
+    kept = mask > 0
+    if not bool(kept.any()):
+        raise ValueError("the mask keeps no token, so there is no mean; skip this batch")
+    # The kept tokens alone: a NaN under the mask reaches neither the sum nor a gradient.
+    student_logits, token_ids = student_logits[kept], token_ids[kept]
     per_token = distillation_nats(
         student_logits,
-        teacher_logits,
+        teacher_logits[kept],
         token_ids,
         alpha=alpha,
         top_k=top_k,
@@ -122,13 +127,9 @@ def self_distillation_loss(
         if old_log_probs is None:
             raise ValueError("is_clip needs old_log_probs; pass them, or is_clip=None")
         log_probs = token_log_probs(_at_least_float32(student_logits.detach()), token_ids)
-        per_token = per_token * importance_weight(log_probs, old_log_probs, clip=is_clip)
-    weight = mask.to(per_token.dtype)
-    kept = weight.sum()
-    if kept == 0:
-        raise ValueError("the mask keeps no token, so there is no mean; skip this batch")
-    # torch.where, not multiplication: a NaN under the mask must not reach the sum.
-    return torch.where(weight > 0, per_token * weight, torch.zeros_like(per_token)).sum() / kept
+        per_token = per_token * importance_weight(log_probs, old_log_probs[kept], clip=is_clip)
+    weight = mask[kept].to(per_token.dtype)
+    return (per_token * weight).sum() / weight.sum()
 
 
 def _at_least_float32(logits: Tensor) -> Tensor:

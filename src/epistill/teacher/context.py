@@ -118,13 +118,13 @@ def context_texts(
 
 
 def negative_texts(
-    graded: Sequence[GradedRollout], *, count: int, seed: int
+    context: Context, graded: Sequence[GradedRollout], *, count: int, seed: int
 ) -> list[tuple[str, ...]]:
     """Contrasting contexts of every rollout: one wrong sibling, filled up with other siblings.
 
     RLCSD's choice: the first is a random wrong sibling whose answer could be read, up to count - 1
     further random siblings follow, never the rollout itself. Without a usable wrong sibling there
-    are none.
+    are none. What the context cuts out of its own text is cut out of these too.
     """
     groups = _groups(graded)
     found: list[tuple[str, ...]] = []
@@ -142,7 +142,8 @@ def negative_texts(
         first = rng.choice(wrong)
         rest = [i for i in others if i != first]
         chosen = [first, *rng.sample(rest, min(count - 1, len(rest)))]
-        found.append(tuple(shown_rollout(graded[i]) for i in chosen))
+        edited = (_edited(context, shown_rollout(graded[i]), (seed, i)) for i in chosen)
+        found.append(tuple(text for text in edited if text is not None))
     return found
 
 

@@ -35,8 +35,11 @@ def token_advantages(
 ) -> tuple[Tensor, Tensor | None]:
     """Advantage per token, and the tokens that took the contrasting path (or None)."""
     plain = torch.full((len(row.completion_ids),), row.advantage)
-    if method.shape is None or evidence.teacher is None:
+    if method.shape is None:
         return plain, None
+    if evidence.teacher is None:  # no context, or one that did not fit: the verifier's part alone
+        alone = method.shape.verifier if isinstance(method.shape, InputContrastShape) else 1.0
+        return plain * alone, None
     assert row.old_log_probs is not None
     own = torch.tensor(row.old_log_probs)
     u = evidence.teacher.log_probs - own
@@ -79,7 +82,7 @@ def token_advantages(
             )
         case InputContrastShape() as shape:
             if evidence.negatives is None:
-                return torch.zeros_like(plain), None
+                return plain * shape.verifier, None
             return (
                 input_contrast_advantage(
                     row.advantage,

@@ -92,7 +92,7 @@ def teacher_prompts(
         tuple(shown),
         tuple(_negatives(config, graded, texts, render, seed)),
         tuple(reference),
-        render.too_long,
+        sum(s is None and t is not None for s, t in zip(shown, texts, strict=True)),
     )
 
 
@@ -108,7 +108,7 @@ def _negatives(
     views: list[list[tuple[Message, ...]]] = [[] for _ in graded]
     match config.method.shape:
         case ContrastShape(negatives=count):
-            for i, negatives in enumerate(negative_texts(graded, count=count, seed=seed)):
+            for i, negatives in enumerate(negative_texts(context, graded, count=count, seed=seed)):
                 if texts[i] is not None:
                     views[i] = [
                         teacher_messages(graded[i].problem, text, context) for text in negatives
@@ -136,7 +136,6 @@ class _Renderer:
     def __init__(self, model: LanguageModel, config: RunConfig) -> None:
         self._model, self._thinking = model, config.sampling.thinking
         self._known: dict[tuple[Message, ...], Ids] = {}
-        self.too_long = 0
 
     def __call__(self, messages: tuple[Message, ...], item: GradedRollout) -> Ids | None:
         if messages not in self._known:
@@ -144,6 +143,5 @@ class _Renderer:
             self._known[messages] = prompt.ids
         ids, limit = self._known[messages], self._model.max_positions
         if limit is not None and len(ids) + len(item.rollout.completion_ids) > limit:
-            self.too_long += 1
             return None
         return ids

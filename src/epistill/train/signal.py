@@ -47,6 +47,7 @@ def plan_signals(
     else:
         scale_d = _scales(kept_lengths, method, progress)
         scale_g = _scales(lengths, method, progress)
+    scale_r = _scales([len(row.completion_ids) for row in rows], method, progress)
     confidence = _confidence(method, evidence, distilled, kept)
     path_scale = path_scales(advantages, reinforced, method)
     signals = []
@@ -64,7 +65,7 @@ def plan_signals(
             if path_scale is not None and taken is not None:
                 g_weight = torch.where(taken, path_scale[1], path_scale[0])
         if shares.reference > 0 and evidence[i].start_log_probs is not None:
-            r_weight = torch.full((length,), shares.reference * scale_g[i])
+            r_weight = torch.full((length,), shares.reference * scale_r[i])
         if row.importance is not None:
             factor = torch.tensor(row.importance)
             d_weight, g_weight, r_weight = (
@@ -129,7 +130,12 @@ def _shares(method: Method, progress: Progress) -> _Shares:
                 ),
             )
         case Shaped(shape=ContrastShape()):
-            return replace(whole, reinforces=lambda row, evidence: evidence.negatives is not None)
+            return replace(
+                whole,
+                reinforces=lambda row, evidence: (
+                    evidence.teacher is not None and evidence.negatives is not None
+                ),
+            )
         case Shaped():
             return whole
 

@@ -48,6 +48,7 @@ class StepResult:
         teacher_entropy_nats_per_token: Where the method asks for it.
         clipped_ratio_share: Share of policy-gradient tokens whose ratio was clipped.
         distilled_rows, reinforced_rows: Rows that carry each signal.
+        trained_rows: Rows that carry any, the pull to the start included.
         student_tokens, padding_share: Of the student's forward passes.
     """
 
@@ -62,6 +63,7 @@ class StepResult:
     clipped_ratio_share: float | None
     distilled_rows: int
     reinforced_rows: int
+    trained_rows: int
     student_tokens: int
     padding_share: float | None
 
@@ -287,6 +289,7 @@ class _Step:
             clipped_ratio_share=_mean(sums, "clipped", "gradient_tokens"),
             distilled_rows=distilled,
             reinforced_rows=sum(s.gradient is not None for s in self.signals),
+            trained_rows=sum(s.active for s in self.signals),
             student_tokens=real,
             padding_share=1 - real / padded if padded else None,
         )

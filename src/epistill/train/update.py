@@ -59,7 +59,7 @@ def update(
         learner.optimizer.zero_grad(set_to_none=True)
         rows = batch.rows[part * size : (part + 1) * size]
         result = gradients_of_step(config, learner, rows, step * parts + part)
-        if result.distilled_rows == 0 and result.reinforced_rows == 0:
+        if result.trained_rows == 0:
             results.append(result)
             continue  # nothing to learn from: weights, optimiser and teacher stay as they are
         parameters = [p for group in learner.optimizer.param_groups for p in group["params"]]
