@@ -3,7 +3,7 @@
 Enters: the student. Leaves: a teacher that scores and is told of every optimiser step. Copies are
 taken from memory, never reloaded from a path: a student changed in memory, or one that never had a
 path, gets the right teacher. State goes into the checkpoint. Teachers of a LoRA student are in
-`teacher.adapters`: they need no second copy of the base.
+`teacher.adapters`: frozen and averaged ones need no second copy of the base (a snapshot is one).
 """
 
 from __future__ import annotations
