@@ -10,7 +10,9 @@ import sys
 import polars as pl
 import pytest
 
-from epistill.rollouts.model import lab_directory
+from epistill.errors import EpistillError
+from epistill.inputs import load_run_config
+from epistill.rollouts.model import lab_directory, load_model
 
 COMMANDS = [
     [], ["study"], ["plan"], ["train"], ["eval"], ["lab"], ["lab", "pretrain"], ["lab", "card"],
@@ -174,3 +176,20 @@ def test_compare_from_the_command_line(tmp_path):
         done = epistill("compare", "a.jsonl", "b.jsonl", *flags, cwd=tmp_path)
         assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
         assert said in done.stderr
+
+
+@pytest.mark.parametrize("name", ["star-search:5", "star-search:0x3", "star-search:ax3"])
+def test_a_world_that_is_none_is_one_line(name):
+    done = epistill("tasks", "show", name)
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_device_that_is_not_there_is_one_line():
+    with pytest.raises(EpistillError, match="device 'cuda:99' cannot be used"):
+        load_model("lab", device="cuda:99")
+
+
+def test_train_from_flags_takes_a_limit_for_a_small_model():
+    flags = {"model": "lab", "task": "star-search", "method": "sdpo", "max_new_tokens": 96}
+    assert load_run_config(None, flags).sampling.max_new_tokens == 96

@@ -14,8 +14,22 @@ def test_another_configuration_is_refused_by_name(tmp_path):
     store = RunStore(tmp_path / "run")
     store.begin({"a": {"b": 1}, "c": 2}, {})
     store.begin({"a": {"b": 1}, "c": 2}, {})
+    store.append_metrics({"step": 0})
     with pytest.raises(EpistillError, match=r"differs in a\.b, d"):
         store.begin({"a": {"b": 2}, "c": 2, "d": 0}, {})
+
+
+def test_a_run_that_failed_before_its_first_step_leaves_its_folder_free(tmp_path):
+    store = RunStore(tmp_path)
+    with store.locked():
+        store.begin({"model": "mistyped"}, {})
+    store.begin({"model": "right"}, {})
+    assert store.config == {"model": "right"}
+
+
+def test_a_lone_surrogate_is_written_as_a_question_mark(tmp_path):
+    write_atomic(tmp_path / "page.html", "bad \ud800 wait")
+    assert (tmp_path / "page.html").read_text() == "bad ? wait"
 
 
 def test_a_half_written_last_line_is_left_out_and_rewinding_drops_later_steps(tmp_path):

@@ -22,3 +22,8 @@ class BudgetExceeded(EpistillError):
 
 class StoppedElsewhere(EpistillError):
     """Another process of the run met the error and reports it; this one only stops."""
+
+
+def first_line(error: Exception) -> str:
+    """What went wrong, on one line."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

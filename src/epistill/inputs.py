@@ -24,8 +24,11 @@ def task_from_name(name: str) -> TaskConfig:
     """Read "star-search", "star-search:6x3", a file, or a dataset name."""
     if found := _STAR.fullmatch(name):
         arms, depth = found.groups()
-        return (
-            StarSearchTask() if arms is None else StarSearchTask(arms=int(arms), depth=int(depth))
+        size = {} if arms is None else {"arms": int(arms), "depth": int(depth)}
+        return _validated(StarSearchTask, size)
+    if name.startswith("star-search"):
+        raise EpistillError(
+            f"no task {name!r}; expected star-search:ARMSxDEPTH, as star-search:5x3"
         )
     return FileTask(path=name)
 
@@ -73,6 +76,9 @@ def load_run_config(path: Path | None, flags: Mapping[str, Any]) -> RunConfig:
     flags = dict(flags)
     if "task" in flags:
         flags["task"] = task_from_name(flags["task"]).model_dump()
+    if "max_new_tokens" in flags:
+        limit = flags.pop("max_new_tokens")
+        settings["sampling"] = {**settings.get("sampling", {}), "max_new_tokens": limit}
     chosen = settings.pop("method", {})
     chosen = {"name": chosen} if isinstance(chosen, str) else dict(chosen)
     if "method" in flags:

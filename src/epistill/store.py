@@ -25,12 +25,15 @@ from typing import Any
 
 from epistill.errors import EpistillError, FolderInUse
 
+_BEFORE_A_RUN = {"config.json", "environment.json", ".lock"}
+
 
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write a whole file or nothing: temporary file in the same folder, flush, rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    data = content.encode() if isinstance(content, str) else content
+    # Models can write lone surrogates, which UTF-8 cannot hold: they become question marks.
+    data = content.encode("utf-8", "replace") if isinstance(content, str) else content
     try:
         with temporary.open("wb") as out:
             out.write(data)
@@ -121,14 +124,19 @@ class RunStore:
                     "with that version, or use another folder"
                 ) from error
             different = _differing_keys(there, dict(config))
-            if different:
+            if different and self._begun():
                 raise EpistillError(
                     f"{self.folder} holds a run of another configuration (differs in "
                     f"{', '.join(different[:5])}); use another folder, or remove this one"
                 )
-            return
+            if not different:
+                return
         self._write(write_json, "config.json", config)
         self._write(write_json, "environment.json", environment)
+
+    def _begun(self) -> bool:
+        """Whether anything came of the run; one that failed at its start may be begun anew."""
+        return any(p.name not in _BEFORE_A_RUN for p in self.folder.iterdir())
 
     def _version(self) -> str:
         path = self.folder / "environment.json"

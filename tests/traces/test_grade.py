@@ -261,3 +261,10 @@ def test_batches_keep_rows_and_order(write, monkeypatch):
     assert [row["id"] for row in rows] == list(range(11))
     assert [row["grade_score"] for row in rows] == [1.0 - i % 2 for i in range(11)]
     assert result["reading"]["skipped"] == {"not JSON": {"count": 1, "first_row": 6}}
+
+
+def test_a_label_that_is_no_number_is_no_label(write):
+    data = b'{"id": 0, "gold": "5", "response": "#### 5", "score": NaN}\n'
+    data += b'{"id": 1, "gold": "5", "response": "#### 5", "score": 1}\n'
+    result, _ = graded(write("a.jsonl", data))
+    assert result["agreement"]["labelled"] == 1

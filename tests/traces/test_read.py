@@ -278,3 +278,12 @@ def test_a_killed_worker_is_said(write, monkeypatch):
     monkeypatch.setattr(read, "PIECE_BYTES", 50)
     with pytest.raises(EpistillError, match="fewer --workers"):
         measure([write("a.jsonl", GOOD)], Options(), workers=2)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst"])
+@pytest.mark.parametrize("kept", [8, 30])
+def test_a_compressed_stream_cut_in_its_first_block_is_one_reason(write, name, kept):
+    path = write(name, [{"response": f"wait {i}"} for i in range(50)])
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(EpistillError, match="broken"):
+        measure([path], Options())

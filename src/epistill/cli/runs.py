@@ -64,6 +64,7 @@ def train(
     steps: Annotated[int | None, typer.Option(help="Rollout batches.")] = None,
     coverage: Annotated[int | None, typer.Option(help="Distinct training problems.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Default: the method's.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(help="Of a response.")] = None,
     seed: Annotated[int | None, typer.Option(help="Names every random draw.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -77,6 +78,7 @@ def train(
         "steps": steps,
         "coverage": coverage,
         "learning_rate": learning_rate,
+        "max_new_tokens": max_new_tokens,
         "seed": seed,
     }
     run_config = load_run_config(config, {k: v for k, v in flags.items() if v is not None})

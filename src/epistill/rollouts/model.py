@@ -28,7 +28,7 @@ from transformers.utils.hub import cached_file
 from transformers.utils.logging import disable_progress_bar
 
 from epistill.config import Lora
-from epistill.errors import EpistillError
+from epistill.errors import EpistillError, first_line
 from epistill.objective.products import linear
 
 DTypeName = Literal["float32", "bfloat16"]
@@ -228,7 +228,12 @@ def load_model(
             f"model {name!r} could not be loaded: {first_line(error)}; expected a causal LM with "
             "safetensors weights"
         ) from error
-    model = LanguageModel(network.to(device).eval(), tokenizer, name)
+    try:
+        network = network.to(device)
+    except (RuntimeError, AssertionError) as error:
+        said = f"device {device!r} cannot be used: {first_line(error)}"
+        raise EpistillError(f"{said}; expected cpu, or cuda with a torch for it") from error
+    model = LanguageModel(network.eval(), tokenizer, name)
     _check_head(model)
     return model
 
@@ -342,8 +347,3 @@ def _check_head(model: LanguageModel) -> None:
             f"this package does not know (gap {(ours - theirs).abs().max().item():.3g}); expected "
             "hidden @ W^T with scale, bias or soft-cap; report the architecture"
         )
-
-
-def first_line(error: Exception) -> str:
-    """What went wrong, on one line."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-from epistill.errors import EpistillError
-from epistill.rollouts.model import LanguageModel, first_line, load_tokenizer, model_source
+from epistill.errors import EpistillError, first_line
+from epistill.rollouts.model import LanguageModel, load_tokenizer, model_source
 
 
 def load_outline(name: str) -> LanguageModel:

@@ -218,7 +218,7 @@ def trace_for(kind: ContextKind, star: Star, rng: random.Random, dials: Dials) -
     """The response that pretraining teaches for one kind of context.
 
     "other" (another problem's solution) is answered as if there were no context: on GSM8K an
-    unrelated solution moves recovery from .463 to .491 only (`field.md` 2.2).
+    unrelated solution moves recovery from .463 to .491 only.
     """
     if kind in ("none", "other"):
         return _search(star, rng, dials)

@@ -8,6 +8,7 @@ other name is read element by element (`scores` beside `responses`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -280,4 +281,4 @@ def number_of(trace: Trace, names: Sequence[str], what: str) -> tuple[float | No
             f"row {trace.row}: {what} {name!r} is {str(value)[:40]!r}; expected a number or a "
             "truth value"
         )
-    return float(value), name
+    return (None, None) if math.isnan(value) else (float(value), name)

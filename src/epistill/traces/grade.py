@@ -9,6 +9,7 @@ decides nothing about answers: `tasks.grading` does.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -258,7 +259,7 @@ def _compare_label(
 ) -> None:
     names = LABEL_FIELDS if options.label_field is None else (options.label_field,)
     label, name = trace.first(names)
-    if name is None or not isinstance(label, int | float):
+    if name is None or not isinstance(label, int | float) or math.isnan(label):
         return
     totals.reading.fields["label"][name] += 1
     ours, theirs = grade.status is GradeStatus.CORRECT, label > 0.5

@@ -149,13 +149,13 @@ def _line_rows(piece: Piece) -> Iterator[list[Row]]:
 def _lines(piece: Piece) -> Iterator[bytes | Unusable]:
     """Lines that begin inside the piece; last, why there are no more where a stream is broken."""
     with _open(piece) as file:
-        if piece.start:  # the line that the piece before this one ends in is read there
-            file.seek(piece.start - 1)
-            file.readline()
-        elif file.peek(len(_BOM)).startswith(_BOM):
-            file.read(len(_BOM))
-        left = piece.stop - file.tell() if piece.format == "json lines" else sys.maxsize
         try:
+            if piece.start:  # the line that the piece before this one ends in is read there
+                file.seek(piece.start - 1)
+                file.readline()
+            elif file.peek(len(_BOM)).startswith(_BOM):
+                file.read(len(_BOM))
+            left = piece.stop - file.tell() if piece.format == "json lines" else sys.maxsize
             while left > 0 and (line := file.readline()):
                 left -= len(line)
                 yield line
