@@ -82,10 +82,10 @@ def vocabulary_shift(counts_a: Any, counts_b: Any, words_a: Floats, words_b: Flo
     sum_a, sum_b = (np.asarray(m.sum(axis=0)).ravel() for m in (a, b))
     rate_a, rate_b = sum_a / total_a, sum_b / total_b
 
-    def products(m: Any, n: Floats, r: Floats, k: Any, l: Floats, s: Floats) -> Floats:  # noqa: E741
-        """Sums over problems of (m - r n) (k - s l), which stays sparse."""
+    def products(m: Any, n: Floats, r: Floats, k: Any, o: Floats, s: Floats) -> Floats:
+        """Sums over problems of (m - r n) (k - s o), which stays sparse."""
         both = np.asarray((m * k).sum(axis=0)).ravel()
-        return both - s * (m.T @ l) - r * (k.T @ n) + r * s * float(n @ l)
+        return both - s * (m.T @ o) - r * (k.T @ n) + r * s * float(n @ o)
 
     variance = (
         products(a, words_a, rate_a, a, words_a, rate_a) / total_a**2

@@ -13,15 +13,15 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 import polars as pl
 
-from epistill.config import SamplingConfig
 from epistill.preflight.engine import Engine, Ids, Scores
-from epistill.records import Rollout
+from epistill.records import Rollout, rollout_from_json, rollout_to_json
 from epistill.rollouts.sampler import PromptRequest
+from epistill.rollouts.speaker import Drawing
 from epistill.store import write_atomic
 
 if TYPE_CHECKING:
@@ -70,39 +70,25 @@ class Cached:
         return self._engine.max_positions
 
     def sample(
-        self,
-        requests: Sequence[PromptRequest],
-        *,
-        samples: int,
-        sampling: SamplingConfig,
-        seed: int,
-        policy_version: int = 0,
+        self, requests: Sequence[PromptRequest], **drawing: Unpack[Drawing]
     ) -> list[Rollout]:
         """`Engine.sample`, chunk by chunk; a request's draws do not depend on its chunk."""
-        size = max(1, CHUNK_ROWS // samples)
+        size = max(1, CHUNK_ROWS // drawing["samples"])
+        how = {"policy_version": 0, **drawing}
+        how["sampling"] = drawing["sampling"].model_dump(mode="json")
         rollouts: list[Rollout] = []
         for start in range(0, len(requests), size):
             chosen = requests[start : start + size]
             key = {
                 "what": "sample",
                 "requests": [asdict(request) for request in chosen],
-                "samples": samples,
-                "sampling": sampling.model_dump(mode="json"),
-                "seed": seed,
-                "policy_version": policy_version,
+                **how,
             }
 
             def ask(chosen: Sequence[PromptRequest] = chosen) -> list[dict[str, Any]]:
-                drawn = self._engine.sample(
-                    chosen,
-                    samples=samples,
-                    sampling=sampling,
-                    seed=seed,
-                    policy_version=policy_version,
-                )
-                return [asdict(rollout) for rollout in drawn]
+                return [rollout_to_json(r) for r in self._engine.sample(chosen, **drawing)]
 
-            rollouts += [_rollout(row) for row in self._rows(key, ask)]
+            rollouts += [rollout_from_json(row) for row in self._rows(key, ask)]
         return rollouts
 
     def score(
@@ -148,12 +134,3 @@ class Cached:
             write_atomic(path, buffer.getvalue())
         self._on_chunk(self.found, self.asked)
         return rows
-
-
-def _rollout(row: Mapping[str, Any]) -> Rollout:
-    lists = ("prompt_ids", "completion_ids", "logprobs", "entropies")
-    values: dict[str, Any] = {
-        name: tuple(value) if name in lists and value is not None else value
-        for name, value in row.items()
-    }
-    return Rollout(**values)

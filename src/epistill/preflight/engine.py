@@ -10,16 +10,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
-from epistill.config import SamplingConfig
 from epistill.errors import EpistillError
 from epistill.records import Rollout
 from epistill.rollouts.model import LanguageModel
 from epistill.rollouts.sampler import PromptRequest, sample
+from epistill.rollouts.speaker import Drawing, Speaker
 from epistill.teacher.score import score_completions
 
 if TYPE_CHECKING:
@@ -48,17 +48,12 @@ class Scores:
     mass_slack: Numbers
 
 
-class Engine(Protocol):
+class Engine(Speaker, Protocol):
     """What preflight asks of a model."""
 
     @property
     def identity(self) -> Mapping[str, Any]:
         """What decides its numbers; part of the key of every cached result."""
-        ...
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """Renders prompts, decodes responses."""
         ...
 
     @property
@@ -69,18 +64,6 @@ class Engine(Protocol):
     @property
     def max_positions(self) -> int | None:
         """Longest prompt with completion; None where nobody says."""
-        ...
-
-    def sample(
-        self,
-        requests: Sequence[PromptRequest],
-        *,
-        samples: int,
-        sampling: SamplingConfig,
-        seed: int,
-        policy_version: int = 0,
-    ) -> list[Rollout]:
-        """As `rollouts.sampler.sample`."""
         ...
 
     def score(
@@ -124,23 +107,10 @@ class InProcess:
         return self._model.max_positions
 
     def sample(
-        self,
-        requests: Sequence[PromptRequest],
-        *,
-        samples: int,
-        sampling: SamplingConfig,
-        seed: int,
-        policy_version: int = 0,
+        self, requests: Sequence[PromptRequest], **drawing: Unpack[Drawing]
     ) -> list[Rollout]:
         """The in-process sampler."""
-        return sample(
-            self._model,
-            requests,
-            samples=samples,
-            sampling=sampling,
-            seed=seed,
-            policy_version=policy_version,
-        )
+        return sample(self._model, requests, **drawing)
 
     def score(
         self, prompts: Sequence[Ids], completions: Sequence[Ids], *, mass_of: Ids

@@ -8,16 +8,16 @@ unfinished one by the pool until the next begins.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Unpack
 
 import numpy as np
 
-from epistill.config import SamplingConfig
 from epistill.errors import EpistillError
 from epistill.preflight.engine import Ids, Scores, top_k_scores
 from epistill.records import Rollout
 from epistill.rollouts.kept import KeptReplies
 from epistill.rollouts.sampler import PromptRequest
+from epistill.rollouts.speaker import Drawing, Sampler
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,20 +43,8 @@ class ScoredTokens(Protocol):
         ...
 
 
-class Pool(Protocol):
+class Pool(Sampler, Protocol):
     """What is asked of the servers."""
-
-    def sample(
-        self,
-        requests: Sequence[PromptRequest],
-        *,
-        samples: int,
-        sampling: SamplingConfig,
-        seed: int,
-        policy_version: int = 0,
-    ) -> list[Rollout]:
-        """As `rollouts.sampler.sample`."""
-        ...
 
     def score(
         self, prompts: Sequence[Ids], completions: Sequence[Ids], *, top_k: int
@@ -97,26 +85,15 @@ class Served:
         self.identity: Mapping[str, Any] = {**identity, "top_k": self._top_k}
 
     def sample(
-        self,
-        requests: Sequence[PromptRequest],
-        *,
-        samples: int,
-        sampling: SamplingConfig,
-        seed: int,
-        policy_version: int = 0,
+        self, requests: Sequence[PromptRequest], **drawing: Unpack[Drawing]
     ) -> list[Rollout]:
         """The servers' own draws; the count of responses is checked."""
         self._begin()
-        found = self._pool.sample(
-            requests,
-            samples=samples,
-            sampling=sampling,
-            seed=seed,
-            policy_version=policy_version,
-        )
-        if len(found) != len(requests) * samples:
+        found = self._pool.sample(requests, **drawing)
+        expected = len(requests) * drawing["samples"]
+        if len(found) != expected:
             raise EpistillError(
-                f"the server gave {len(found)} responses; expected {len(requests) * samples}; "
+                f"the server gave {len(found)} responses; expected {expected}; "
                 "the same command goes on with what was kept"
             )
         self._finished = True

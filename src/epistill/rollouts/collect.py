@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
-from typing import TYPE_CHECKING, Protocol, TypedDict
 
 from epistill.config import SamplingConfig
 from epistill.records import (
@@ -26,41 +25,9 @@ from epistill.rollouts.model import LanguageModel
 from epistill.rollouts.prompts import render_prompt, split_thinking
 from epistill.rollouts.remote import RemoteEngine
 from epistill.rollouts.sampler import PromptRequest, sample
+from epistill.rollouts.speaker import Drawing, Speaker
 from epistill.tasks.grading import Grader
 from epistill.world import World, current_world
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-
-class Drawing(TypedDict):
-    """How every engine is asked to draw."""
-
-    samples: int
-    sampling: SamplingConfig
-    seed: int
-    policy_version: int
-
-
-class Speaker(Protocol):
-    """Whatever answers prompts beside a model in this process: a server, or a cache before one."""
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The model's tokenizer, which renders the prompts."""
-        ...
-
-    def sample(
-        self,
-        requests: Sequence[PromptRequest],
-        *,
-        samples: int,
-        sampling: SamplingConfig,
-        seed: int,
-        policy_version: int = 0,
-    ) -> list[Rollout]:
-        """As `rollouts.sampler.sample`."""
-        ...
 
 
 def sample_and_grade(

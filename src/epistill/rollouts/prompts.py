@@ -69,7 +69,7 @@ def render_prompt(
         text = tokenizer.apply_chat_template(
             chat, tokenize=False, add_generation_prompt=True, **options
         )
-    except Exception as error:
+    except Exception as error:  # a template is a program: it may raise anything
         raise EpistillError(
             f"the chat template of {tokenizer.name_or_path!r} refused the messages "
             f"(roles {[m.role for m in messages]}): {error}"

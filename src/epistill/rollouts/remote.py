@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Unpack
 
-from epistill.config import SamplingConfig
 from epistill.records import Rollout, rollout_from_json, rollout_to_json
 from epistill.rollouts.model import LanguageModel
 from epistill.rollouts.sampler import PromptRequest
+from epistill.rollouts.speaker import Drawing
 from epistill.rollouts.vllm import VllmPool
 from epistill.rollouts.vllm_client import ServersLost
 from epistill.world import current_world
@@ -46,13 +46,7 @@ class RemoteEngine:
         return found
 
     def sample(
-        self,
-        requests: Sequence[PromptRequest],
-        *,
-        samples: int,
-        sampling: SamplingConfig,
-        seed: int,
-        policy_version: int = 0,
+        self, requests: Sequence[PromptRequest], **drawing: Unpack[Drawing]
     ) -> list[Rollout]:
         """`VllmPool.sample`, once for all processes.
 
@@ -61,14 +55,7 @@ class RemoteEngine:
         """
 
         def ask() -> list[dict[str, Any]]:
-            rollouts = self.pool.sample(
-                requests,
-                samples=samples,
-                sampling=sampling,
-                seed=seed,
-                policy_version=policy_version,
-            )
-            return [rollout_to_json(rollout) for rollout in rollouts]
+            return [rollout_to_json(r) for r in self.pool.sample(requests, **drawing)]
 
         return [rollout_from_json(row) for row in _asked(ask)]
 

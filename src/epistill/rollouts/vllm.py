@@ -11,17 +11,17 @@ from collections.abc import Collection, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from epistill.config import SamplingConfig
 from epistill.errors import EpistillError
 from epistill.records import Rollout
 from epistill.rollouts.model import LanguageModel
 from epistill.rollouts.sampler import PromptRequest, decode_text
+from epistill.rollouts.speaker import Drawing
 from epistill.rollouts.vllm_client import Client, Job, Server, Unusable
 from epistill.rollouts.vllm_push import (
     WEIGHTS,
@@ -106,13 +106,7 @@ class VllmPool:
     # ---- sampling
 
     def sample(
-        self,
-        requests: Sequence[PromptRequest],
-        *,
-        samples: int,
-        sampling: SamplingConfig,
-        seed: int,
-        policy_version: int = 0,
+        self, requests: Sequence[PromptRequest], **drawing: Unpack[Drawing]
     ) -> list[Rollout]:
         """Sample responses; the contract of `sampler.sample`, without entropies.
 
@@ -121,17 +115,17 @@ class VllmPool:
 
         Args:
             requests: Prompts; each is one HTTP request for all its samples.
-            samples: Responses per prompt.
-            sampling: Temperature and token limit; top-p and top-k must be off, because the server
-                gives log-probs after them and a `Rollout` holds those before.
-            seed: Names every draw.
-            policy_version: Stamped on each rollout, unless weights were pushed: then the stamp is
-                the version that the server itself names after its reply.
+            **drawing: `samples`, responses per prompt; `sampling`, whose top-p and top-k must be
+                off, because the server gives log-probs after them and a `Rollout` holds those
+                before; `seed`; `policy_version`, stamped on each rollout unless weights were
+                pushed: then the stamp is the version that the server itself names after its reply.
 
         Raises:
             EpistillError: No server could answer, one refused, or its log-probs are not those at
                 the sampling temperature.
         """
+        samples, sampling, seed = drawing["samples"], drawing["sampling"], drawing["seed"]
+        policy_version = drawing.get("policy_version", 0)
         # Greedy responses are all the same, and the server refuses to repeat them.
         drawn = 1 if sampling.temperature == 0.0 else samples
         jobs = [

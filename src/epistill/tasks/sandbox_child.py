@@ -262,7 +262,8 @@ def main() -> None:
     settings: dict[str, Any] = json.loads(sys.argv[1])
     sys.path.extend(settings["packages"])
     os.chdir(settings["folder"])
-    settings["source"] = open(settings["program"], encoding="utf-8").read()  # noqa: SIM115
+    with open(settings["program"], encoding="utf-8") as program:
+        settings["source"] = program.read()
     missing: dict[str, str] = {}
     for name, restrict in (
         ("limits", lambda: restrict_use(*settings["limits"])),

@@ -188,7 +188,7 @@ def load_tokenizer(path: Path) -> Any:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # `--workers` says how many processes
     try:
         return Tokenizer.from_file(str(file))
-    except Exception as error:
+    except Exception as error:  # the library raises nothing narrower
         raise EpistillError(f"{file} is not a tokenizer: {error}; copy it again") from error
 
 
