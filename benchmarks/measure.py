@@ -6,8 +6,10 @@
 Makes its own files of invented traces in a temporary folder. The peer of `measure` is the loop of
 the paper's official script, ten times `text.lower().count(word)` for each response. "counting" is
 like for like: the same ten words in the same texts in memory, ours with boundaries, positions and
-the number of words. "measure" is the command as a process: start, reading, decoding, four lexicons
-with their control list, Chinese, self-corrections and intervals included.
+the number of words. "measure" is the command beside a script that reads the file and runs that
+loop, both as processes: four lexicons with their control list, Chinese, self-corrections and
+intervals included. "measuring" is `traces.measure.measure` without the start of an interpreter, by
+one process and by two.
 Texts of models hold characters beyond ASCII; the same traces without them are timed too, since
 Python's str.lower and str.count are several times faster there.
 The peer of `grade` is a script that calls math-verify on one response after another, without a time
@@ -30,6 +32,7 @@ from common import medians_in_turn, report
 from epistill.metrics import load_lexicon
 from epistill.metrics.scan import Scanner
 from epistill.metrics.words import make_buffer
+from epistill.traces.measure import Options, measure
 
 BATCH = 36  # responses, half a megabyte: what `measure` takes at a time
 PEAK = """
@@ -40,6 +43,16 @@ try:
 finally:  # of this process alone; getrusage would begin with its parent's
     peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
     print(peak.split()[1], file=sys.stderr)
+"""
+SCRIPT = """
+import json, sys
+totals = dict.fromkeys(sys.argv[2:], 0)
+with open(sys.argv[1], encoding="utf-8") as lines:
+    for line in lines:
+        text = json.loads(line)["response"].lower()
+        for word in totals:
+            totals[word] += text.count(word)
+print(totals)
 """
 SEQUENTIAL = """
 import json, sys
@@ -202,9 +215,11 @@ def measure_rows(folder: Path, megabytes: float, repeats: int) -> list[dict[str,
             {
                 "counts": lambda texts=texts: official_counts(texts, words),
                 "ours": lambda texts=texts: our_counts(texts, scanner),
-                "read and count": lambda p=path: official_counts(read_texts(p), words),
+                "script": lambda p=path: run("-c", SCRIPT, str(p), *words),
                 "one": lambda p=path: run_measure(p, 1),
                 "two": lambda p=path: run_measure(p, 2),
+                "call one": lambda p=path: measure([p], Options(), workers=1),
+                "call two": lambda p=path: measure([p], Options(), workers=2),
             },
             repeats,
         )
@@ -215,11 +230,14 @@ def measure_rows(folder: Path, megabytes: float, repeats: int) -> list[dict[str,
                 "ten str.count s": seconds["counts"],
                 "counting s": seconds["ours"],
                 "str.count / counting": seconds["counts"] / seconds["ours"],
-                "json + ten str.count s": seconds["read and count"],
+                "script s": seconds["script"],
                 "measure s": seconds["one"],
-                "two processes s": seconds["two"],
-                "measure / (json + str.count)": seconds["one"] / seconds["read and count"],
+                "script / measure": seconds["script"] / seconds["one"],
+                "measure, two processes s": seconds["two"],
                 "two / one": seconds["two"] / seconds["one"],
+                "measuring s": seconds["call one"],
+                "measuring, two processes s": seconds["call two"],
+                "measuring: two / one": seconds["call two"] / seconds["call one"],
                 "peak MB": peak,
             }
         )

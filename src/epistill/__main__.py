@@ -1,6 +1,17 @@
-"""`python -m epistill`."""
+"""`python -m epistill`, and the `epistill` command.
 
-from epistill.cli import main
+Processes that are spawned import their parent's main module again: it must cost them nothing.
+"""
+
+from __future__ import annotations
+
+
+def main() -> None:
+    """Entry point."""
+    from epistill.cli import main as command
+
+    command()
+
 
 if __name__ == "__main__":
     main()

@@ -131,13 +131,13 @@ def split_thinking(text: str, *, opened_in_prompt: bool = False) -> SplitRespons
         >>> split_thinking("answer 18").thinking
         ''
     """
-    before, closed, after = text.rpartition(CLOSE)
-    opening = text.find(OPEN)
-    if closed:
-        if 0 <= opening < len(before):
-            prose = before[:opening]
-            return SplitResponse(before[opening + len(OPEN) :], (prose + after).strip(), "paired")
-        return SplitResponse(before, after.strip(), "opened")
+    opening, closing = text.find(OPEN), text.rfind(CLOSE)
+    if closing >= 0:
+        after = text[closing + len(CLOSE) :]
+        if 0 <= opening < closing:
+            thinking, prose = text[opening + len(OPEN) : closing], text[:opening]
+            return SplitResponse(thinking, (prose + after).strip(), "paired")
+        return SplitResponse(text[:closing], after.strip(), "opened")
     if opening >= 0:
         return SplitResponse(text[opening + len(OPEN) :], text[:opening].strip(), "unclosed")
     if opened_in_prompt:

@@ -13,12 +13,14 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from types import TracebackType
-
-from pebble import ProcessExpired, ProcessPool
+from typing import TYPE_CHECKING
 
 from epistill.records import Grade, GraderName, GradeStatus
 from epistill.tasks.answers import extract_answer
 from epistill.tasks.code import grade_code
+
+if TYPE_CHECKING:
+    from pebble import ProcessPool
 
 NO_ANSWER = "the response has no answer part"
 UNREAD = "no answer was found in the response"
@@ -143,6 +145,8 @@ class Grader:
             return list(threads.map(lambda pair: grade_code(*pair), pairs))
 
     def _grade_in_pool(self, pairs: Sequence[tuple[str, str]]) -> list[Grade]:
+        from pebble import ProcessExpired, ProcessPool
+
         if self._pool is None:
             import multiprocessing
 

@@ -9,13 +9,11 @@ depend on `workers`. `traces.summary` turns sums into numbers with intervals.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,11 +22,11 @@ from epistill.errors import EpistillError
 from epistill.rollouts.prompts import SplitResponse
 from epistill.traces import fields
 from epistill.traces.fields import Trace, Unusable
+from epistill.traces.parallel import map_pieces
 from epistill.traces.read import Piece, Row, find_files, pieces_of, read_piece
 from epistill.traces.reading import Reading, hash64, identity_key
 from epistill.traces.tabulate import ClusterSums, Tabulator
 
-Found = TypeVar("Found")
 DEFAULT_LEXICONS = ("paper-en", "epistemic-zh")
 MAX_GROUPS = 50
 NO_GROUP, ALL = "(none)", "(all)"
@@ -95,7 +93,7 @@ def measure(paths: Sequence[Path], options: Options, *, workers: int = 1) -> lis
     Args:
         paths: Files, or folders of them.
         options: What to measure.
-        workers: Processes; a script that asks for several needs the usual
+        workers: Processes, this one included; a script that asks for several needs the usual
             `if __name__ == "__main__":`.
 
     Raises:
@@ -125,25 +123,6 @@ def measure(paths: Sequence[Path], options: Options, *, workers: int = 1) -> lis
             raise nothing_used(whole, options)
         results.append(whole)
     return results
-
-
-def map_pieces(
-    function: Callable[[Piece], Found], pieces: Sequence[Piece], workers: int
-) -> Iterator[Found]:
-    """A function of each piece, in order, by so many processes; it must be importable."""
-    if workers == 1 or len(pieces) == 1:
-        yield from map(function, pieces)
-        return
-    import multiprocessing
-
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(pieces)), spawn) as pool:
-        try:
-            yield from pool.map(function, pieces)
-        except BrokenProcessPool as error:
-            raise EpistillError(
-                "a worker process was killed, most likely for memory; use fewer --workers"
-            ) from error
 
 
 @cache

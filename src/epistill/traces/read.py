@@ -25,7 +25,7 @@ _MAGIC: dict[bytes, Format] = {
     b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"PAR1": "parquet",
 }  # fmt: skip
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".gz", ".zst")
-PIECE_BYTES = 16 << 20
+PIECE_BYTES = 2 << 20
 BATCH_BYTES = 512 << 10
 READ_BYTES = 64 << 10
 HALF_WRITTEN = "half-written last line"

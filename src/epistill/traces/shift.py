@@ -36,10 +36,10 @@ from epistill.traces.measure import (
     Measured,
     Options,
     cluster_of,
-    map_pieces,
     nothing_used,
     usable_traces,
 )
+from epistill.traces.parallel import map_pieces
 from epistill.traces.read import Piece, find_files, pieces_of
 from epistill.traces.reading import Reading
 from epistill.traces.summary import describe_reading
@@ -230,8 +230,9 @@ def _second_pass(
     workers: int,
 ) -> _Counted:
     function = partial(_count, options=options, lexicons=lexicons, frame=frame)
-    first, *others = map_pieces(function, pieces, workers)
-    for other in others:
+    counted = map_pieces(function, pieces, workers)
+    first = next(counted)
+    for other in counted:
         first.counts = first.counts + other.counts
         first.words += other.words
         first.responses += other.responses

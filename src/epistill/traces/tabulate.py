@@ -145,6 +145,8 @@ class Tabulator:
         first_words = buffer.words_before(buffer.starts[::2])
         for lexicon, hits in zip(self.lexicons, found, strict=True):
             markers, name = hits.markers, lexicon.name
+            if not hits.substrings.texts.size:
+                continue  # then it has no markers either
             response = markers.texts >> 1
             words = _by_word(response, markers, responses, len(lexicon.words))
             self._put(table, f"{name}.words", words)

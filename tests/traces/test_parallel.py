@@ -1,0 +1,102 @@
+"""Pieces shared out among processes: in order, each once, and a killed one is said."""
+
+import gc
+import os
+import signal
+import time
+from multiprocessing import parent_process
+from pathlib import Path
+
+import pytest
+
+from epistill.errors import EpistillError
+from epistill.traces import parallel
+from epistill.traces.parallel import map_pieces
+from epistill.traces.read import Piece
+
+
+def pieces(count):
+    return [Piece(Path("a"), "json lines", start, start + 1) for start in range(count)]
+
+
+def start_and_process(piece):
+    return piece.start, os.getpid()
+
+
+def threshold(_):
+    return gc.get_threshold()[0]
+
+
+def die_in_another_process(piece):
+    if parent_process() is not None:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return piece.start
+
+
+def wait_for_file(piece):
+    """The first piece, if another process has it, ends when the last of the queue is done."""
+    if piece.start == 0 and parent_process() is not None:
+        for _ in range(6000):
+            if piece.path.exists():
+                break
+            time.sleep(0.01)
+        else:
+            raise EpistillError("nobody took the last piece")
+    if piece.start == parallel.AHEAD * 2 - 1:
+        piece.path.touch()
+    return piece.start
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize("count", [1, 2, 40])
+def test_results_come_in_order_and_each_once(workers, count):
+    found = list(map_pieces(start_and_process, pieces(count), workers))
+    assert [start for start, _ in found] == list(range(count))
+    assert len({process for _, process in found}) <= workers
+
+
+def test_this_process_works_too(tmp_path):
+    """Piece 0 is the other process's; only this one can take the piece that it waits for."""
+    count = parallel.AHEAD * 2
+    shared = [Piece(tmp_path / "done", "json lines", i, i + 1) for i in range(count)]
+    assert list(map_pieces(wait_for_file, shared, 2)) == list(range(count))
+
+
+def test_no_more_is_begun_than_the_queue_holds():
+    asked = []
+
+    def some():
+        for piece in pieces(50):
+            asked.append(piece.start)
+            yield piece
+
+    class Slow:
+        """A pool that begins nothing."""
+
+        def submit(self, *_):
+            from concurrent.futures import Future
+
+            return Future()
+
+    found = parallel._shared(start_and_process, some(), Slow(), 4)
+    assert next(found)[0] == 0
+    assert len(asked) == 4
+
+
+def test_a_killed_process_is_said():
+    with pytest.raises(EpistillError, match="fewer --workers"):
+        list(map_pieces(die_in_another_process, pieces(9), 2))
+
+
+def test_an_error_of_a_piece_is_its_own(tmp_path):
+    def fail(piece):
+        raise EpistillError(f"piece {piece.start}")
+
+    with pytest.raises(EpistillError, match="piece 0"):
+        list(map_pieces(fail, pieces(3), 1))
+
+
+def test_the_collector_is_as_before():
+    before = gc.get_threshold()
+    assert list(map_pieces(threshold, pieces(2), 1)) == [parallel.PATIENCE] * 2
+    assert gc.get_threshold() == before
