@@ -29,8 +29,8 @@ def map_pieces(
 ) -> Iterator[Found]:
     """A function of each piece, in order, by so many processes; it must be importable.
 
-    This process is one of them: it begins at once, while the others are still starting, and takes
-    pieces from the end of the queue whose beginning they take.
+    This process is one of them: it begins at once, while the others are still starting, with the
+    first piece that none of them has.
 
     Raises:
         EpistillError: A process was killed.
@@ -64,7 +64,7 @@ def _shared(
             queue.append((piece, pool.submit(_run, function, piece)))
         if not queue:
             return
-        while not queue[0][1].done() and (mine := _take_last(queue)) is not None:
+        while not queue[0][1].done() and (mine := _take(queue)) is not None:
             piece, _ = queue[mine]
             done: Future[Found] = Future()
             done.set_result(_run(function, piece))
@@ -72,10 +72,9 @@ def _shared(
         yield queue.popleft()[1].result()
 
 
-def _take_last(queue: deque[tuple[Piece, Future[Found]]]) -> int | None:
-    """Index of the last piece that nobody has begun, which nobody else will begin now."""
-    for index in reversed(range(len(queue))):
-        future = queue[index][1]
+def _take(queue: deque[tuple[Piece, Future[Found]]]) -> int | None:
+    """Index of the first piece that nobody has begun, which nobody else will begin now."""
+    for index, (_, future) in enumerate(queue):
         if not future.done() and future.cancel():
             return index
     return None
