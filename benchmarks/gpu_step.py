@@ -21,7 +21,8 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from epistill.axes import FullVocabulary
 from epistill.methods import method
-from epistill.rollouts.model import LanguageModel, load_model
+from epistill.rollouts.load import load_model
+from epistill.rollouts.model import LanguageModel
 from epistill.teacher.align import align
 from epistill.teacher.weights import CopiedTeacher
 from epistill.train.row import Row

@@ -21,7 +21,7 @@ from common import medians_in_turn, report
 
 from epistill.config import RunConfig, SamplingConfig, StarSearchTask
 from epistill.methods import METHODS
-from epistill.rollouts.model import load_model
+from epistill.rollouts.load import load_model
 from epistill.tasks.coverage import make_curriculum
 from epistill.tasks.grading import Grader
 from epistill.teacher.align import align, micro_batches

@@ -82,6 +82,12 @@ def test_grade_writes_columns_and_sums(traces, tmp_path):
         "grade", tmp_path / "out.jsonl", "--grader", "exact", "--label-field", "grade_score"
     )
     assert "with an older label" in again.stdout
+    assert "check the name" not in again.stderr
+    mistyped = epistill(
+        "grade", tmp_path / "out.jsonl", "--grader", "exact", "--label-field", "scor"
+    )
+    assert mistyped.returncode == 0
+    assert "no response has --label-field 'scor'" in mistyped.stderr
     assert "out.graded.jsonl" in again.stdout
 
 
@@ -93,6 +99,12 @@ def test_grade_writes_columns_and_sums(traces, tmp_path):
         (["measure", "a.jsonl", "--lexicon", "none"], "no lexicon 'none'"),
         (["measure", "a.jsonl", "--tokenizer", "none"], "no tokenizer at none"),
         (["measure", "a.jsonl", "--response-field", "text"], "1 no field text"),
+        (
+            ["measure", "a.jsonl", "--by", "arn"],
+            "no response has --by 'arn'; fields found: response",
+        ),
+        (["measure", "a.jsonl", "--problem-field", "pid"], "no response has --problem-field 'pid'"),
+        (["shift", "a.jsonl", "a.jsonl", "--problem-field", "pid"], "has --problem-field 'pid'"),
         (["shift", "a.jsonl", "none.jsonl"], "no file none.jsonl"),
         (["grade", "a.jsonl"], "no reference answer"),
         (["grade", "a.jsonl", "--grader", "vibes"], "--grader is 'vibes'"),

@@ -255,3 +255,9 @@ def test_settings_that_would_stop_the_first_step_are_refused():
 def test_the_command_line_evaluates_on_problems_that_training_never_draws():
     chosen, _ = evaluation_settings("star-search:5x3", 4, 8, 1.0, 1.0, None, 20)
     assert chosen.task.split != StarSearchTask().split
+
+
+def test_a_reduction_that_would_be_ignored_is_refused():
+    settings = method("rlcsd").model_dump() | {"reduction": "sequence_mean"}
+    with pytest.raises(ValidationError, match="mean over tokens on each of its two paths"):
+        Method.model_validate(settings)

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from epistill.blends import Blend, Convex, PolicyGradient, Regularised, Shape, Shaped
+from epistill.blends import Blend, ContrastShape, Convex, PolicyGradient, Regularised, Shape, Shaped
 from epistill.settings import Settings
 
 # ---- axis 1: what the teacher sees -------------------------------------------------------------
@@ -287,5 +287,14 @@ class Method(Settings):
         if self.traces is not None and self.needs_teacher:
             raise ValueError(
                 f"method {self.name!r} has both traces and a teacher; expected one of them"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _two_means_are_no_reduction(self) -> Method:
+        if isinstance(self.shape, ContrastShape) and self.reduction != "token_mean":
+            raise ValueError(
+                f"method {self.name!r} takes the mean over tokens on each of its two paths; "
+                f"reduction {self.reduction!r} would change nothing; leave it out"
             )
         return self

@@ -18,7 +18,8 @@ from epistill.preflight.config import PreflightConfig
 from epistill.preflight.engine import InProcess
 from epistill.preflight.engines import make_engine
 from epistill.preflight.run import run_preflight
-from epistill.rollouts.model import LanguageModel, lab_directory
+from epistill.rollouts.load import lab_directory
+from epistill.rollouts.model import LanguageModel
 from epistill.rollouts.outline import load_outline
 from epistill.rollouts.prompts import render_prompt
 from epistill.rollouts.sampler import PromptRequest

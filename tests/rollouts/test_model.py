@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from epistill.errors import EpistillError
-from epistill.rollouts.model import Head, LanguageModel, lab_directory, load_model
+from epistill.rollouts.load import lab_directory, load_model
+from epistill.rollouts.model import Head, LanguageModel
 
 
 @pytest.fixture
@@ -102,9 +103,18 @@ def test_models_that_scale_or_cap_their_logits(family, lab_model, tmp_path):
 
 def test_an_unknown_head_is_refused(lab_model, tmp_path):
     """Were a model to change its logits in a way we do not know, the check must say so."""
-    from epistill.rollouts import model as module
+    from epistill.rollouts import load as module
 
     strange = LanguageModel(lab_model.network, lab_model.tokenizer, "strange")
     strange.head = lambda: Head(lab_model.head().weight, scale=2.0)
     with pytest.raises(EpistillError, match="a way this package does not know"):
         module._check_head(strange)
+
+
+def test_the_folder_of_a_run_names_its_model(tmp_path):
+    for path in (tmp_path / "config.json", tmp_path / "environment.json"):
+        path.write_text("{}")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    with pytest.raises(EpistillError, match=r"the folder of a run; its model is .*model'"):
+        load_model(str(tmp_path))

@@ -19,7 +19,7 @@ from served import serving, stop, widen_heads, with_misleading_defaults
 from epistill.config import RunConfig, SamplingConfig
 from epistill.errors import EpistillError
 from epistill.methods import method
-from epistill.rollouts.model import lab_directory, load_model
+from epistill.rollouts.load import lab_directory, load_model
 from epistill.rollouts.prompts import render_prompt
 from epistill.rollouts.sampler import PromptRequest, sample
 from epistill.rollouts.vllm import VllmPool

@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from epistill.errors import EpistillError
 from epistill.evaluate import maj_at_k, pass_at_k
 from epistill.store import RunStore
 from epistill.tasks.grading import Grader
-from epistill.traces.budgets import answer_of_prefix, cut_points, default_budgets
 from epistill.traces.compare import CompareOptions, compare
-from epistill.traces.fields import Trace
 from epistill.traces.measure import Options
-from epistill.traces.strata import Outcomes, accuracy_strata
 
 OPTIONS = CompareOptions(Options(keep=1000))
 
@@ -237,45 +231,6 @@ def test_nothing_is_dropped_silently(tmp_path):
 # ---- budgets
 
 
-def test_default_budgets():
-    assert default_budgets(38_912) == (1000, 2000, 4000, 8000, 16000, 32000)
-    assert default_budgets(1) == ()
-
-
-@settings(max_examples=40)
-@given(st.text(alphabet="ab 等'\n<", max_size=60), st.integers(1, 20))
-def test_a_cut_keeps_so_many_words(text, budget):
-    from epistill.metrics import count_words
-
-    (length,), ((stop,),) = cut_points([text], [budget])
-    assert length == count_words(text)
-    assert count_words(text[:stop]) == min(budget, length)
-
-
-def test_a_cut_in_tokens_is_that_prefix():
-    from epistill.rollouts.model import lab_directory
-    from epistill.traces.tabulate import load_tokenizer
-
-    tokenizer = load_tokenizer(Path(lab_directory()))
-    text = "maybe 16 13 2 dust hmm try 3 5 38 gold </think> answer 3"
-    ids = tokenizer.encode(text, add_special_tokens=False).ids
-    (length,), (stops,) = cut_points([text], [1, 5, len(ids), 999], tokenizer)
-    assert length == len(ids)
-    for budget, stop in zip([1, 5], stops, strict=False):
-        assert tokenizer.encode(text[:stop], add_special_tokens=False).ids == ids[:budget]
-    assert stops[2:] == [len(text), len(text)]
-
-
-def test_a_prefix_inside_thinking_has_no_answer():
-    opened = Trace("answer 3 or so </think> answer 4", {}, 1)
-    assert answer_of_prefix(opened, 14) == ""  # thinking, though no tag says so
-    assert answer_of_prefix(opened, 99) == "answer 4"
-    paired = Trace("<think>answer 3</think> answer 4", {}, 1)
-    assert answer_of_prefix(paired, 15) == ""
-    plain = Trace("answer 3. No, answer 4", {}, 1)
-    assert answer_of_prefix(plain, 8) == "answer 3"
-
-
 def test_budget_scores_by_hand(tmp_path):
     """Three words of thinking, then the answer: right from the fifth word on."""
     text = "<think>so it is</think>answer 7"
@@ -299,62 +254,6 @@ def test_budget_scores_by_hand(tmp_path):
     assert got[5][0] == 1
     assert got[100] == (1, 0, {"a": 0, "b": 0})
     assert found["sets"][0]["budget_unit"] == "words"
-
-
-# ---- shorter, or less doubtful
-
-
-def world(n, lengths, densities, right, seed):
-    rng = np.random.default_rng(seed)
-    problems = np.arange(4 * n) % n
-    return Outcomes(problems, (rng.random(4 * n) < right).astype(float), lengths, densities)
-
-
-def test_a_difference_that_is_all_length_is_told_from_one_that_is_all_doubt():
-    """Accuracy depends on length alone; B is shorter, and its doubt is another draw."""
-    rng, n = np.random.default_rng(3), 150
-    long_a, long_b = rng.random(4 * n) < 0.8, rng.random(4 * n) < 0.3
-    doubt = [rng.integers(0, 3, 4 * n).astype(float) for _ in range(2)]
-    sides = [
-        world(n, np.where(long, 200.0, 50.0), d, np.where(long, 0.9, 0.3), seed)
-        for long, d, seed in ((long_a, doubt[0], 1), (long_b, doubt[1], 2))
-    ]
-    parts = accuracy_strata(sides[0], sides[1], n)["decomposition"]
-    expected = 0.6 * (long_b.mean() - long_a.mean())
-    assert parts["length"]["mix"]["value"] == pytest.approx(expected, abs=0.05)
-    assert parts["length"]["within"]["low"] < 0 < parts["length"]["within"]["high"]
-    assert parts["density"]["within"]["high"] < -0.2
-    assert abs(parts["density"]["mix"]["value"]) < 0.05
-
-
-def test_the_parts_add_up_to_the_difference():
-    rng, n = np.random.default_rng(4), 40
-    sides = [
-        world(n, rng.integers(1, 99, 4 * n).astype(float), rng.random(4 * n), 0.5, seed)
-        for seed in (5, 6)
-    ]
-    found = accuracy_strata(sides[0], sides[1], n)
-    total = sides[1].scores.mean() - sides[0].scores.mean()
-    for kind in ("length", "density", "both"):
-        part = found["decomposition"][kind]
-        assert part["mix"]["value"] + part["within"]["value"] == pytest.approx(total)
-        for i, label in enumerate("ab"):
-            assert sum(row["responses"][label] for row in found[kind]) == sides[i].scores.size
-    for i, label in enumerate("ab"):
-        chosen = sides[i].lengths <= found["length"][0]["up_to"]
-        assert found["length"][0][label]["value"] == pytest.approx(sides[i].scores[chosen].mean())
-
-
-def test_strata_without_a_like_on_the_other_side_are_said():
-    n = 20
-    short = world(n, np.full(4 * n, 5.0), np.zeros(4 * n), 0.5, 1)
-    long = world(n, np.full(4 * n, 50.0), np.zeros(4 * n), 0.5, 2)
-    found = accuracy_strata(short, long, n)
-    assert found["decomposition"]["length"]["within"] is None
-    assert "one side only" in found["decomposition"]["length"]["reason"]
-    assert [row["label"] for row in found["density"]] == ["all"]
-    assert found["length"][0]["b"] is None
-    assert found["length"][0]["difference"] is None
 
 
 # ---- folders and runs
@@ -428,3 +327,9 @@ def test_scores_that_are_words_are_said_with_their_row(tmp_path):
     path = write(tmp_path / "a.jsonl", [{"id": 1, "response": "x", "score": "good"}])
     with pytest.raises(EpistillError, match="row 1: score 'score' is 'good'"):
         compared(path, path)
+
+
+def test_a_run_without_final_evaluations_is_said(tmp_path):
+    RunStore(tmp_path / "run").begin({"sampling": {}}, {})
+    with pytest.raises(EpistillError, match="run has no final evaluation"):
+        compared(tmp_path / "run", tmp_path / "run")

@@ -144,7 +144,7 @@ def test_a_fall_in_everything_is_not_a_fall_in_doubt(write):
 def test_tokens_of_a_tokenizer(write):
     from tokenizers import Tokenizer
 
-    from epistill.rollouts.model import lab_directory
+    from epistill.rollouts.load import lab_directory
 
     texts = ["<think>s 1 2 3</think>answer 18", "answer 7", "<think>3 4"]
     path = write("a.jsonl", [{"response": t, "n_tokens": 999} for t in texts])

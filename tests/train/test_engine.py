@@ -16,7 +16,7 @@ from epistill.config import RunConfig
 from epistill.errors import EpistillError
 from epistill.methods import METHODS, method
 from epistill.records import Grade, GradedRollout, GradeStatus, Message, Problem, Rollout
-from epistill.rollouts.model import load_model
+from epistill.rollouts.load import load_model
 from epistill.store import RunStore
 from epistill.study.run import run
 from epistill.train.engine import correct, open_engine

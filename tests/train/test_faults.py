@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from epistill.config import RunConfig
 from epistill.errors import EpistillError
 from epistill.methods import method
-from epistill.rollouts.model import load_model
+from epistill.rollouts.load import load_model
 from epistill.store import RunStore, read_json, write_json
 from epistill.study.run import run
 from epistill.tasks.grading import Grader

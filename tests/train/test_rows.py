@@ -7,7 +7,7 @@ import pytest
 from epistill.config import RunConfig
 from epistill.errors import EpistillError
 from epistill.methods import method
-from epistill.rollouts.model import load_model
+from epistill.rollouts.load import load_model
 from epistill.tasks.coverage import make_curriculum
 from epistill.tasks.grading import Grader
 from epistill.teacher.weights import make_teacher

@@ -10,7 +10,7 @@ from test_step import COMPLETIONS, CONTEXTS, PROMPTS, logits, make_rows
 from epistill.config import RunConfig
 from epistill.methods import METHODS, method
 from epistill.objective import clipped_surrogate, distillation_nats, token_log_probs
-from epistill.rollouts.model import load_model
+from epistill.rollouts.load import load_model
 from epistill.store import RunStore
 from epistill.tasks.grading import Grader
 from epistill.teacher.score import TokenScores

@@ -18,7 +18,7 @@ def study(
     name: Annotated[
         str,
         typer.Argument(
-            help="lab, lab-phase, a recipe (`epistill plan` lists them), or a TOML file."
+            help="lab, lab-phase, lab-preflight, a recipe (see `epistill plan`), or a TOML file."
         ),
     ],
     preset: Annotated[str | None, typer.Option(help="A smaller version, e.g. quick.")] = None,
@@ -125,7 +125,7 @@ def evaluate(
     )
     from epistill.evaluate.run import as_rows, self_contained_rows, summarise
     from epistill.evaluate.run import evaluate as run_evaluation
-    from epistill.rollouts.model import load_model
+    from epistill.rollouts.load import load_model
     from epistill.store import write_jsonl
     from epistill.tasks.grading import Grader
 

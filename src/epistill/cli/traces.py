@@ -160,7 +160,7 @@ def grade(
     from epistill.cli.tables import print_graded
     from epistill.traces.grade import grade_files
     from epistill.traces.references import GradeOptions
-    from epistill.traces.summary import skipped_of
+    from epistill.traces.summary import skipped_of, unread_of
 
     options = GradeOptions(
         response_field=response_field,
@@ -174,8 +174,13 @@ def grade(
         workers=workers,
     )
     results = grade_files(traces, out, options)
+    named = {
+        "problem": ("--problem-field", problem_field),
+        "label": ("--label-field", label_field),
+    }
     for result in results:
-        for line in skipped_of(result["file"], result["reading"]):
+        file, reading = result["file"], result["reading"]
+        for line in (*skipped_of(file, reading), *unread_of(file, reading, named)):
             warn(line)
     if as_json:
         say({"files": results})

@@ -11,7 +11,7 @@ from typing import Any
 from epistill.config import EvalSet, SamplingConfig, StarSearchTask
 from epistill.evaluate.run import as_rows, evaluate, summarise
 from epistill.lab.dials import measure_dials
-from epistill.rollouts.model import LAB_NAME, lab_directory, load_model
+from epistill.rollouts.load import LAB_NAME, lab_directory, load_model
 from epistill.tasks.grading import Grader
 
 WORLDS = ((5, 3), (6, 3), (4, 4), (5, 1))

@@ -21,7 +21,8 @@ from epistill.preflight.config import PreflightConfig
 from epistill.preflight.engine import Engine, InProcess
 from epistill.preflight.served import Served
 from epistill.rollouts.kept import KeptReplies
-from epistill.rollouts.model import LanguageModel, load_model
+from epistill.rollouts.load import load_model
+from epistill.rollouts.model import LanguageModel
 from epistill.rollouts.outline import load_outline
 from epistill.rollouts.vllm import VllmPool
 from epistill.rollouts.vllm_client import API_KEY, Client, Server, Unusable

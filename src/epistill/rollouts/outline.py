@@ -12,7 +12,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from epistill.errors import EpistillError, first_line
-from epistill.rollouts.model import LanguageModel, load_tokenizer, model_source
+from epistill.rollouts.load import load_tokenizer, model_source
+from epistill.rollouts.model import LanguageModel
 
 
 def load_outline(name: str) -> LanguageModel:

@@ -13,7 +13,7 @@ from epistill.errors import EpistillError
 from epistill.evaluate.run import as_rows, eval_records, summarise
 from epistill.records import GradedRollout
 from epistill.rollouts.collect import sample_and_grade
-from epistill.rollouts.model import load_model
+from epistill.rollouts.load import load_model
 from epistill.seeds import derive_seed
 from epistill.store import RunStore
 from epistill.study.spec import Probe

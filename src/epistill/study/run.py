@@ -18,7 +18,8 @@ from epistill.config import RunConfig
 from epistill.environment import describe_environment
 from epistill.errors import EpistillError
 from epistill.evaluate.run import as_rows, evaluate, grouped, per_problem, summarise
-from epistill.rollouts.model import LanguageModel, load_model, with_lora
+from epistill.rollouts.load import load_model
+from epistill.rollouts.model import LanguageModel, with_lora
 from epistill.seeds import derive_seed
 from epistill.store import RunStore
 from epistill.tasks.grading import Grader

@@ -12,7 +12,8 @@ from pathlib import Path
 from epistill.environment import describe_environment
 from epistill.lab.dials import measure_dials
 from epistill.lab.pretrain import pretrain
-from epistill.rollouts.model import LanguageModel, load_model
+from epistill.rollouts.load import load_model
+from epistill.rollouts.model import LanguageModel
 from epistill.store import RunStore
 from epistill.study.spec import World
 from epistill.tasks.star_traces import DEFAULT_DIALS

@@ -121,6 +121,9 @@ def measure(paths: Sequence[Path], options: Options, *, workers: int = 1) -> lis
             _merge(whole, next(parts), options)
         if not whole.reading.used:
             raise nothing_used(whole, options)
+        check_problem_field(path, whole.reading, options)
+        if options.by is not None and set(whole.groups) == {NO_GROUP}:
+            raise _no_field(path, "--by", options.by)
         results.append(whole)
     return results
 
@@ -279,18 +282,37 @@ def nothing_used(whole: Measured, options: Options) -> EpistillError:
         f"{count} {reason} (first in row {row})"
         for reason, (count, row) in whole.reading.skipped.items()
     )
+    return EpistillError(
+        f"{whole.path}: none of {whole.reading.read} responses can be used: {reasons}; fields "
+        f"found: {_fields_found(whole.path)}; expected one of "
+        f"{', '.join(fields.RESPONSE_FIELDS[:6])}, ... or name it with --response-field"
+    )
+
+
+def check_problem_field(path: Path, reading: Reading, options: Options) -> None:
+    """EpistillError where a field that the user named is in no record of a file."""
+    name = options.problem_field
+    if name is not None and not reading.fields["problem"][name]:
+        raise _no_field(path, "--problem-field", name)
+
+
+def _no_field(path: Path, flag: str, name: str) -> EpistillError:
+    return EpistillError(
+        f"{path}: no response has {flag} {name!r}; fields found: {_fields_found(path)}; check the "
+        "name"
+    )
+
+
+def _fields_found(path: Path) -> str:
+    """The fields of the first record of a file."""
     first = next(
         (
             row.record
-            for piece in pieces_of(whole.path)[:1]
+            for piece in pieces_of(path)[:1]
             for rows in read_piece(piece)
             for row in rows
             if row.record and not isinstance(row.record, Unusable)
         ),
         {},
     )
-    return EpistillError(
-        f"{whole.path}: none of {whole.reading.read} responses can be used: {reasons}; fields "
-        f"found: {', '.join(sorted(first)) or 'none'}; expected one of "
-        f"{', '.join(fields.RESPONSE_FIELDS[:6])}, ... or name it with --response-field"
-    )
+    return ", ".join(sorted(first)) or "none"

@@ -35,6 +35,7 @@ from epistill.traces.fields import Trace, problem_of
 from epistill.traces.measure import (
     Measured,
     Options,
+    check_problem_field,
     cluster_of,
     nothing_used,
     usable_traces,
@@ -167,6 +168,7 @@ def _first_pass(
     if not whole.reading.used:
         path, format = (pieces[0].path, pieces[0].format) if pieces else (Path("-"), "parquet")
         raise nothing_used(Measured(path, format, whole.reading), options)
+    check_problem_field(pieces[0].path, whole.reading, options)
     return whole
 
 

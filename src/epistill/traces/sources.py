@@ -62,13 +62,14 @@ def find_sources(a: Path, b: Path, *, pool: bool = False) -> tuple[Source, Sourc
 
 
 def _source(path: Path) -> Source:
-    if (path / "config.json").is_file() and (path / "evaluations").is_dir():
+    marks = ("evaluations", "environment.json")  # the latter from a run's first moment
+    if (path / "config.json").is_file() and any((path / mark).exists() for mark in marks):
         run = RunStore(path)
         names = [n for n in run.record_names("evaluations") if n.startswith(FINAL)]
         if not names:
             raise EpistillError(
                 f"{path} has no final evaluation; expected evaluations/final-*.jsonl; finish the "
-                "run first"
+                "run, and give it evaluation sets"
             )
         sampling = run.config.get("eval_sampling") or run.config.get("sampling") or {}
         files = {n.removeprefix(FINAL): (path / "evaluations" / f"{n}.jsonl",) for n in names}

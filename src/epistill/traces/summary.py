@@ -227,6 +227,23 @@ def skipped_of(file: str, reading: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def unread_of(
+    file: str, reading: Mapping[str, Any], named: Mapping[str, tuple[str, str | None]]
+) -> list[str]:
+    """One line for each field that the user named and no response has.
+
+    Args:
+        file: Its name.
+        reading: From `describe_reading`.
+        named: Role to the flag and the name that was given with it, None without one.
+    """
+    return [
+        f"{file}: no response has {flag} {name!r}; check the name"
+        for role, (flag, name) in named.items()
+        if name is not None and name not in reading["fields"].get(role, {})
+    ]
+
+
 def warnings_of(summary: Mapping[str, Any]) -> list[str]:
     """One line for everything a reader must not miss: what was skipped or repeated."""
     lines: list[str] = []

@@ -24,7 +24,8 @@ import torch
 from epistill.config import RunConfig, VllmRollouts
 from epistill.errors import EpistillError
 from epistill.records import GradedRollout
-from epistill.rollouts.model import LanguageModel, lab_directory
+from epistill.rollouts.load import lab_directory
+from epistill.rollouts.model import LanguageModel
 from epistill.rollouts.remote import RemoteEngine
 from epistill.rollouts.vllm import VllmPool
 from epistill.rollouts.vllm_client import API_KEY
