@@ -48,7 +48,7 @@ def wait_for_file(piece):
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
-@pytest.mark.parametrize("count", [1, 2, 40])
+@pytest.mark.parametrize("count", [0, 1, 2, 40])
 def test_results_come_in_order_and_each_once(workers, count):
     found = list(map_pieces(start_and_process, pieces(count), workers))
     assert [start for start, _ in found] == list(range(count))

@@ -166,3 +166,13 @@ def test_thinking_tags_are_no_words(write):
     words = {row["word"] for row in found["words"]}
     assert "answer" in words
     assert "think" not in words
+
+
+def test_a_parquet_file_without_row_groups_is_named(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = tmp_path / "none.parquet"
+    pq.ParquetWriter(path, pa.schema([("response", pa.string())])).close()
+    with pytest.raises(EpistillError, match=r"none\.parquet has zero rows"):
+        shift([path], [path], Options(), workers=2)

@@ -27,8 +27,8 @@ from epistill.records import Grade, GraderName, GradeStatus
 from epistill.tasks.grading import Grader
 from epistill.traces import fields
 from epistill.traces.fields import Trace, Unusable
-from epistill.traces.measure import Measured, Options, nothing_used
-from epistill.traces.read import find_files, pieces_of
+from epistill.traces.measure import nothing_used
+from epistill.traces.read import find_files
 from epistill.traces.reading import Reading, hash64
 from epistill.traces.references import (
     GradeOptions,
@@ -149,9 +149,7 @@ def _line(record: Mapping[str, Any]) -> bytes:
 
 def _nothing_graded(path: Path, reading: Reading, options: GradeOptions) -> EpistillError:
     if not reading.fields["response"]:
-        pieces = pieces_of(path)
-        whole = Measured(path, pieces[0].format if pieces else "parquet", reading)
-        return nothing_used(whole, Options(response_field=options.response_field))
+        return nothing_used(path, reading)
     reasons = ", ".join(
         f"{n} {why} (first in row {row})" for why, (n, row) in reading.skipped.items()
     )

@@ -120,7 +120,7 @@ def measure(paths: Sequence[Path], options: Options, *, workers: int = 1) -> lis
         for _ in pieces:
             _merge(whole, next(parts), options)
         if not whole.reading.used:
-            raise nothing_used(whole, options)
+            raise nothing_used(path, whole.reading)
         check_problem_field(path, whole.reading, options)
         if options.by is not None and set(whole.groups) == {NO_GROUP}:
             raise _no_field(path, "--by", options.by)
@@ -274,17 +274,16 @@ def _check_groups(found: Measured, options: Options) -> None:
         )
 
 
-def nothing_used(whole: Measured, options: Options) -> EpistillError:
+def nothing_used(path: Path, reading: Reading) -> EpistillError:
     """Why a file gave nothing, with the fields it has."""
-    if not whole.reading.read:
-        return EpistillError(f"{whole.path} has zero rows; expected at least one record")
+    if not reading.read:
+        return EpistillError(f"{path} has zero rows; expected at least one record")
     reasons = ", ".join(
-        f"{count} {reason} (first in row {row})"
-        for reason, (count, row) in whole.reading.skipped.items()
+        f"{count} {reason} (first in row {row})" for reason, (count, row) in reading.skipped.items()
     )
     return EpistillError(
-        f"{whole.path}: none of {whole.reading.read} responses can be used: {reasons}; fields "
-        f"found: {_fields_found(whole.path)}; expected one of "
+        f"{path}: none of {reading.read} responses can be used: {reasons}; fields "
+        f"found: {_fields_found(path)}; expected one of "
         f"{', '.join(fields.RESPONSE_FIELDS[:6])}, ... or name it with --response-field"
     )
 

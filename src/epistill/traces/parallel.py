@@ -35,7 +35,7 @@ def map_pieces(
     Raises:
         EpistillError: A process was killed.
     """
-    if workers == 1 or len(pieces) == 1:
+    if workers == 1 or len(pieces) <= 1:
         yield from (_run(function, piece) for piece in pieces)
         return
     import multiprocessing

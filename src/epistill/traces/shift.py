@@ -33,7 +33,6 @@ from epistill.metrics.shift import (
 from epistill.metrics.words import WORD, fold
 from epistill.traces.fields import Trace, problem_of
 from epistill.traces.measure import (
-    Measured,
     Options,
     check_problem_field,
     cluster_of,
@@ -134,8 +133,12 @@ def shift(
         [('wait', 'paper-en'), ('so', None)]
     """
     lexicons = tuple(load_lexicon(name) for name in options.lexicons)
-    pieces = [[p for path in find_files(paths) for p in pieces_of(path)] for paths in (a, b)]
-    seen = [_first_pass(part, options, lexicons, workers) for part in pieces]
+    files = [find_files(paths) for paths in (a, b)]
+    pieces = [[piece for path in paths for piece in pieces_of(path)] for paths in files]
+    seen = [
+        _first_pass(paths[0], part, options, lexicons, workers)
+        for paths, part in zip(files, pieces, strict=True)
+    ]
     frame = _frame(seen, lexicons)
     counted = [_second_pass(part, options, lexicons, frame, workers) for part in pieces]
     for paths, found in zip((a, b), counted, strict=True):
@@ -160,15 +163,19 @@ def shift(
 
 
 def _first_pass(
-    pieces: Sequence[Piece], options: Options, lexicons: tuple[Lexicon, ...], workers: int
+    path: Path,
+    pieces: Sequence[Piece],
+    options: Options,
+    lexicons: tuple[Lexicon, ...],
+    workers: int,
 ) -> _Seen:
+    """Every word that is seen; errors name the first file."""
     whole = _Seen(listed=_listed(lexicons))
     for found in map_pieces(partial(_see, options=options, lexicons=lexicons), pieces, workers):
         whole.merge(found)
     if not whole.reading.used:
-        path, format = (pieces[0].path, pieces[0].format) if pieces else (Path("-"), "parquet")
-        raise nothing_used(Measured(path, format, whole.reading), options)
-    check_problem_field(pieces[0].path, whole.reading, options)
+        raise nothing_used(path, whole.reading)
+    check_problem_field(path, whole.reading, options)
     return whole
 
 
