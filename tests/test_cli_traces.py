@@ -87,7 +87,7 @@ def test_grade_writes_columns_and_sums(traces, tmp_path):
         "grade", tmp_path / "out.jsonl", "--grader", "exact", "--label-field", "scor"
     )
     assert mistyped.returncode == 0
-    assert "no response has --label-field 'scor'" in mistyped.stderr
+    assert "no response has a label in --label-field 'scor'" in mistyped.stderr
     assert "out.graded.jsonl" in again.stdout
 
 

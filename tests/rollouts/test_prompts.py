@@ -18,7 +18,11 @@ from epistill.rollouts.prompts import opens_thinking, render_prompt, split_think
         ("<think> a", False, "unclosed", " a", ""),
         ("a b c", True, "unclosed", "a b c", ""),
         ("a b c", False, "absent", "", "a b c"),
-        ("well <think>a</think> b", False, "paired", "a", "well  b"),
+        ("well <think>a</think> b", False, "paired", "a", "well\nb"),
+        ("4<think>no</think>2", False, "paired", "no", "4\n2"),  # not 42
+        ("<think>a</think> <think>b", False, "unclosed", "a b", ""),
+        ("so 5. <think>b", False, "unclosed", "so 5. b", ""),
+        ("a</think> b <think>c", True, "unclosed", "a b c", ""),
         ("x </think> y </think> z", True, "opened", "x </think> y ", "z"),
         ("", False, "absent", "", ""),
     ],

@@ -6,7 +6,7 @@ import pytest
 
 from epistill.records import GradeStatus
 from epistill.tasks.answers import extract_answer, last_boxed
-from epistill.tasks.grading import Grader, grade_choice, grade_exact
+from epistill.tasks.grading import Grader, grade_choice, grade_exact, grade_math
 
 
 @pytest.fixture(scope="module")
@@ -135,3 +135,22 @@ def test_every_math500_answer_against_itself(grader, shared_data):
     problems = load_problems(str(shared_data / "math/math500.parquet")).problems
     grades = grader.grade([("math", p.answer, "\\boxed{" + p.answer + "}") for p in problems])
     assert [p.answer for p, g in zip(problems, grades, strict=True) if g.score < 1] == []
+
+
+@pytest.mark.parametrize(
+    ("gold", "said", "status"),
+    [
+        ("5", "The value is 5.", "correct"),
+        ("5", "x is 5", "correct"),
+        ("5", "It equals $5$.", "correct"),
+        ("5", "So she makes 5 dollars.", "correct"),
+        ("1000", "She has 1,000 dollars.", "correct"),
+        ("-3", r"\boxed{the result is -3}", "correct"),
+        ("5", "The value is 6.", "wrong"),
+        ("5", "5 apples", "correct"),
+        (r"\sqrt{5}", "sqrt(5)", "correct"),
+        ("5", "sqrt 5", "wrong"),
+    ],
+)
+def test_a_sentence_is_searched_for_its_number(gold, said, status):
+    assert grade_math(gold, said).status.value == status

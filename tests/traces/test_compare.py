@@ -325,7 +325,7 @@ def test_lists_of_responses_beside_lists_of_scores(tmp_path):
 
 def test_scores_that_are_words_are_said_with_their_row(tmp_path):
     path = write(tmp_path / "a.jsonl", [{"id": 1, "response": "x", "score": "good"}])
-    with pytest.raises(EpistillError, match="row 1: score 'score' is 'good'"):
+    with pytest.raises(EpistillError, match=r"a\.jsonl: row 1: score 'score' is 'good'"):
         compared(path, path)
 
 
@@ -333,3 +333,35 @@ def test_a_run_without_final_evaluations_is_said(tmp_path):
     RunStore(tmp_path / "run").begin({"sampling": {}}, {})
     with pytest.raises(EpistillError, match="run has no final evaluation"):
         compared(tmp_path / "run", tmp_path / "run")
+
+
+def test_dots_in_names_and_what_grade_wrote_stay_sets_of_their_own(tmp_path):
+    for side in ("a", "b"):
+        (tmp_path / side).mkdir()
+        for name in ("math.s0.jsonl", "math.s1.jsonl", "math.s0.graded.jsonl"):
+            write(tmp_path / side / name, traces(problems=3))
+    found = compared(tmp_path / "a", tmp_path / "b").summary
+    assert [one["set"] for one in found["sets"]] == ["math.s0.graded", "math.s0", "math.s1"]
+
+
+def test_folders_without_a_common_name_are_one_set_and_that_is_said(tmp_path):
+    for side in ("a", "b"):
+        (tmp_path / side).mkdir()
+        for name in ("math", "gsm"):
+            records = traces(problems=3, question=name)
+            moved = [
+                {**record, "problem_id": f"{name}{record['problem_id']}"} for record in records
+            ]
+            write(tmp_path / side / f"{name}_{side}.jsonl", moved)
+    (one,) = (found := compared(tmp_path / "a", tmp_path / "b").summary)["sets"]
+    assert (one["set"], one["problems"]) == ("all", 6)
+    assert any("A: 2 files are taken as one set" in line for line in found["unknown"])
+
+
+def test_one_id_for_two_questions_of_one_side_is_refused(tmp_path):
+    both = [*traces(problems=3, question="2+2?"), *traces(problems=3, question="3+3?")]
+    path = write(tmp_path / "a.jsonl", both)
+    with pytest.raises(
+        EpistillError, match="3 of 3 problems have several questions under one id in A"
+    ):
+        compared(path, path)

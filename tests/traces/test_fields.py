@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from decimal import Decimal
 
 import pytest
 
@@ -11,6 +12,7 @@ from epistill.traces.fields import (
     Unusable,
     cut_of,
     get,
+    number_of,
     opened_in_prompt,
     problem_of,
     question_of,
@@ -43,6 +45,10 @@ CHAT = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4
         ({"messages": [CHAT[0], {"role": "assistant", "content": "4", "reasoning_content": "hmm"}]},
          ["<think>hmm</think>4"], "messages"),
         ({"response": [{"type": "text", "text": "x"}]}, ["x"], "response"),
+        ({"completions": [CHAT[1], {"role": "assistant", "content": "5"}]}, ["4", "5"], "completions"),
+        ({"messages": [CHAT[1], {"role": "assistant", "content": "5"}]}, ["5"], "messages"),
+        ({"response": {"status_code": 200, "body": {"choices": [{"message": CHAT[1]}]}}}, ["4"],
+         "response.body.choices"),
     ],
 )  # fmt: skip
 def test_the_response_is_found(record, texts, field):
@@ -71,6 +77,9 @@ def of(**record):
         ({"messages": CHAT}, ("2+2?", "messages")),
         ({"prompt": CHAT[:1]}, ("2+2?", "prompt")),
         ({"problem": {"id": "p7"}}, ("p7", "problem.id")),
+        ({"id": 12345678901234567890123}, ("12345678901234567890123", "id")),
+        ({"id": Decimal("3.5")}, ('"3.5"', "id")),
+        ({"id": {1: b"x"}}, ('{"1":"b\'x\'"}', "id")),
         ({}, (None, None)),
     ],
 )
@@ -91,6 +100,12 @@ def test_the_question_is_the_last_user_turn():
         ({"usage": {"completion_tokens": 5}, "truncated": True}, 5, True),
         ({"stop_reason": 151645}, None, False),  # the id of the token that ended it
         ({"truncated": 0}, None, False),
+        ({"truncated": "true"}, None, True),
+        ({"truncated": ["?"]}, None, None),
+        ({"finish_reason": {"type": "length", "length": 10}}, None, True),  # SGLang
+        ({"finish_reason": {"type": "stop", "matched": 2}}, None, False),
+        ({"n_tokens": float("nan")}, None, None),
+        ({"n_tokens": float("inf")}, None, None),
         ({}, None, None),
     ],
 )
@@ -110,6 +125,26 @@ def test_lists_beside_a_list_of_responses_are_read_element_by_element():
     assert (cut_of(first)[0], cut_of(second)[0]) == (False, True)
     assert second.first(("score",)) == (0, "score")
     assert tokens_of(first)[0] == 3  # another length: one list of token ids
+
+
+def test_what_a_server_counts_over_all_choices_is_known_of_none():
+    one, two = ({"choices": [{"text": "a"}] * n, "usage": {"completion_tokens": 9}} for n in (1, 2))
+    assert tokens_of(traces_of(one, 1)[0][0]) == (9, "usage.completion_tokens")
+    assert tokens_of(traces_of(two, 1)[0][0]) == (None, None)
+
+
+def test_an_id_inside_a_response_is_not_the_problems():
+    record = {"id": "p0", "samples": [{"id": 0, "text": "a"}, {"id": 1, "text": "b"}]}
+    assert [problem_of(trace) for trace in traces_of(record, 1)[0]] == [("p0", "id")] * 2
+    inside = {"samples": [{"problem_id": 7, "text": "a"}]}
+    assert problem_of(traces_of(inside, 1)[0][0]) == ("7", "problem_id")
+
+
+@pytest.mark.parametrize(
+    ("value", "number"), [("true", 1), ("False", 0), ([1], 1), (0.25, 0.25), (float("nan"), None)]
+)
+def test_verdicts_as_people_write_them(value, number):
+    assert number_of(of(score=value), ("score",), "score")[0] == number
 
 
 def test_an_opened_thinking_block_is_seen_in_the_prompt():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -268,3 +269,34 @@ def test_a_label_that_is_no_number_is_no_label(write):
     data += b'{"id": 1, "gold": "5", "response": "#### 5", "score": 1}\n'
     result, _ = graded(write("a.jsonl", data))
     assert result["agreement"]["labelled"] == 1
+
+
+def test_labels_that_are_written_as_words(write):
+    rows = [{"response": "4", "gold": "4", "is_correct": label} for label in ("true", "False")]
+    (found,) = grade_files([write("a.jsonl", rows)], None, GradeOptions(grader="exact"))
+    assert found["agreement"]["labelled"] == 2
+    assert found["agreement"]["agree"] == 1
+
+
+def test_a_folder_is_graded_twice_and_its_results_are_not(write, tmp_path):
+    write("math.s0.jsonl", [{"response": "4", "gold": "4"}])
+    write("math.s1.jsonl", [{"response": "5", "gold": "4"}])
+    for _ in range(2):
+        found = grade_files([tmp_path], None, GradeOptions(grader="exact"))
+        assert [one["score"]["value"] for one in found] == [1, 0]
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {"math.s0.graded.jsonl", "math.s1.graded.jsonl"} == names - {
+        "math.s0.jsonl",
+        "math.s1.jsonl",
+    }
+    named = [tmp_path / "math.s0.jsonl", tmp_path / "math.s0.graded.jsonl"]
+    with pytest.raises(EpistillError, match="would overwrite what is graded"):
+        grade_files(named, None, GradeOptions(grader="exact"))
+
+
+def test_nan_beside_a_lone_surrogate_is_null(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"response": "\\ud800 5", "gold": "5", "x": NaN}\n')
+    (found,) = grade_files([path], None, GradeOptions(grader="exact"))
+    written = Path(found["written"]).read_text(encoding="utf-8")
+    assert json.loads(written, parse_constant=pytest.fail)["x"] is None

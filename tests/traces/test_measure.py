@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -283,3 +284,16 @@ def test_docstring_of_the_page_names_every_number():
         "repeated_responses", "chinese_words", "unclosed_share",
     ):  # fmt: skip
         assert re.search(rf"`([a-z_]+\.)?{name}`", page), name
+
+
+def test_the_sample_for_the_page_keeps_whole_problems(write):
+    path = write("a.jsonl", [{"problem_id": i // 10, "response": f"a {i}"} for i in range(300)])
+    (found,) = measure([path], Options(keep=95))
+    kept = Counter(shown.problem for shown in found.shown)
+    assert sorted(kept.values()) == [5] + [10] * 9
+
+
+def test_a_group_with_half_a_character_is_written(write, tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"response": "a", "g": "x\\ud800"}\n')
+    assert list(summary_of(path, by="g")["files"][0]["groups"]) == ["x?"]

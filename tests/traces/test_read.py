@@ -6,6 +6,7 @@ import gzip
 import json
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,16 @@ ROBUST = {
         lines(*GOOD) + b'{"response": "Wait',
         5,
         {"half-written last line": (1, 6)},
+    ),
+    "half-written inside a character": (
+        lines(*GOOD) + '{"response": "等'.encode()[:-1],
+        5,
+        {"half-written last line": (1, 6)},
+    ),
+    "invalid UTF-8 without an end of line": (
+        lines(*GOOD) + b'{"response": "\xff\xfe"}',
+        5,
+        {"not UTF-8": (1, 6)},
     ),
     "invalid UTF-8": (
         lines(*GOOD) + b'{"response": "Wait \xff\xfe"}\n' + lines(*GOOD),
@@ -130,6 +141,25 @@ def test_a_broken_compressed_stream_keeps_what_came_before(write, tmp_path):
         assert 0 < reading.used < 3000
         (reason,) = (r for r in reading.skipped if r.startswith("broken"))
         assert reading.skipped[reason] == (1, reading.rows)
+
+
+@pytest.mark.parametrize("end", [-1, -9, 20_000, 1_000])
+def test_every_line_before_the_break_of_a_gzip_stream_is_used(tmp_path, end):
+    rng = np.random.default_rng(0)
+    many = lines(*({"response": f"wait {x}"} for x in rng.random(3000)))
+    data = gzip.compress(many)[:end]
+    (tmp_path / "a.gz").write_bytes(data)
+    whole = zlib.decompressobj(31).decompress(data).count(b"\n")
+    assert reading_of(tmp_path / "a.gz").used == whole
+    assert whole > 60
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, zstd])
+def test_what_follows_a_whole_stream_costs_none_of_it(tmp_path, compress):
+    (tmp_path / "a.bin").write_bytes(compress(lines(*GOOD)) + b"garbage!!")
+    reading = reading_of(tmp_path / "a.bin")
+    assert reading.used == 5
+    assert [count for count, _ in reading.skipped.values()] == [1]
 
 
 def test_several_frames_and_members(tmp_path):
@@ -264,3 +294,18 @@ def test_a_compressed_stream_cut_in_its_first_block_is_one_reason(write, name, k
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(EpistillError, match="broken"):
         measure([path], Options())
+
+
+def test_long_ids_are_not_rounded(write):
+    ids = (123456789012345678901234567890, 123456789012345678901234567891)
+    path = write("a.jsonl", [{"response": "a", "problem_id": i} for i in ids])
+    assert [
+        row.record["problem_id"] for rows in read_piece(pieces_of(path)[0]) for row in rows
+    ] == [*ids]
+    assert len(measure([path], Options())[0].groups["(all)"].sums) == 2
+
+
+def test_different_texts_without_an_id_are_not_repeated(write):
+    same = [{"id": 0, "response": "x" * 120 + str(i) + "y" * 120} for i in range(5)]
+    assert reading_of(write("a.jsonl", same)).repeated() == (0, 0)
+    assert reading_of(write("b.jsonl", [*same, same[1]])).repeated() == (1, 6)

@@ -102,8 +102,9 @@ class SplitResponse:
     """A response cut at its thinking tags.
 
     Attributes:
-        thinking: Text between the tags, without them; "" where there was none.
-        answer: Text after the closing tag; "" where thinking was never closed.
+        thinking: Text between the tags, without them; "" where there was none; all of a text whose
+            thinking was never closed.
+        answer: Text before the first and after the last tag; "" where thinking was never closed.
         form: "paired" (both tags), "opened" (the prompt opened it), "unclosed" (cut inside
             thinking), "absent" (no thinking at all).
     """
@@ -132,14 +133,15 @@ def split_thinking(text: str, *, opened_in_prompt: bool = False) -> SplitRespons
         ''
     """
     opening, closing = text.find(OPEN), text.rfind(CLOSE)
+    if text.find(OPEN, closing + 1) >= 0:  # opened, perhaps again, and never closed after that
+        return SplitResponse(text.replace(OPEN, "").replace(CLOSE, ""), "", "unclosed")
     if closing >= 0:
-        after = text[closing + len(CLOSE) :]
+        after = text[closing + len(CLOSE) :].strip()
         if 0 <= opening < closing:
-            thinking, prose = text[opening + len(OPEN) : closing], text[:opening]
-            return SplitResponse(thinking, (prose + after).strip(), "paired")
-        return SplitResponse(text[:closing], after.strip(), "opened")
-    if opening >= 0:
-        return SplitResponse(text[opening + len(OPEN) :], text[:opening].strip(), "unclosed")
+            prose = text[:opening].strip()
+            answer = f"{prose}\n{after}" if prose and after else prose or after
+            return SplitResponse(text[opening + len(OPEN) : closing], answer, "paired")
+        return SplitResponse(text[:closing], after, "opened")
     if opened_in_prompt:
         return SplitResponse(text, "", "unclosed")
     return SplitResponse("", text.strip(), "absent")

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 NO_ANSWER = "the response has no answer part"
 UNREAD = "no answer was found in the response"
+# Two words and a number: "the value is 5", but not "5 apples", "sqrt 5" or "x in [0, 1]".
+_SENTENCE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]+\s+(?!(?:in|or|and)\b)[A-Za-z]{2,}\s+\W{0,3}\d")
 _LEADING_LETTER = re.compile(r"\(([A-Z])\)|([A-Z])(?:[:.)]|$)")
 _LETTER = re.compile(r"(?<![A-Za-z0-9'])[A-Z](?![A-Za-z0-9'])")
 
@@ -65,8 +67,13 @@ def grade_math(answer: str, response: str) -> Grade:
 
     extracted = extract_answer(response)
     # A frame we recognise is handed over boxed, so that math-verify reads exactly that; without
-    # one, math-verify searches the end of the text itself.
-    text = response[-2000:] if extracted is None else _boxed(extracted)
+    # one, or where it holds a sentence, math-verify searches the text itself.
+    if extracted is None:
+        text = response[-2000:]
+    elif _SENTENCE.search(extracted):
+        text, extracted = extracted, None
+    else:
+        text = _boxed(extracted)
     found = parse(text, parsing_timeout=None)  # pyright: ignore[reportArgumentType]
     if not found:
         return _unreadable(response)

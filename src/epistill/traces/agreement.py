@@ -39,6 +39,12 @@ def agree(
         EpistillError: They differ and that was not allowed, or nothing is in common.
     """
     settings, unknown = _settings(a, b)
+    for label, side in (("A", a), ("B", b)):
+        unknown += [
+            f"{label}: {len(files)} files are taken as one set"
+            for files in side.source.sets.values()
+            if len(files) > 1
+        ]
     problems, missing = _problems(a, b)
     if missing and not common_problems:
         raise EpistillError(
@@ -122,6 +128,12 @@ def _questions(a: Side, b: Side, problems: Mapping[str, tuple[str, ...]]) -> lis
         where = "" if len(problems) == 1 else f" of set {name}"
         for attribute, what in (("question", "questions"), ("reference", "reference answers")):
             ours, theirs = (_by_problem(side.sets[name], attribute) for side in (a, b))
+            for label, mine in (("A", ours), ("B", theirs)):
+                if several := [problem for problem in mine if len(mine[problem]) > 1]:
+                    lines.append(
+                        f"{len(several)} of {len(mine)} problems{where} have several {what} under "
+                        f"one id in {label} (such as {_short(several[0])})"
+                    )
             different = [p for p in both if p in ours and p in theirs and not ours[p] & theirs[p]]
             if different:
                 lines.append(

@@ -22,16 +22,18 @@ from epistill.tasks.files import ID_FIELDS, QUESTION_FIELDS
 
 # In this order; the first that is there and not null is used.
 RESPONSE_FIELDS = (
-    "response", "completion", "output", "generation", "generated_text", "model_output",
-    "prediction", "responses", "completions", "outputs", "generations", "generated_responses",
-    "generated_texts", "predictions", "samples", "rollout.text", "rollout", "choices", "messages",
-    "conversations", "text",
+    "response.body.choices", "response", "completion", "output", "generation", "generated_text",
+    "model_output", "prediction", "responses", "completions", "outputs", "generations",
+    "generated_responses", "generated_texts", "predictions", "samples", "rollout.text", "rollout",
+    "choices", "messages", "conversations", "text",
 )  # fmt: skip
-PROBLEM_FIELDS = ("problem_id", "question_id", "task_id", "example_id", "problem.id")
+PROBLEM_FIELDS = (
+    "problem_id", "question_id", "task_id", "example_id", "custom_id", "problem.id",
+)  # fmt: skip
 SAMPLE_FIELDS = ("sample", "sample_index", "sample_id", "rollout.sample")
 TOKEN_FIELDS = (
     "n_tokens", "num_tokens", "completion_tokens", "output_tokens", "usage.completion_tokens",
-    "completion_ids", "rollout.completion_ids",
+    "response.body.usage.completion_tokens", "completion_ids", "rollout.completion_ids",
 )  # fmt: skip
 STOP_FIELDS = (
     "finish_reason", "finish_reasons", "truncated", "is_truncated", "stop_reason", "stop_reasons",
@@ -52,6 +54,7 @@ _TEXT_FIELDS = (
     "content", "text", "message", "response", "completion", "output", "generated_text", "value",
 )  # fmt: skip
 _REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
+_CHATS = ("messages", "conversations")
 _ASSISTANT, _USER = {"assistant", "gpt", "model", "bot"}, {"user", "human"}
 _ROLES = ("role", "from")
 
@@ -137,7 +140,7 @@ def traces_of(
         reason = "null response" if names else f"no field {field}" if field else "no response field"
         return [Unusable(reason)], names[0] if names else None
     value = _turns(value)
-    if not isinstance(value, list) or is_chat(value):
+    if not isinstance(value, list) or (is_chat(value) and not _are_replies(found, value)):
         return [_trace(value, record, row)], found
     if not value:
         return [Unusable("empty list of responses")], found
@@ -146,7 +149,7 @@ def traces_of(
 
 def _may_be_response(name: str, value: Any) -> bool:
     # A number under `samples` is a count, and plain texts under `choices` are options to choose.
-    if name == "choices":
+    if name.endswith("choices"):
         return isinstance(value, list) and all(isinstance(v, Mapping) for v in value)
     return value is None or isinstance(value, str | list | Mapping)
 
@@ -171,6 +174,12 @@ def is_chat(value: Any) -> bool:
     )
 
 
+def _are_replies(name: str, turns: list[Any]) -> bool:
+    """Whether several turns of the assistant alone are as many responses, not one chat."""
+    alone = all(turn.get("role", turn.get("from")) in _ASSISTANT for turn in turns)
+    return alone and len(turns) > 1 and name not in _CHATS
+
+
 def _last_turn(turns: list[Any], roles: set[str]) -> Mapping[str, Any] | None:
     spoken = ((next(turn[r] for r in _ROLES if r in turn), turn) for turn in reversed(turns))
     return next((turn for role, turn in spoken if role in roles), None)
@@ -186,7 +195,9 @@ def _trace(
     except Unusable as unusable:
         return unusable
     if isinstance(value, Mapping):
-        record = {**record, **value}
+        # An id inside numbers the responses; the record's own says which problem they answer.
+        ids = (*PROBLEM_FIELDS, *ID_FIELDS)
+        record = {**record, **value, **{name: record[name] for name in ids if name in record}}
     return Trace(text, record, row, index, of)
 
 
@@ -227,12 +238,17 @@ def problem_of(trace: Trace, field: str | None = None) -> tuple[str | None, str 
             value, name = trace.first((*ID_FIELDS, "extra_info.index"))
     if value is None:
         return None, None
-    return value if isinstance(value, str) else orjson.dumps(value).decode(), name
+    if isinstance(value, str):
+        return value, name
+    try:
+        return orjson.dumps(value, default=str, option=orjson.OPT_NON_STR_KEYS).decode(), name
+    except orjson.JSONEncodeError:  # beyond 64 bits
+        return str(value), name
 
 
 def question_of(trace: Trace) -> tuple[str | None, str | None]:
     """The question as text: a question field, or the last user turn of a chat."""
-    value, name = trace.first((*QUESTION_FIELDS, "messages", "conversations"))
+    value, name = trace.first((*QUESTION_FIELDS, *_CHATS))
     value = _turns(value)
     if is_chat(value):
         asked = _last_turn(value, _USER) or {}
@@ -241,21 +257,37 @@ def question_of(trace: Trace) -> tuple[str | None, str | None]:
 
 
 def tokens_of(trace: Trace) -> tuple[int | None, str | None]:
-    """Tokens of the response as a field says, or the length of its token ids."""
+    """Tokens of the response as a field says, or the length of its token ids.
+
+    What a server counts over several choices is known of none of them.
+    """
     value, name = trace.first(TOKEN_FIELDS)
+    if name is not None and "usage." in name and trace.of > 1:
+        return None, None
     if isinstance(value, Sequence) and not isinstance(value, str):
         return len(value), name
-    return (int(value), name) if isinstance(value, int | float) else (None, None)
+    finite = isinstance(value, int | float) and math.isfinite(value)
+    return (int(value), name) if finite else (None, None)
 
 
 def cut_of(trace: Trace) -> tuple[bool | None, str | None]:
     """Whether the response was cut at a limit, as a field says; (None, None) where none does."""
     value, name = trace.first(STOP_FIELDS)
-    if name is None:
+    if isinstance(value, Mapping):  # SGLang's {"type": "length", "length": 10}
+        value = value.get("type")
+    value = _spelled_out(value)
+    if name is None or not isinstance(value, str | int | float):
         return None, None
     if isinstance(value, str):
         return value.lower() in CUT, name
     return bool(value) and "truncated" in name, name  # a number elsewhere is the id of a token
+
+
+def _spelled_out(value: Any) -> Any:
+    """A truth value that was written as a word; anything else as it is."""
+    if isinstance(value, str) and value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    return value
 
 
 def opened_in_prompt(trace: Trace) -> bool:
@@ -268,12 +300,15 @@ def opened_in_prompt(trace: Trace) -> bool:
 
 
 def number_of(trace: Trace, names: Sequence[str], what: str) -> tuple[float | None, str | None]:
-    """A field that must be a number or a truth value.
+    """A field that must be a number or a truth value ("true" too), or a list of one.
 
     Raises:
         EpistillError: It is something else.
     """
     value, name = trace.first(names)
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    value = _spelled_out(value)
     if value is None:
         return None, None
     if not isinstance(value, int | float):

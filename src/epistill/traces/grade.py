@@ -9,7 +9,6 @@ decides nothing about answers: `tasks.grading` does.
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,7 +27,7 @@ from epistill.tasks.grading import Grader
 from epistill.traces import fields
 from epistill.traces.fields import Trace, Unusable
 from epistill.traces.measure import nothing_used
-from epistill.traces.read import find_files
+from epistill.traces.read import find_files, stem_of
 from epistill.traces.reading import Reading, hash64
 from epistill.traces.references import (
     GradeOptions,
@@ -88,14 +87,17 @@ def grade_files(
     Raises:
         EpistillError: Nothing to read, no reference answers, or a place that cannot be written.
     """
-    files = find_files(paths)
+    found = find_files(paths)
+    places = {path: _place(path, out, len(found)) for path in found}
+    # What an earlier call wrote into a folder is not graded again, unless it is named.
+    files = [path for path in found if path in paths or path not in places.values()]
     if out is not None and len(files) > 1 and out.is_file():
         raise EpistillError(
             f"--out {out} is a file, but {len(files)} files are graded; name a folder"
         )
-    places = {path: _place(path, out, len(files)) for path in files}
+    places = {path: places[path] for path in files}
     for path, place in places.items():
-        if place.exists() and place.samefile(path):
+        if place in files or (place.exists() and place.samefile(path)):
             raise EpistillError(f"{place} would overwrite what is graded; choose another --out")
     if len(set(places.values())) < len(places):
         raise EpistillError("two files would be written to one place; grade them one at a time")
@@ -105,7 +107,7 @@ def grade_files(
 
 
 def _place(path: Path, out: Path | None, files: int) -> Path:
-    name = f"{path.name.split('.')[0]}.graded.jsonl"
+    name = f"{stem_of(path)}.graded.jsonl"
     if out is None:
         return path.with_name(name)
     return out / name if files > 1 or out.is_dir() else out
@@ -144,7 +146,10 @@ def _line(record: Mapping[str, Any]) -> bytes:
     try:
         return orjson.dumps(record, default=str) + b"\n"
     except orjson.JSONEncodeError:  # lone surrogates and numbers beyond 64 bits
-        return json.dumps(record, default=str).encode() + b"\n"
+        written = json.dumps(record, default=str)
+        # NaN and infinities are null, as orjson writes them; no other JSON reader knows them.
+        plain = json.loads(written, parse_constant=lambda _: None)
+        return json.dumps(plain).encode() + b"\n"
 
 
 def _nothing_graded(path: Path, reading: Reading, options: GradeOptions) -> EpistillError:
@@ -256,8 +261,11 @@ def _compare_label(
     trace: Trace, entry: _Entry, grade: Grade, options: GradeOptions, totals: _Totals
 ) -> None:
     names = LABEL_FIELDS if options.label_field is None else (options.label_field,)
-    label, name = trace.first(names)
-    if name is None or not isinstance(label, int | float) or math.isnan(label):
+    try:
+        label, name = fields.number_of(trace, names, "label")
+    except EpistillError:  # words: no verdict, though a field has the name of one
+        return
+    if label is None or name is None:
         return
     totals.reading.fields["label"][name] += 1
     ours, theirs = grade.status is GradeStatus.CORRECT, label > 0.5

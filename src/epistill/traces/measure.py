@@ -216,7 +216,8 @@ def _group(trace: Trace, by: str | None) -> str:
     if by is None:
         return ALL
     value, _ = trace.first((by,))
-    return NO_GROUP if value is None else str(value)
+    # Groups are written: a lone surrogate, which JSON can hold and UTF-8 cannot, becomes "?".
+    return NO_GROUP if value is None else str(value).encode(errors="replace").decode()
 
 
 def _shown(
@@ -228,10 +229,10 @@ def _shown(
     options: Options,
 ) -> Shown:
     score, _ = trace.first(fields.SCORE_FIELDS)
+    own = f"{trace.row}\0{trace.index}\0{trace.text[:99]}"
     return Shown(
-        priority=hash64(
-            f"{options.seed}\0{problem}\0{trace.row}\0{trace.index}\0{trace.text[:99]}"
-        ),
+        # Equal for all responses to a problem, so that whole problems are kept.
+        priority=hash64(f"{options.seed}\0{problem or own}"),
         row=trace.row,
         group=group,
         problem=None if problem is None else problem[:200],

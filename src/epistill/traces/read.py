@@ -28,6 +28,7 @@ SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".gz", ".zst")
 PIECE_BYTES = 2 << 20
 BATCH_BYTES = 512 << 10
 READ_BYTES = 64 << 10
+PARQUET_ROWS = 256  # decoded at a time
 HALF_WRITTEN = "half-written last line"
 _BOM = b"\xef\xbb\xbf"
 
@@ -81,6 +82,19 @@ def find_files(paths: Iterable[Path]) -> list[Path]:
         else:
             raise EpistillError(f"no file {path}; expected JSON lines or parquet; check the path")
     return found
+
+
+def stem_of(path: Path) -> str:
+    """A file's name without the suffixes that say how it is written.
+
+    Example:
+        >>> stem_of(Path("runs/math.s0.jsonl.gz"))
+        'math.s0'
+    """
+    name = path.name
+    while (suffix := Path(name).suffix) in SUFFIXES:
+        name = name.removesuffix(suffix)
+    return name
 
 
 def pieces_of(path: Path) -> list[Piece]:
@@ -166,29 +180,74 @@ def _lines(piece: Piece) -> Iterator[bytes | Unusable]:
 def _open(piece: Piece) -> Any:
     if piece.format == "json lines":
         return piece.path.open("rb", buffering=READ_BYTES)
-    import pyarrow as pa
+    return io.BufferedReader(_UpToTheBreak(piece), READ_BYTES)
 
-    # pyarrow goes on after the end of a frame, and says so when a stream ends too early.
-    stream = pa.input_stream(str(piece.path), compression=piece.format)
-    return io.BufferedReader(stream, READ_BYTES)
+
+class _UpToTheBreak(io.RawIOBase):
+    """A compressed file, every byte of it up to where it is broken.
+
+    pyarrow goes on after the end of a frame, and says so when a stream ends too early; but it loses
+    what it had of the read that failed. So a broken file is opened again, and read in ever smaller
+    steps towards the break.
+    """
+
+    def __init__(self, piece: Piece) -> None:
+        self._piece, self._at, self._step = piece, 0, READ_BYTES
+        self._stream = self._open()
+
+    def _open(self) -> Any:
+        import pyarrow as pa
+
+        return pa.input_stream(str(self._piece.path), compression=self._piece.format)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        while True:
+            try:
+                data = self._stream.read(min(len(buffer), self._step))
+            except OSError:
+                if self._step == 1:
+                    raise
+                self._step //= 2
+                self._skip_to_where_it_was()
+            else:
+                buffer[: len(data)] = data
+                self._at += len(data)
+                return len(data)
+
+    def _skip_to_where_it_was(self) -> None:
+        self._stream = self._open()
+        left = self._at
+        while left:
+            left -= len(self._stream.read(min(left, READ_BYTES)))
 
 
 def _parse(line: bytes) -> Mapping[str, Any] | Unusable | None:
     if line.isspace():
         return None
+    half = not line.endswith(b"\n")
     try:
         record = orjson.loads(line)
+        if isinstance(record, dict) and any(map(_is_beyond_64_bits, record.values())):
+            record = json.loads(line)
     except orjson.JSONDecodeError:
         # The standard reader also takes what Python writes: NaN, lone surrogates.
         try:
             record = json.loads(line)
-        except UnicodeDecodeError:
-            return Unusable("not UTF-8")
+        except UnicodeDecodeError as error:
+            return Unusable(HALF_WRITTEN if half and error.end == len(line) else "not UTF-8")
         except (ValueError, RecursionError):
-            return Unusable("not JSON" if line.endswith(b"\n") else HALF_WRITTEN)
+            return Unusable(HALF_WRITTEN if half else "not JSON")
     if not isinstance(record, dict):
         return Unusable("not an object")
     return record
+
+
+def _is_beyond_64_bits(value: object) -> bool:
+    """Whether orjson may have rounded a whole number, such as a long id, to a float."""
+    return isinstance(value, float) and abs(value) >= 2**63
 
 
 # ---- parquet
@@ -210,22 +269,51 @@ def _parquet_rows(piece: Piece, columns: Iterable[str] | None) -> Iterator[list[
 
     file = _parquet(piece.path)
     there = set(file.schema_arrow.names)
-    chosen = None if columns is None else sorted({c.partition(".")[0] for c in columns} & there)
-    group = file.metadata.row_group(piece.start)
-    per_batch = max(1, group.num_rows * BATCH_BYTES // max(1, group.total_byte_size))
-    number = 0
+    chosen = None
+    if columns is not None:  # a name with dots may be a column's own, or lead inside one
+        chosen = sorted({part for c in columns for part in (c, c.partition(".")[0])} & there)
+    number, rows, size = 0, [], 0
     try:
         for batch in file.iter_batches(
-            min(per_batch, 4096), row_groups=[piece.start], columns=chosen, use_threads=False
+            PARQUET_ROWS, row_groups=[piece.start], columns=chosen, use_threads=False
         ):
-            yield [Row(number, record) for number, record in enumerate(_rows(batch), number + 1)]
-            number += batch.num_rows
+            # What the file says of its sizes is of encoded values, which may repeat for nothing.
+            step = max(1, batch.num_rows * BATCH_BYTES // max(1, batch.nbytes))
+            for start in range(0, batch.num_rows, step):
+                part = batch.slice(start, step)
+                rows += [Row(n, record) for n, record in enumerate(_records(part), number + 1)]
+                number, size = number + part.num_rows, size + part.nbytes
+                if size >= BATCH_BYTES:
+                    yield rows
+                    rows, size = [], 0
     except (pa.ArrowException, OSError) as error:
         raise _unreadable(piece.path, error) from error
+    yield rows
 
 
-def _rows(batch: Any) -> list[Mapping[str, Any]]:
-    return batch.to_pylist() if batch.num_columns else [{}] * batch.num_rows
+def _records(batch: Any) -> list[Mapping[str, Any] | Unusable]:
+    if not batch.num_columns:
+        return [{}] * batch.num_rows
+    try:
+        return batch.to_pylist()
+    except (ValueError, OverflowError):  # of one value or more: row by row
+        if batch.num_rows == 1:
+            return [_record(batch)]
+        return [r for i in range(batch.num_rows) for r in _records(batch.slice(i, 1))]
+
+
+def _record(row: Any) -> Mapping[str, Any] | Unusable:
+    import pyarrow as pa
+
+    record: dict[str, Any] = {}
+    for name, column in zip(row.schema.names, row.columns, strict=True):
+        try:
+            (record[name],) = column.to_pylist()
+        except UnicodeDecodeError:
+            return Unusable("not UTF-8")
+        except (ValueError, OverflowError):  # a time beyond the years that Python knows
+            (record[name],) = column.cast(pa.int64()).to_pylist()
+    return record
 
 
 def _unreadable(path: Path, error: Exception) -> EpistillError:

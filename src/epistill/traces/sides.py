@@ -172,7 +172,10 @@ def read_side(source: Source, options: Options) -> Side:
             side.formats[path] = next((piece.format for piece in pieces_of(path)), "parquet")
         responses = side.sets.setdefault(name, [])
         for batch in walk(source, name, options, side.readings):
-            _add(side, name, responses, batch, options)
+            try:
+                _add(side, name, responses, batch, options)
+            except EpistillError as error:
+                raise EpistillError(f"{' or '.join(map(str, files))}: {error}") from error
         if not responses:
             skipped = {
                 reason: (count, row)

@@ -12,7 +12,7 @@ from typing import Any
 
 from epistill.errors import EpistillError
 from epistill.store import RunStore
-from epistill.traces.read import find_files
+from epistill.traces.read import find_files, stem_of
 
 ALL = "all"
 FINAL = "final-"
@@ -75,7 +75,9 @@ def _source(path: Path) -> Source:
         files = {n.removeprefix(FINAL): (path / "evaluations" / f"{n}.jsonl",) for n in names}
         return Source(path, files, sampling, run)
     files = find_files([path])
-    stems = {file.name.split(".")[0]: (file,) for file in files}
-    if len(files) == 1 or len(stems) < len(files):
+    if len(files) == 1:
         return Source(path, {ALL: tuple(files)})
+    stems = {stem_of(file): (file,) for file in files}
+    if len(stems) < len(files):  # math.jsonl beside math.parquet
+        stems = {file.name: (file,) for file in files}
     return Source(path, stems)

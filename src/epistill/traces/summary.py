@@ -238,7 +238,7 @@ def unread_of(
         named: Role to the flag and the name that was given with it, None without one.
     """
     return [
-        f"{file}: no response has {flag} {name!r}; check the name"
+        f"{file}: no response has a {role} in {flag} {name!r}; check the name"
         for role, (flag, name) in named.items()
         if name is not None and name not in reading["fields"].get(role, {})
     ]
