@@ -40,7 +40,9 @@ def report(title: str, rows: list[dict[str, Any]], out: Path | None) -> None:
     for line in [columns, *([_cell(r[c]) for c in columns] for r in rows)]:
         print("  ".join(str(v).ljust(w) for v, w in zip(line, widths, strict=True)).rstrip())
     if out is not None:
-        out.write_text(json.dumps({"title": title, "rows": rows}, indent=2) + "\n")
+        out.write_text(
+            json.dumps({"title": title, "rows": rows}, indent=2) + "\n", encoding="utf-8"
+        )
 
 
 def _cell(value: Any) -> str:

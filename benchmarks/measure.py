@@ -41,7 +41,8 @@ sys.argv = ["epistill", *sys.argv[1:]]
 try:
     runpy.run_module("epistill", run_name="__main__")
 finally:  # of this process alone; getrusage would begin with its parent's
-    peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+    with open("/proc/self/status", encoding="utf-8") as status:
+        peak = next(line for line in status if line.startswith("VmHWM"))
     print(peak.split()[1], file=sys.stderr)
 """
 SCRIPT = """
@@ -57,7 +58,7 @@ print(totals)
 SEQUENTIAL = """
 import json, sys
 from math_verify import parse, verify
-for line in open(sys.argv[1]):
+for line in open(sys.argv[1], encoding="utf-8"):
     row = json.loads(line)
     verify(parse("$" + row["answer"] + "$", parsing_timeout=None),
            parse(row["response"], parsing_timeout=None), timeout_seconds=None)
@@ -157,7 +158,7 @@ def peak_mb(path: Path) -> float:
 def write_answers(path: Path, rows: int) -> None:
     """Boxed answers, half of them right, in forms that need algebra to be compared."""
     rng = random.Random(0)
-    with path.open("w") as out:
+    with path.open("w", encoding="utf-8") as out:
         for number in range(rows):
             a, b = rng.randint(1, 60), rng.randint(2, 60)
             gold, same = rng.choice(

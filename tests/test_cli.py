@@ -72,6 +72,10 @@ def mistakes(folder):
         "unknown setting": (["train", folder / "unknown.toml", "--out", folder / "r"], "stepz"),
         "nothing given": (["train"], "--method"),
         "workers": (["study", "lab", "--workers", "0"], "--workers is 0"),
+        "configs": (
+            ["plan", "recipes/math-ds-7b", "--configs", folder / "empty.jsonl"],
+            "could not write",
+        ),
         "no report": (["report", folder], "no report.json"),
         "unknown command": (["studdy"], "No such command"),
     }
@@ -80,7 +84,7 @@ def mistakes(folder):
 NAMES = [
     "missing file", "columns", "empty", "no tokenizer", "no model", "unknown method", "negative k",
     "not a number", "too long", "unknown study", "unknown preset", "broken toml",
-    "unknown setting", "nothing given", "workers", "no report", "unknown command",
+    "unknown setting", "nothing given", "workers", "configs", "no report", "unknown command",
 ]  # fmt: skip
 
 

@@ -110,6 +110,10 @@ def test_grade_writes_columns_and_sums(traces, tmp_path):
         (["grade", "a.jsonl", "--grader", "vibes"], "--grader is 'vibes'"),
         (["grade", "a.jsonl", "--problems", "none.jsonl"], "no file 'none.jsonl'"),
         (["grade", "a.jsonl", "--time-limit", "0"], "--time-limit is 0"),
+        (["grade", "a.jsonl", "--time-limit", "nan"], "--time-limit is nan"),
+        (["grade", "a.jsonl", "--time-limit", "inf"], "--time-limit is inf"),
+        (["measure", "a.jsonl", "--out", "."], "could not write .: it is a folder"),
+        (["measure", "a.jsonl", "--report", "."], "could not write .: it is a folder"),
     ],
 )
 def test_a_mistake_is_one_line_with_status_2(arguments, words, tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ import pkgutil
 import pytest
 
 import epistill
-from epistill import evaluate
+from epistill import evaluate, metrics, tasks
 
 ROOMS = ("evaluate", "metrics", "traces", "report", "tasks")
 MODULES = [
@@ -27,8 +27,8 @@ def test_examples_in_docstrings_run(name):
     assert found.failed == 0
 
 
-def test_every_public_statistic_has_an_example():
-    for name in evaluate.__all__:
-        thing = getattr(evaluate, name)
-        if not isinstance(thing, type):
-            assert ">>>" in thing.__doc__, name
+@pytest.mark.parametrize("room", [evaluate, metrics, tasks], ids=lambda room: room.__name__)
+def test_every_public_name_has_an_example(room):
+    shown_by_another = {"Grader"}  # it keeps worker processes; `grade` is its short form
+    for name in set(room.__all__) - shown_by_another:
+        assert ">>>" in getattr(room, name).__doc__, name

@@ -32,6 +32,18 @@ def test_a_lone_surrogate_is_written_as_a_question_mark(tmp_path):
     assert (tmp_path / "page.html").read_text() == "bad ? wait"
 
 
+@pytest.mark.parametrize("name", [".", "..", "folder", "file/x.json"])
+def test_what_cannot_be_a_file_is_one_clear_line(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
+    Path("file").write_text("old")
+    with pytest.raises(EpistillError, match="could not write") as caught:
+        write_json(Path(name), {})
+    assert "\n" not in str(caught.value)
+    assert ("it is a folder" in str(caught.value)) == Path(name).is_dir()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder"]
+
+
 def test_a_half_written_last_line_is_left_out_and_rewinding_drops_later_steps(tmp_path):
     store = RunStore(tmp_path)
     for step in range(4):

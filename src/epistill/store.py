@@ -19,7 +19,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,18 +30,21 @@ _BEFORE_A_RUN = {"config.json", "environment.json", ".lock"}
 
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write a whole file or nothing: temporary file in the same folder, flush, rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if os.path.isdir(path):  # pathlib's raises where a folder above cannot be entered
+        raise EpistillError(f"could not write {path}: it is a folder; name a file in it")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     # Models can write lone surrogates, which UTF-8 cannot hold: they become question marks.
     data = content.encode("utf-8", "replace") if isinstance(content, str) else content
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as out:
             out.write(data)
             out.flush()
             os.fsync(out.fileno())
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         raise EpistillError(
             f"could not write {path}: {error.strerror}; make room or choose another folder"
         ) from error
@@ -165,7 +168,7 @@ class RunStore:
             return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            handle = (self.folder / ".lock").open("w")
+            handle = (self.folder / ".lock").open("wb")
         except OSError as error:
             raise EpistillError(
                 f"could not use {self.folder}: {error.strerror}; make room or choose another folder"

@@ -86,6 +86,9 @@ def test_english_markers_inside_chinese_text():
         ({"words": "um"}, "not a list of texts"),
         ({"words": [1]}, "not a list of texts"),
         ({"version": "one"}, "could not be read"),
+        ({"version": float("inf")}, "could not be read"),
+        ({"control": 5}, "control is '5', not the name of a list"),
+        ({"words": ["um", "\ud800"]}, "surrogates not allowed"),
     ],
 )
 def test_an_own_list_that_does_not_fit_is_refused(change, words, tmp_path):
@@ -94,4 +97,11 @@ def test_an_own_list_that_does_not_fit_is_refused(change, words, tmp_path):
     path.write_text(json.dumps({**good, **change}))
     load_lexicon.cache_clear()
     with pytest.raises(EpistillError, match=words):
+        load_lexicon(str(path))
+
+
+def test_an_own_list_in_another_encoding_is_refused(tmp_path):
+    path = tmp_path / "mine.json"
+    path.write_text('{"name": "列表"}', encoding="gbk")
+    with pytest.raises(EpistillError, match=r"could not be read \(UnicodeDecodeError"):
         load_lexicon(str(path))

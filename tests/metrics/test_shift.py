@@ -134,3 +134,8 @@ def test_a_frequent_word_is_compared_with_frequent_words():
     share = share_of_like_words_that_moved_less(moved, frequency, chosen, neighbours=40)
     assert (share[0], share[99]) == (0.0, 1.0)
     assert np.isnan(share[50])
+
+
+def test_an_empty_vocabulary_has_no_shares():
+    nothing = np.array([])
+    assert share_of_like_words_that_moved_less(nothing, nothing, np.array([])).shape == (0,)

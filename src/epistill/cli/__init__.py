@@ -6,6 +6,7 @@ below is the order of the commands in `--help`.
 
 from __future__ import annotations
 
+import io
 import sys
 
 import typer
@@ -28,6 +29,9 @@ _USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
 
 def main() -> None:
     """Entry point of the `epistill` command."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Names and texts may hold what the locale, or UTF-8, cannot; stderr never fails for that.
+        sys.stdout.reconfigure(errors="replace")
     try:
         result = app(standalone_mode=False)
         sys.exit(result if isinstance(result, int) else 0)

@@ -28,12 +28,27 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for a machine to 
 
 def say(value: Any) -> None:
     """Print JSON."""
-    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+    # What stdout cannot encode would become a question mark; an escape is the same data.
+    escaped = str(sys.stdout.encoding).lower() != "utf-8"
+    print(json.dumps(value, indent=2, ensure_ascii=escaped, allow_nan=False))
 
 
 def warn(message: str) -> None:
     """One line on stderr."""
     print("epistill: " + " ".join(message.split()), file=sys.stderr)
+
+
+def terminal(*, stderr: bool = False, quiet: bool = False, wide: bool = False) -> Console:
+    """Where rich prints. A name such as "[b]" or ":x:" is what it says, neither markup nor emoji.
+
+    Args:
+        stderr, quiet: As in rich.
+        wide: A file or pipe has no width; tables get one there that holds them.
+    """
+    console = Console(stderr=stderr, quiet=quiet, markup=False, emoji=False)
+    if wide and not console.is_terminal:
+        console.width = 200
+    return console
 
 
 def at_least(flag: str, value: int | None, least: int) -> None:
@@ -51,4 +66,4 @@ def print_evaluations(evaluations: Mapping[str, Mapping[str, Any]]) -> None:
         for measure, value in values.items():
             if isinstance(value, Mapping) and "low" in value:
                 table.add_row(measure, format_estimate(value))
-        Console().print(table)
+        terminal().print(table)

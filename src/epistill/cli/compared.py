@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from epistill.cli.common import terminal
 from epistill.cli.tables import reading_line
 from epistill.report.format import bounds_text, decomposition_lines, format_signed
 
 
 def print_compared(summary: Mapping[str, Any]) -> None:
     """Print what `compare` found, a set at a time; differences are B - A."""
-    console = Console(markup=False)  # names of files and sets are no markup
+    console = terminal()
     for label in ("a", "b"):
         console.print(f"{label.upper()}: {summary[label]['path']}", highlight=False, soft_wrap=True)
         for file in summary[label]["files"]:

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from epistill.cli.common import Json, app, say, tasks
+from epistill.cli.common import Json, app, say, tasks, terminal
 
 
 @tasks.command("show")
@@ -42,9 +41,7 @@ def methods(as_json: Json = False) -> None:
     table = Table(*(column for column in rows[0] if column != "source"))
     for row in rows:
         table.add_row(*(cell for column, cell in row.items() if column != "source"))
-    console = Console()
-    # A file or pipe has no width; in a narrow terminal the cells fold.
-    console = console if console.is_terminal else Console(width=200)
+    console = terminal(wide=True)  # in a narrow terminal the cells fold
     console.print(table)
     for row in rows:
         console.print(f"{row['method']}: {row['source']}", highlight=False)

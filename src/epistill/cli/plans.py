@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from epistill.cli.common import Json, app, at_least, say
+from epistill.cli.common import Json, app, at_least, say, terminal
 
 if TYPE_CHECKING:
     from epistill.study.spec import StudySpec
@@ -59,8 +59,7 @@ def plan(
     }
     if configs is not None:
         _write_configs(specs.values(), configs)
-    console = Console()
-    console = console if console.is_terminal else Console(width=200)
+    console = terminal(wide=True)
     if as_json:
         say(plans if name is None else plans[name])
     elif name is None:
@@ -74,7 +73,6 @@ def _write_configs(specs: Iterable[StudySpec], folder: Path) -> None:
     from epistill.store import write_json
 
     for spec in specs:
-        (folder / spec.name).mkdir(parents=True, exist_ok=True)
         for arm, seed in ((arm, seed) for arm in spec.arms for seed in spec.seeds):
             config = spec.config_of(arm, seed).model_dump(mode="json")
             write_json(folder / spec.name / f"{arm.id}-seed-{seed}.json", config)

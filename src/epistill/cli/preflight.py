@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from epistill.cli.common import Json, app, say
+from epistill.cli.common import Json, app, say, terminal
 
 
 @app.command()
@@ -66,7 +65,7 @@ def preflight(
     from epistill.report.preflight import write_preflight
     from epistill.store import RunStore, write_json
 
-    console, cache = Console(stderr=True), out / "cache"
+    console, cache = terminal(stderr=True), out / "cache"
     with RunStore(out).locked(), console.status("loading") as status:
         report = run_preflight(config, make_engine(config, cache), cache, say=status.update)
         write_json(out / "preflight.json", report)
@@ -82,8 +81,7 @@ def _print(report: Mapping[str, Any]) -> None:
     """Prompts, table and verdicts for a terminal."""
     from epistill.report.format import format_signed
 
-    console = Console()
-    console = console if console.is_terminal else Console(width=200)
+    console = terminal(wide=True)
     shown: set[str] = set()
     for name, context in report["contexts"].items():
         prompt = context["prompt"]

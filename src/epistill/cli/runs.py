@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from epistill.cli.common import Json, app, at_least, lab, print_evaluations, say
+from epistill.cli.common import Json, app, at_least, lab, print_evaluations, say, terminal
 from epistill.errors import EpistillError
 
 
@@ -44,7 +43,7 @@ def study(
         spec = tiny_study(spec, folder)
     from epistill.study.runner import run_study
 
-    console = Console(stderr=True)
+    console = terminal(stderr=True)
     report = run_study(spec, folder, workers=workers, ray=ray, console=console)
     if as_json:
         from epistill.store import read_json
@@ -86,7 +85,7 @@ def train(
     from epistill.world import joined
 
     with joined() as world:
-        console = Console(stderr=True, quiet=not world.first)
+        console = terminal(stderr=True, quiet=not world.first)
         with console.status("loading") as status:
             store = run(
                 run_config,
@@ -184,7 +183,7 @@ def lab_pretrain(
     at_least("--steps", steps, 1)
     from epistill.lab.pretrain import pretrain_to
 
-    pretrain_to(out, seed=seed, steps=steps, threads=threads, say=Console(stderr=True).print)
+    pretrain_to(out, seed=seed, steps=steps, threads=threads, say=terminal(stderr=True).print)
     print(out)
 
 
@@ -200,4 +199,4 @@ def lab_card(as_json: Json = False) -> None:
     table = Table("world", "score claimed", "score measured")
     for name, value in found["score"].items():
         table.add_row(name, f"{claimed['score'][name]:.3f}", f"{value:.3f}")
-    Console().print(table)
+    terminal().print(table)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from epistill.cli.common import terminal
 from epistill.report.format import format_estimate
 
 MAX_GROUPS = 6
@@ -16,7 +15,7 @@ MAX_GROUPS = 6
 
 def print_measured(summary: Mapping[str, Any]) -> None:
     """Print what `measure` found, a file at a time."""
-    console = Console()
+    console = terminal()
     for file in summary["files"]:
         console.print(reading_line(file), highlight=False, soft_wrap=True)
         groups = dict(list(file["groups"].items())[:MAX_GROUPS])
@@ -109,7 +108,7 @@ def _deciles(markers: Mapping[str, Mapping[str, Any]]) -> Table:
 
 def print_shift(found: Mapping[str, Any], top: int) -> None:
     """Print the words that moved most, then where each list's words stand."""
-    console = Console()
+    console = terminal()
     for name in ("a", "b"):
         side = found[name]
         problems = _problems(side)
@@ -172,7 +171,7 @@ def _moved(title: str, rows: Iterable[Mapping[str, Any]]) -> Table:
 
 def print_graded(results: Iterable[Mapping[str, Any]]) -> None:
     """Print what grading found, a file at a time, and where older labels disagree."""
-    console = Console()
+    console = terminal()
     for result in results:
         console.print(
             f"{result['file']}: {_reading(result['reading'])}; written to {result['written']}",
@@ -199,5 +198,5 @@ def _disagreements(rows: Iterable[Mapping[str, Any]]) -> Table:
     for row in rows:
         extracted = row["extracted"] if row["extracted"] is not None else row["reason"]
         cells = (row["row"], row["label"], row["grade"], extracted, row["reference"])
-        table.add_row(*(escape(str(cell)[:60]) for cell in cells))
+        table.add_row(*(str(cell)[:60] for cell in cells))
     return table

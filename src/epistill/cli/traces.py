@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -153,8 +154,8 @@ def grade(
 ) -> None:
     """Grade every response: the same records with a verdict; agreement with older labels."""
     at_least("--workers", workers, 1)
-    if time_limit <= 0:
-        raise EpistillError(f"--time-limit is {time_limit:g}; expected seconds above 0")
+    if not 0 < time_limit < math.inf:
+        raise EpistillError(f"--time-limit is {time_limit:g}; expected finite seconds above 0")
     if grader not in (None, "math", "choice", "exact"):
         raise EpistillError(f"--grader is {grader!r}; expected math, choice or exact")
     from epistill.cli.tables import print_graded

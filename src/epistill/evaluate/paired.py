@@ -27,6 +27,10 @@ class PairedTest:
         difference: Ours minus theirs.
         p_value: Two-sided, by inverting the percentile interval; None with one problem.
         smallest_detectable: See `minimum_detectable_difference`; None where nothing varies.
+
+    Example:
+        >>> paired_test([0.5, 1.0, 0.75], [0.0, 0.5, 0.25], resamples=100).difference.value
+        0.5
     """
 
     difference: Estimate

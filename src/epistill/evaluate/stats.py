@@ -35,6 +35,10 @@ class Estimate:
         low, high: 95 % interval; None where one problem (or none) leaves nothing to resample.
         problems: Clusters resampled.
         seeds: Training seeds behind it.
+
+    Example:
+        >>> bootstrap_mean([0.0, 1.0, 1.0, 1.0], resamples=100).value
+        0.75
     """
 
     value: float

@@ -20,7 +20,7 @@ PROBLEMS, SAMPLES, SEED = 400, 8, 0
 
 def read_card() -> dict[str, Any]:
     """card.json beside the weights."""
-    return json.loads((lab_directory() / "card.json").read_text())
+    return json.loads((lab_directory() / "card.json").read_text(encoding="utf-8"))
 
 
 def measure_card(name: str = LAB_NAME) -> dict[str, Any]:

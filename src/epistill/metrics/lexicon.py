@@ -28,6 +28,10 @@ class Lexicon:
         exceptions: Longer words that contain one of `words` and are not counted.
         control: Name of the list of ordinary words of like frequency that is counted beside it;
             None where there is none.
+
+    Example:
+        >>> Lexicon("mine", 1, "my notes", "en", words=("um", "er")).words
+        ('um', 'er')
     """
 
     name: str
@@ -48,7 +52,12 @@ class Lexicon:
 
 
 def shipped_lexicons() -> list[str]:
-    """Names of the lists that come with the package."""
+    """Names of the lists that come with the package.
+
+    Example:
+        >>> shipped_lexicons()[:3]
+        ['control-en', 'control-zh', 'epistemic-zh']
+    """
     folder = resources.files("epistill.metrics") / "lexicons"
     return sorted(entry.name.removesuffix(".json") for entry in folder.iterdir())
 
@@ -59,18 +68,22 @@ def load_lexicon(name: str = PAPER) -> Lexicon:
 
     Raises:
         EpistillError: No such list, or a file without the fields.
+
+    Example:
+        >>> load_lexicon("paper-en").words[:3]
+        ('wait', 'hmm', 'perhaps')
     """
     path = Path(name)
     if name in shipped_lexicons():
-        text = (resources.files("epistill.metrics") / "lexicons" / f"{name}.json").read_text()
+        source = resources.files("epistill.metrics") / "lexicons" / f"{name}.json"
     elif path.is_file():
-        text = path.read_text(encoding="utf-8")
+        source = path
     else:
         raise EpistillError(
             f"no lexicon {name!r}; expected one of {', '.join(shipped_lexicons())}, or a JSON file"
         )
     try:
-        data = json.loads(text)
+        data = json.loads(source.read_text(encoding="utf-8"))
         return Lexicon(
             name=str(data["name"]),
             version=int(data["version"]),
@@ -78,11 +91,11 @@ def load_lexicon(name: str = PAPER) -> Lexicon:
             language=str(data["language"]),
             words=_words(data["words"]),
             exceptions=_words(data.get("exceptions", [])),
-            control=data.get("control"),
+            control=_control(data.get("control")),
         )
     except EpistillError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (OSError, KeyError, TypeError, ArithmeticError, ValueError, AttributeError) as error:
         raise EpistillError(
             f"lexicon {name!r} could not be read ({type(error).__name__}: {error}); expected JSON "
             "with name, version, language, source and words"
@@ -92,4 +105,12 @@ def load_lexicon(name: str = PAPER) -> Lexicon:
 def _words(words: list[str]) -> tuple[str, ...]:
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
         raise TypeError(f"words are {str(words)[:40]!r}, not a list of texts")
+    for word in words:
+        word.encode()  # refuses half a surrogate pair, which nothing that counts can hold
     return tuple(fold(word) for word in words)
+
+
+def _control(name: str | None) -> str | None:
+    if not isinstance(name, str | None):
+        raise TypeError(f"control is {str(name)[:40]!r}, not the name of a list")
+    return name

@@ -155,6 +155,7 @@ def share_of_like_words_that_moved_less(
         np.float64(0.67)
     """
     share = np.full(moved.shape, np.nan)
+    chosen = np.asarray(chosen, bool)  # an empty list is an array of floats
     ordinary = np.flatnonzero(~chosen & (frequency > 0))
     if not ordinary.size:
         return share
