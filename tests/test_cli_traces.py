@@ -107,6 +107,10 @@ def test_grade_writes_columns_and_sums(traces, tmp_path):
         (["shift", "a.jsonl", "a.jsonl", "--problem-field", "pid"], "has --problem-field 'pid'"),
         (["shift", "a.jsonl", "none.jsonl"], "no file none.jsonl"),
         (["grade", "a.jsonl"], "no reference answer"),
+        (
+            ["grade", "a.jsonl", "--answer-field", "response", "--out", "a.jsonl/x.jsonl"],
+            "could not write a.jsonl/x.jsonl",
+        ),
         (["grade", "a.jsonl", "--grader", "vibes"], "--grader is 'vibes'"),
         (["grade", "a.jsonl", "--problems", "none.jsonl"], "no file 'none.jsonl'"),
         (["grade", "a.jsonl", "--time-limit", "0"], "--time-limit is 0"),

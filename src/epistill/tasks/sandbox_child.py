@@ -28,7 +28,7 @@ _CAPABILITY_V3 = 0x20080522
 
 def drop_capabilities() -> None:
     """Give up every capability, for good; a root user becomes an ordinary owner of its files."""
-    with open("/proc/sys/kernel/cap_last_cap") as last:
+    with open("/proc/sys/kernel/cap_last_cap", encoding="ascii") as last:
         for capability in range(int(last.read()) + 1):
             # Fails without CAP_SETPCAP, and then there is nothing that an exec could regain.
             _LIBC.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
@@ -253,7 +253,7 @@ def _run(settings: dict[str, Any]) -> None:
     owner = space.get("Solution")
     called = getattr(owner(), function) if owner is not None else space[function]
     result = json.dumps(called(*arguments))
-    with open(result_pipe, "w") as pipe:
+    with open(result_pipe, "w", encoding="ascii") as pipe:
         pipe.write(result)
 
 

@@ -12,6 +12,7 @@ import json
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -122,10 +123,10 @@ def _grade_file(
 ) -> dict[str, Any]:
     totals = _Totals()
     chosen = options.grader or ("math" if lookup is not None else choose_grader(path, options))
-    place.parent.mkdir(parents=True, exist_ok=True)
     temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
     records = records_of(path, totals.reading)
     try:
+        place.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
             while batch := list(islice(records, BATCH)):
                 for record in _grade_batch(batch, chosen, options, lookup, grader, totals):
@@ -138,7 +139,8 @@ def _grade_file(
             f"could not write {place}: {error.strerror}; make room or choose another --out"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # where nothing was written, there is nothing to remove
+            temporary.unlink()
     return _describe(path, place, totals)
 
 
