@@ -27,6 +27,7 @@ from epistill.study.summary import summarise_study
 
 FIRST_REPORT_S = 120.0
 REPORT_EVERY_S = 120.0
+DRAWING_SHARE = 0.02  # of the time at most; a page of hundreds of runs takes seconds
 POLL_S = 0.5
 
 Executors = Callable[[int], AbstractContextManager[Executor]]  # for so many jobs
@@ -217,8 +218,10 @@ def _run_jobs(
                         continue
                     progress.advance(overall)
                 if clock.since_start() > next_report:
-                    next_report = clock.since_start() + REPORT_EVERY_S
+                    begun = clock.since_start()
                     progress.console.print(f"a first picture: {render()}")
+                    drawing = clock.since_start() - begun
+                    next_report = begun + max(REPORT_EVERY_S, drawing / DRAWING_SHARE)
         except BaseException:
             executor.stop()
             raise
