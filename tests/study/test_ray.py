@@ -21,7 +21,7 @@ from epistill.study.spec import StudySpec
 ray = pytest.importorskip("ray", reason="the extra 'ray' is not installed")
 
 TASK = {"type": "star_search", "arms": 3, "depth": 2}
-STEPS = 24
+STEPS = 160  # of some 50 ms: a node takes a second to be gone, and its arm must not end before
 SPEC = {
     "name": "ray",
     "question": "The same?",
