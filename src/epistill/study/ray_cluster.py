@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from epistill.errors import EpistillError, FolderInUse
+from epistill.errors import EpistillError, FolderInUse, first_line
 from epistill.study.executors import Handle, WorkerLost, run_job, use_threads
 from epistill.study.spec import Resources
 
@@ -132,8 +132,7 @@ class _RayJob:
         except errors.RayTaskError:
             raise
         except errors.RayError as error:  # its process, its node, or the way to it is gone
-            reason = str(error).strip().splitlines()[0]
-            raise WorkerLost(f"its worker was lost: {reason}") from error
+            raise WorkerLost(f"its worker was lost: {first_line(error)}") from error
         if mistake is not None:
             raise EpistillError(mistake)
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from epistill.errors import EpistillError
+from epistill.errors import EpistillError, first_line
 from epistill.records import GraderName, Message, Problem
 from epistill.tasks.livecodebench import is_livecodebench, read_livecodebench
 
@@ -136,7 +136,7 @@ def _from_hub(source: str) -> str:
         return hf_hub_download("/".join(parts[:2]), parts[2], repo_type="dataset")
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise EpistillError(
-            f"{source!r} could not be downloaded ({str(error).strip().splitlines()[0]}); check the "
+            f"{source!r} could not be downloaded ({first_line(error)}); check the "
             "name and the network, or download it and give its path"
         ) from error
 
@@ -160,7 +160,7 @@ def _read_parquet(path: Path) -> list[dict[str, Any]]:
         return pl.read_parquet(path).to_dicts()
     except (pl.exceptions.PolarsError, OSError) as error:
         raise EpistillError(
-            f"{path}: not a readable parquet file ({str(error).splitlines()[0]}); write it again"
+            f"{path}: not a readable parquet file ({first_line(error)}); write it again"
         ) from error
 
 
@@ -198,10 +198,10 @@ def _read_dataset(source: str, path: Path, split: str) -> list[dict[str, Any]]:
         else:
             loaded = datasets.load_dataset(name, config or None, split=split)
     except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: it has a script
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise EpistillError(
             f"no file or folder {source!r}, and as a dataset name with split {split!r} it could "
-            f"not be loaded: {reason}; expected a .jsonl or .parquet file, a folder, or such a name"
+            f"not be loaded: {first_line(error)}; expected a .jsonl or .parquet file, a folder, or "
+            "such a name"
         ) from error
     return [dict(row) for row in loaded]
 

@@ -132,7 +132,7 @@ def _grade_file(
                 for record in _grade_batch(batch, chosen, options, lookup, grader, totals):
                     file.write(_line(record))
         if not totals.reading.used:
-            raise _nothing_graded(path, totals.reading, options)
+            raise _nothing_graded(path, totals.reading)
         temporary.replace(place)
     except OSError as error:
         raise EpistillError(
@@ -154,15 +154,12 @@ def _line(record: Mapping[str, Any]) -> bytes:
         return json.dumps(plain).encode() + b"\n"
 
 
-def _nothing_graded(path: Path, reading: Reading, options: GradeOptions) -> EpistillError:
+def _nothing_graded(path: Path, reading: Reading) -> EpistillError:
     if not reading.fields["response"]:
         return nothing_used(path, reading)
-    reasons = ", ".join(
-        f"{n} {why} (first in row {row})" for why, (n, row) in reading.skipped.items()
-    )
     return EpistillError(
-        f"{path}: none of {reading.read} responses can be graded: {reasons}; name the field of the "
-        "reference answer with --answer-field, or a file of problems with --problems"
+        f"{path}: none of {reading.read} responses can be graded: {reading.reasons()}; name the "
+        "field of the reference answer with --answer-field, or a file of problems with --problems"
     )
 
 

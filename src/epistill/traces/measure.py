@@ -279,11 +279,8 @@ def nothing_used(path: Path, reading: Reading) -> EpistillError:
     """Why a file gave nothing, with the fields it has."""
     if not reading.read:
         return EpistillError(f"{path} has zero rows; expected at least one record")
-    reasons = ", ".join(
-        f"{count} {reason} (first in row {row})" for reason, (count, row) in reading.skipped.items()
-    )
     return EpistillError(
-        f"{path}: none of {reading.read} responses can be used: {reasons}; fields "
+        f"{path}: none of {reading.read} responses can be used: {reading.reasons()}; fields "
         f"found: {_fields_found(path)}; expected one of "
         f"{', '.join(fields.RESPONSE_FIELDS[:6])}, ... or name it with --response-field"
     )

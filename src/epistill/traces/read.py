@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import orjson
 
-from epistill.errors import EpistillError
+from epistill.errors import EpistillError, first_line
 from epistill.traces.fields import Unusable
 
 Format = Literal["json lines", "gzip", "zstd", "parquet"]
@@ -296,10 +296,8 @@ def _records(batch: Any) -> list[Mapping[str, Any] | Unusable]:
         return [{}] * batch.num_rows
     try:
         return batch.to_pylist()
-    except (ValueError, OverflowError):  # of one value or more: row by row
-        if batch.num_rows == 1:
-            return [_record(batch)]
-        return [r for i in range(batch.num_rows) for r in _records(batch.slice(i, 1))]
+    except (ValueError, OverflowError):  # of one value or more
+        return [_record(batch.slice(i, 1)) for i in range(batch.num_rows)]
 
 
 def _record(row: Any) -> Mapping[str, Any] | Unusable:
@@ -317,5 +315,6 @@ def _record(row: Any) -> Mapping[str, Any] | Unusable:
 
 
 def _unreadable(path: Path, error: Exception) -> EpistillError:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return EpistillError(f"{path} is not a readable parquet file ({reason}); write it again")
+    return EpistillError(
+        f"{path} is not a readable parquet file ({first_line(error)}); write it again"
+    )

@@ -42,6 +42,13 @@ class Reading:
         before, first = self.skipped.get(reason, (0, row))
         self.skipped[reason] = (before + count, first)
 
+    def reasons(self) -> str:
+        """Why responses were skipped, for an error; "" where none were."""
+        return ", ".join(
+            f"{count} {reason} (first in row {row})"
+            for reason, (count, row) in self.skipped.items()
+        )
+
     def merge(self, other: Reading) -> None:
         """Add what the next piece of the same file found."""
         for reason, (count, row) in other.skipped.items():

@@ -177,12 +177,7 @@ def read_side(source: Source, options: Options) -> Side:
             except EpistillError as error:
                 raise EpistillError(f"{' or '.join(map(str, files))}: {error}") from error
         if not responses:
-            skipped = {
-                reason: (count, row)
-                for path in files
-                for reason, (count, row) in side.readings[path].skipped.items()
-            }
-            reasons = ", ".join(f"{c} {r} (first in row {n})" for r, (c, n) in skipped.items())
+            reasons = ", ".join(filter(None, (side.readings[path].reasons() for path in files)))
             raise EpistillError(
                 f"{files[0]}: no response can be used ({reasons or 'zero rows'}); expected "
                 "responses and what tells their problems apart; name the fields with "
