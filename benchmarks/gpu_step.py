@@ -21,12 +21,12 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from epistill.axes import FullVocabulary
 from epistill.methods import method
-from epistill.rollouts.load import load_model
+from epistill.rollouts.load_model import load_model
 from epistill.rollouts.model import LanguageModel
 from epistill.teacher.align import align
 from epistill.teacher.weights import CopiedTeacher
-from epistill.train.row import Row
-from epistill.train.step import accumulate_gradients
+from epistill.training.step import accumulate_gradients
+from epistill.training.step_records import TrainingRow
 
 # Source: config.json of Qwen/Qwen3-8B.
 QWEN3_8B = {
@@ -59,7 +59,7 @@ def make_row(tokens, vocabulary):
         return tuple(torch.randint(0, vocabulary, (n,), generator=draw).tolist())
 
     question = ids(QUESTION)
-    return Row(question, ids(tokens), None, 0.0, (*question, *ids(CONTEXT - QUESTION)))
+    return TrainingRow(question, ids(tokens), None, 0.0, (*question, *ids(CONTEXT - QUESTION)))
 
 
 def fused_step(student, teacher, row, sdpo):

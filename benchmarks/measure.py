@@ -32,7 +32,7 @@ from common import medians_in_turn, report
 from epistill.metrics import load_lexicon
 from epistill.metrics.scan import Scanner
 from epistill.metrics.words import make_buffer
-from epistill.traces.measure import Options, measure
+from epistill.traces.measure import Options, measure_files
 
 BATCH = 36  # responses, half a megabyte: what `measure` takes at a time
 PEAK = """
@@ -219,8 +219,8 @@ def measure_rows(folder: Path, megabytes: float, repeats: int) -> list[dict[str,
                 "script": lambda p=path: run("-c", SCRIPT, str(p), *words),
                 "one": lambda p=path: run_measure(p, 1),
                 "two": lambda p=path: run_measure(p, 2),
-                "call one": lambda p=path: measure([p], Options(), workers=1),
-                "call two": lambda p=path: measure([p], Options(), workers=2),
+                "call one": lambda p=path: measure_files([p], Options(), workers=1),
+                "call two": lambda p=path: measure_files([p], Options(), workers=2),
             },
             repeats,
         )

@@ -19,20 +19,20 @@ from statistics import median
 import torch
 from common import report
 
-import epistill.train.loop
-import epistill.train.rows
-import epistill.train.step
-import epistill.train.watch
+import epistill.training.batches
+import epistill.training.loop
+import epistill.training.run_monitor
+import epistill.training.step
 from epistill.config import RunConfig
 from epistill.methods import method
-from epistill.study.run import run
+from epistill.studies.run_arm import run
 
 # module, name: every call that would not be there without the monitor
 PARTS = (
-    (epistill.train.rows, "tokens_in_spans", "marker tokens"),
-    (epistill.train.step, "_pull", "pull"),
-    (epistill.train.loop, "pass_at_group_size", "pass@k"),
-    (epistill.train.watch.Watch, "observe", "rules"),
+    (epistill.training.batches, "tokens_in_spans", "marker tokens"),
+    (epistill.training.step, "_pull", "pull"),
+    (epistill.training.loop, "pass_at_group_size", "pass@k"),
+    (epistill.training.run_monitor.Watch, "observe", "rules"),
 )
 
 

@@ -8,7 +8,7 @@ Nothing is registered and no loop is touched: a method is a point on the five ax
 from epistill.axes import Context, Method, PositionRise
 from epistill.blends import Convex
 from epistill.config import RunConfig, SamplingConfig, StarSearchTask
-from epistill.study.run import run
+from epistill.studies.run_arm import run
 
 late_answer = Method(
     name="late-answer",

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from epistill.store import read_json, write_json
 
-TARGET = Path(__file__).resolve().parents[1] / "src/epistill/preflight/thresholds.json"
+TARGET = Path(__file__).resolve().parents[1] / "src/epistill/preflights/thresholds.json"
 
 
 def main(folder: Path) -> None:

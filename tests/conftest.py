@@ -37,7 +37,7 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def lab_model():
     """The shipped model; do not train it in place."""
-    from epistill.rollouts.load import load_model
+    from epistill.rollouts.load_model import load_model
 
     return load_model("lab")
 

@@ -35,9 +35,9 @@ ALLOWED = {
     "metrics": {"records", "errors"},
     "rollouts": {"records", "config", "errors", "seeds", "objective", "tasks", "world"},
     "teacher": FREE | {"objective", "rollouts", "tasks", "world"},
-    "train": FREE | {"store", "objective", "tasks", "metrics", "rollouts", "teacher", "world"},
-    "evaluate": FREE | {"store", "tasks", "metrics", "rollouts"},
-    "lab": FREE | {"tasks", "metrics", "rollouts", "teacher", "evaluate"},
+    "training": FREE | {"store", "objective", "tasks", "metrics", "rollouts", "teacher", "world"},
+    "evaluation": FREE | {"store", "tasks", "metrics", "rollouts"},
+    "lab": FREE | {"tasks", "metrics", "rollouts", "teacher", "evaluation"},
     "traces": {
         "errors",
         "records",
@@ -46,25 +46,37 @@ ALLOWED = {
         "metrics",
         "tasks",
         "rollouts.prompts",
-        "evaluate.stats",
-        "evaluate.paired",
+        "evaluation.stats",
+        "evaluation.paired",
     },
-    "report": FREE | {"store", "metrics", "evaluate.stats"},
-    "preflight": FREE
-    | {"store", "objective", "tasks", "metrics", "rollouts", "teacher", "evaluate"},
-    "inputs": FREE | {"tasks", "preflight.config"},
+    "comparison": {
+        "errors",
+        "records",
+        "config",
+        "store",
+        "metrics",
+        "tasks",
+        "traces",
+        "rollouts.prompts",
+        "evaluation.stats",
+        "evaluation.paired",
+    },
+    "report": FREE | {"store", "metrics", "evaluation.stats"},
+    "preflights": FREE
+    | {"store", "objective", "tasks", "metrics", "rollouts", "teacher", "evaluation"},
+    "inputs": FREE | {"tasks", "preflights.preflight_config"},
     "integrations": FREE | {"store", "metrics", "rollouts"},
-    "study": FREE
+    "studies": FREE
     | {
         "store",
         "tasks",
         "rollouts",
         "teacher",
-        "train",
-        "evaluate",
+        "training",
+        "evaluation",
         "report",
         "lab",
-        "preflight",
+        "preflights",
         "objective",
         "describe",
         "world",
@@ -72,9 +84,9 @@ ALLOWED = {
     "__main__": {"cli"},
     "cli": None,  # opens every door, lazily
 }
-TORCH_FREE = ("records", "config", "monitor", "axes", "describe", "methods", "store", "report.page", "evaluate.stats", "cli",
-              "metrics.epistemic", "study.spec", "study.hardware", "tasks.sandbox", "inputs", "tasks.files", "traces.summary",
-              "traces.compare", "report.traces")  # fmt: skip
+TORCH_FREE = ("records", "config", "monitor", "axes", "describe", "methods", "store", "report.study_page", "evaluation.stats", "cli",
+              "metrics.epistemic", "studies.spec", "studies.hardware", "tasks.sandbox", "inputs", "tasks.files", "traces.measure_summary",
+              "comparison.compare", "report.trace_pages")  # fmt: skip
 
 
 def modules():

@@ -12,7 +12,7 @@ import pytest
 
 from epistill.errors import EpistillError
 from epistill.inputs import load_run_config
-from epistill.rollouts.load import lab_directory, load_model
+from epistill.rollouts.load_model import lab_directory, load_model
 
 COMMANDS = [
     [], ["study"], ["plan"], ["train"], ["eval"], ["lab"], ["lab", "pretrain"], ["lab", "card"],

@@ -8,7 +8,7 @@ from epistill.lab.card import measure_card, read_card
 from epistill.lab.corpus import IGNORE, Corpus
 from epistill.lab.dials import measure_dials
 from epistill.records import Message
-from epistill.rollouts.load import lab_directory
+from epistill.rollouts.load_model import lab_directory
 from epistill.rollouts.prompts import render_prompt
 from epistill.tasks.star_traces import DEFAULT_DIALS
 

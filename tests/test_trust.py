@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from epistill.errors import EpistillError
-from epistill.rollouts.load import lab_directory, load_model
+from epistill.rollouts.load_model import lab_directory, load_model
 from epistill.tasks.files import load_problems
 
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "epistill"

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from epistill.config import EvalSet, FileTask, RunConfig, SamplingConfig, StarSearchTask, TaskConfig
 from epistill.errors import EpistillError
 from epistill.methods import method
-from epistill.preflight.config import PreflightConfig
+from epistill.preflights.preflight_config import PreflightConfig
 from epistill.settings import Settings
 
 _STAR = re.compile(r"star-search(?::(\d+)x(\d+))?")

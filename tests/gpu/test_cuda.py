@@ -52,7 +52,7 @@ def test_a_run_on_cuda(tmp_path):
     from epistill.config import RunConfig, SamplingConfig, StarSearchTask
     from epistill.methods import METHODS
     from epistill.store import RunStore
-    from epistill.study.run import run
+    from epistill.studies.run_arm import run
 
     config = RunConfig(
         model="lab", task=StarSearchTask(arms=4, depth=2), method=METHODS["sdpo"],

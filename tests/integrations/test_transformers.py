@@ -13,7 +13,7 @@ from epistill.errors import EpistillError
 from epistill.integrations.transformers import EpistemicMonitor
 from epistill.metrics.epistemic import total_markers
 from epistill.monitor import Fall, Monitor
-from epistill.rollouts.load import load_model
+from epistill.rollouts.load_model import load_model
 from epistill.rollouts.prompts import split_thinking
 from epistill.tasks.coverage import load_eval_problems
 from epistill.tasks.grading import grade_exact

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from epistill.metrics.shift import (
+from epistill.metrics.vocabulary_shift import (
     MIN_PROBLEMS,
     share_of_like_words_that_moved_less,
     vocabulary_shift,

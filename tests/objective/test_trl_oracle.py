@@ -22,8 +22,8 @@ from epistill.rollouts.model import with_lora
 from epistill.teacher.adapters import lora_layers, weight_delta
 from epistill.teacher.context import remove_thinking
 from epistill.teacher.weights import CopiedTeacher, make_teacher
-from epistill.train.row import Row
-from epistill.train.step import accumulate_gradients
+from epistill.training.step import accumulate_gradients
+from epistill.training.step_records import TrainingRow
 
 trl = pytest.importorskip("trl")
 from accelerate import Accelerator  # noqa: E402
@@ -143,7 +143,7 @@ def test_a_whole_step_equals_trl_on_such_a_batch():
     theirs = {n: p.grad.clone() for n, p in student.network.named_parameters()}
     student.network.zero_grad(set_to_none=True)
     rows = [
-        Row(tuple(p), tuple(c), (0.0,) * T, 0.0, tuple(r))
+        TrainingRow(tuple(p), tuple(c), (0.0,) * T, 0.0, tuple(r))
         for p, c, r in zip(prompts.tolist(), ids.tolist(), reprompts.tolist(), strict=True)
     ]
     chosen = method("sdpo", token_weights=(), divergence={"support": {"k": 20}})
@@ -188,7 +188,7 @@ def test_trl_runs_its_teacher_on_rows_without_context(tiny_model):
     }  # fmt: skip
     SDPOTrainer._compute_teacher_student_logits(stand_in(), network, network, inputs)
     assert seen == [B, B]
-    rows = [Row(tuple(r), tuple(r), (0.0,) * 4, 0.0, None) for r in ids.tolist()]
+    rows = [TrainingRow(tuple(r), tuple(r), (0.0,) * 4, 0.0, None) for r in ids.tolist()]
     seen.clear()
     accumulate_gradients(
         tiny_model, CopiedTeacher(tiny_model), rows, METHODS["sdpo"],

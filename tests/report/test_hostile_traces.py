@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from epistill.report.page import highlight_markers, write_report
+from epistill.report.study_page import highlight_markers, write_report
 from epistill.store import read_json
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from epistill.errors import EpistillError
-from epistill.rollouts.load import lab_directory, load_model
+from epistill.rollouts.load_model import lab_directory, load_model
 from epistill.rollouts.model import Head, LanguageModel
 
 
@@ -103,7 +103,7 @@ def test_models_that_scale_or_cap_their_logits(family, lab_model, tmp_path):
 
 def test_an_unknown_head_is_refused(lab_model, tmp_path):
     """Were a model to change its logits in a way we do not know, the check must say so."""
-    from epistill.rollouts import load as module
+    from epistill.rollouts import load_model as module
 
     strange = LanguageModel(lab_model.network, lab_model.tokenizer, "strange")
     strange.head = lambda: Head(lab_model.head().weight, scale=2.0)

@@ -12,7 +12,7 @@ from fake_vllm import FakeVllm
 
 from epistill.config import SamplingConfig
 from epistill.errors import EpistillError
-from epistill.rollouts.kept import KeptReplies
+from epistill.rollouts.reply_cache import KeptReplies
 from epistill.rollouts.sampler import PromptRequest
 from epistill.rollouts.vllm import VllmPool
 from epistill.rollouts.vllm_client import ServersLost

@@ -19,12 +19,12 @@ from served import serving, stop, widen_heads, with_misleading_defaults
 from epistill.config import RunConfig, SamplingConfig
 from epistill.errors import EpistillError
 from epistill.methods import method
-from epistill.rollouts.load import lab_directory, load_model
+from epistill.rollouts.load_model import lab_directory, load_model
 from epistill.rollouts.prompts import render_prompt
 from epistill.rollouts.sampler import PromptRequest, sample
 from epistill.rollouts.vllm import VllmPool
 from epistill.store import RunStore
-from epistill.study.run import run
+from epistill.studies.run_arm import run
 from epistill.tasks.star_search import star_problem
 from epistill.teacher.score import score_completions
 

@@ -11,10 +11,10 @@ from safetensors import safe_open
 from epistill.axes import EmaWeights, FrozenWeights
 from epistill.config import Lora, RunConfig, SamplingConfig, StarSearchTask
 from epistill.methods import method
-from epistill.rollouts.load import load_model
+from epistill.rollouts.load_model import load_model
 from epistill.rollouts.model import with_lora
 from epistill.store import RunStore
-from epistill.study.run import run
+from epistill.studies.run_arm import run
 from epistill.teacher.adapters import EmaDeltaTeacher, lora_layers, weight_delta
 from epistill.teacher.weights import make_teacher
 

@@ -19,7 +19,7 @@ from epistill.traces.fields import (
     tokens_of,
     traces_of,
 )
-from epistill.traces.measure import Options, measure
+from epistill.traces.measure import Options, measure_files
 
 CHAT = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
 
@@ -168,7 +168,7 @@ def test_what_was_used_is_counted_by_name(write):
             {"outputs": ["c", "d"], "question": "?"},
         ],
     )
-    (found,) = measure([path], Options())
+    (found,) = measure_files([path], Options())
     assert found.reading.fields == {
         "response": {"response": 1, "output": 1, "outputs": 2},
         "problem": {"problem_id": 1, "question": 3},

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from epistill.errors import EpistillError
-from epistill.tasks import extract_answer, grade
-from epistill.traces import grade as grading
+from epistill.tasks import extract_answer, grade_responses
+from epistill.traces import grade_responses as grading
 from epistill.traces.grade import COLUMNS, grade_files
-from epistill.traces.measure import Options, measure
+from epistill.traces.measure import Options, measure_files
 from epistill.traces.references import GradeOptions
 
 
@@ -125,7 +125,7 @@ def test_grading_again_replaces_the_columns(write):
     _, rows = graded(write("a.jsonl", [{"gold": "4", "response": "answer 4"}]), grader="exact")
     _, again = graded(write("b.jsonl", [{**rows[0], "gold": "5"}]), grader="exact")
     assert again[0]["grade_score"] == 0.0
-    (found,) = measure([write("c.jsonl", rows)], Options(keep=1))
+    (found,) = measure_files([write("c.jsonl", rows)], Options(keep=1))
     assert found.shown[0].score == 1.0
 
 
@@ -168,9 +168,9 @@ def test_equal_answers_get_one_verdict_in_their_places():
     items.append(
         ("math", "4", "no short answer, but a text that goes on and on about $2+2=4$ here")
     )
-    found = grade(items)
+    found = grade_responses(items)
     assert [g.score for g in found[:5]] == [1, 0, 0, 1, 1]
-    assert found[0] == grade([same])[0]
+    assert found[0] == grade_responses([same])[0]
 
 
 EQUIVALENT = [
@@ -189,7 +189,7 @@ DIFFERENT = [
 
 
 def test_equivalent_forms_are_equal_and_others_are_not():
-    found = grade([("math", gold, answer) for gold, answer in EQUIVALENT + DIFFERENT])
+    found = grade_responses([("math", gold, answer) for gold, answer in EQUIVALENT + DIFFERENT])
     wrong = [pair for pair, g in zip(EQUIVALENT, found, strict=False) if g.score < 1]
     right = [
         pair for pair, g in zip(DIFFERENT, found[len(EQUIVALENT) :], strict=True) if g.score > 0
@@ -206,7 +206,7 @@ def test_every_gsm8k_gold_answer_against_itself(shared_data):
     golds = [row.rpartition("####")[2].strip() for row in rows]
     assert [extract_answer(row) for row in rows] == golds
     pairs = dict.fromkeys(zip(golds, golds, strict=True))  # equal pairs are graded once anyway
-    found = grade([("math", gold, f"#### {gold}") for gold, _ in pairs])
+    found = grade_responses([("math", gold, f"#### {gold}") for gold, _ in pairs])
     assert [gold for (gold, _), g in zip(pairs, found, strict=True) if g.score < 1] == []
 
 
@@ -220,7 +220,9 @@ def test_math500_solutions_agree_with_their_gold_answers(shared_data):
     solutions = [json.loads(text)["solution"] for text in pl.read_parquet(path)["extra_info"]]
     problems = load_problems(str(path)).problems
     assert len(problems) == len(solutions) == 500
-    found = grade([("math", p.answer, s) for p, s in zip(problems, solutions, strict=True)])
+    found = grade_responses(
+        [("math", p.answer, s) for p, s in zip(problems, solutions, strict=True)]
+    )
     apart = [(p.answer, g.extracted) for p, g in zip(problems, found, strict=True) if g.score < 1]
     assert apart == KNOWN_DISAGREEMENTS
 

@@ -24,8 +24,8 @@ from epistill.metrics import (
 from epistill.metrics.words import WORD, fold
 from epistill.rollouts.prompts import split_thinking
 from epistill.traces import tabulate
-from epistill.traces.measure import Options, measure
-from epistill.traces.summary import summarise, warnings_of
+from epistill.traces.measure import Options, measure_files
+from epistill.traces.measure_summary import summarise_measured, warnings_of
 from epistill.traces.tabulate import ClusterSums
 
 BITS = [
@@ -36,7 +36,7 @@ BITS = [
 
 def summary_of(path, **options):
     chosen = Options(**options)
-    return summarise(measure([path], chosen), chosen)
+    return summarise_measured(measure_files([path], chosen), chosen)
 
 
 def group_of(path, name="(all)", **options):
@@ -145,7 +145,7 @@ def test_a_fall_in_everything_is_not_a_fall_in_doubt(write):
 def test_tokens_of_a_tokenizer(write):
     from tokenizers import Tokenizer
 
-    from epistill.rollouts.load import lab_directory
+    from epistill.rollouts.load_model import lab_directory
 
     texts = ["<think>s 1 2 3</think>answer 18", "answer 7", "<think>3 4"]
     path = write("a.jsonl", [{"response": t, "n_tokens": 999} for t in texts])
@@ -188,7 +188,7 @@ def test_groups(write):
     assert groups["y"]["markers"]["paper-en"]["count"] == 3
     many = write("b.jsonl", [{"response": "a", "id": i} for i in range(51)])
     with pytest.raises(EpistillError, match="more than 50 values"):
-        measure([many], Options(by="id"))
+        measure_files([many], Options(by="id"))
 
 
 def test_repeated_ids_are_counted_and_said(write):
@@ -225,7 +225,7 @@ def test_an_own_list_is_counted_beside_or_instead(write, tmp_path):
     assert {w: r["count"] for w, r in markers["mine"]["words"].items()} == {"so": 2, "oh no": 1}
     (tmp_path / "other.json").write_text(json.dumps({**mine, "words": ["um"]}))
     with pytest.raises(EpistillError, match="one name"):
-        measure(
+        measure_files(
             [path], Options(lexicons=tuple(str(tmp_path / n) for n in ("mine.json", "other.json")))
         )
 
@@ -288,7 +288,7 @@ def test_docstring_of_the_page_names_every_number():
 
 def test_the_sample_for_the_page_keeps_whole_problems(write):
     path = write("a.jsonl", [{"problem_id": i // 10, "response": f"a {i}"} for i in range(300)])
-    (found,) = measure([path], Options(keep=95))
+    (found,) = measure_files([path], Options(keep=95))
     kept = Counter(shown.problem for shown in found.shown)
     assert sorted(kept.values()) == [5] + [10] * 9
 

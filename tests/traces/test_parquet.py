@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from epistill.traces import read
+from epistill.traces import read_files as read
 from epistill.traces.fields import Unusable
-from epistill.traces.measure import Options, measure
-from epistill.traces.read import pieces_of, read_piece
+from epistill.traces.measure import Options, measure_files
+from epistill.traces.read_files import pieces_of, read_piece
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def bad_text():
 
 
 def test_a_value_that_is_not_utf8_costs_its_row(table):
-    (found,) = measure([table(response=bad_text(), id=[1, 2, 3])], Options())
+    (found,) = measure_files([table(response=bad_text(), id=[1, 2, 3])], Options())
     assert found.reading.used == 2
     assert found.reading.skipped == {"not UTF-8": (1, 2)}
 
@@ -50,13 +50,13 @@ def test_a_time_beyond_the_years_of_python_is_a_number(table):
 
 def test_ids_that_json_does_not_have(table):
     for ids in (pa.array([Decimal("1.5"), Decimal("2.5")]), pa.array([b"a", b"b"])):
-        (found,) = measure([table(response=["x", "y"], id=ids)], Options())
+        (found,) = measure_files([table(response=["x", "y"], id=ids)], Options())
         assert len(found.groups["(all)"].sums) == 2
 
 
 def test_dots_in_the_name_of_a_column(table):
     path = table(**{"rollout.text": ["wait"], "problem.id": [3], "x": [1]})
-    (found,) = measure([path], Options(response_field="rollout.text"))
+    (found,) = measure_files([path], Options(response_field="rollout.text"))
     assert found.reading.fields["problem"] == {"problem.id": 1}
 
 

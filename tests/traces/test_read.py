@@ -16,9 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from epistill.errors import EpistillError
-from epistill.traces import read
-from epistill.traces.measure import Options, measure
-from epistill.traces.read import Piece, pieces_of, read_piece
+from epistill.traces import read_files as read
+from epistill.traces.measure import Options, measure_files
+from epistill.traces.read_files import Piece, pieces_of, read_piece
 
 
 def zstd(data):
@@ -29,7 +29,7 @@ GOOD = [{"response": f"Wait, {i}."} for i in range(5)]
 
 
 def reading_of(path, **options):
-    (found,) = measure([path], Options(**options))
+    (found,) = measure_files([path], Options(**options))
     reading = found.reading
     assert reading.read == reading.used + sum(n for n, _ in reading.skipped.values())
     return reading
@@ -186,21 +186,21 @@ REFUSED = {
 def test_a_file_that_gives_nothing_is_said_in_one_line(write, name):
     file, content, words = REFUSED[name]
     with pytest.raises(EpistillError) as error:
-        measure([write(file, content)], Options())
+        measure_files([write(file, content)], Options())
     assert words in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_missing_paths_and_folders(write, tmp_path):
     with pytest.raises(EpistillError, match="no file"):
-        measure([tmp_path / "none.jsonl"], Options())
+        measure_files([tmp_path / "none.jsonl"], Options())
     (tmp_path / "empty").mkdir()
     with pytest.raises(EpistillError, match="no trace files in folder"):
-        measure([tmp_path / "empty"], Options())
+        measure_files([tmp_path / "empty"], Options())
     write("b.jsonl", GOOD)
     write("a.parquet", GOOD[:2])
     write("notes.txt", b"nothing")
-    found = measure([tmp_path], Options())
+    found = measure_files([tmp_path], Options())
     assert [(m.path.name, m.reading.used) for m in found] == [("a.parquet", 2), ("b.jsonl", 5)]
 
 
@@ -238,7 +238,7 @@ def test_parquet_reads_only_the_columns_it_needs(tmp_path):
     )
     frame.write_parquet(path, row_group_size=1)
     assert len(pieces_of(path)) == 2
-    (found,) = measure([path], Options(by="arm"))
+    (found,) = measure_files([path], Options(by="arm"))
     assert set(found.groups) == {"x", "y"}
     rows = [r for rows in read_piece(pieces_of(path)[0], ["output"]) for r in rows]
     assert rows[0].record == {"output": "Wait"}
@@ -257,8 +257,8 @@ def test_several_processes_find_what_one_finds(write, monkeypatch):
     data = lines(*records[:77]) + b"broken\n" + lines(*records[77:], records[0])
     path = write("a.jsonl", data)
     options = Options(by="arm", keep=20)
-    (one,) = measure([path], options)
-    (two,) = measure([path], options, workers=2)
+    (one,) = measure_files([path], options)
+    (two,) = measure_files([path], options, workers=2)
     assert one.reading.skipped == two.reading.skipped == {"not JSON": (1, 78)}
     assert one.reading.repeated() == two.reading.repeated() == (1, 202)
     for group, sums in one.groups.items():
@@ -276,7 +276,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
         path.write_text((line + "\n") * (megabytes * 1_000_000 // len(line)))
         code = (
             "from pathlib import Path\n"
-            "from epistill.traces.measure import Options, measure\n"
+            "from epistill.traces.measure import Options, measure_files\n"
             f"measure([Path({str(path)!r})], Options())\n"
             "status = Path('/proc/self/status').read_text()\n"  # ru_maxrss survives exec
             "print(status.partition('VmHWM:')[2].split()[0])"
@@ -293,7 +293,7 @@ def test_a_compressed_stream_cut_in_its_first_block_is_one_reason(write, name, k
     path = write(name, [{"response": f"wait {i}"} for i in range(50)])
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(EpistillError, match="broken"):
-        measure([path], Options())
+        measure_files([path], Options())
 
 
 def test_long_ids_are_not_rounded(write):
@@ -302,7 +302,7 @@ def test_long_ids_are_not_rounded(write):
     assert [
         row.record["problem_id"] for rows in read_piece(pieces_of(path)[0]) for row in rows
     ] == [*ids]
-    assert len(measure([path], Options())[0].groups["(all)"].sums) == 2
+    assert len(measure_files([path], Options())[0].groups["(all)"].sums) == 2
 
 
 def test_different_texts_without_an_id_are_not_repeated(write):

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from epistill.errors import EpistillError
-from epistill.traces import parallel
-from epistill.traces.parallel import map_pieces
-from epistill.traces.read import Piece
+from epistill.traces import worker_pool as parallel
+from epistill.traces.read_files import Piece
+from epistill.traces.worker_pool import map_pieces
 
 
 def pieces(count):

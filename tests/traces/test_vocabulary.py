@@ -11,10 +11,10 @@ import pytest
 from epistill.errors import EpistillError
 from epistill.metrics import count_markers, count_words
 from epistill.metrics.words import WORD, fold
-from epistill.traces import read
-from epistill.traces import shift as shifting
+from epistill.traces import read_files as read
+from epistill.traces import shift_files as shifting
 from epistill.traces.measure import Options
-from epistill.traces.shift import shift
+from epistill.traces.shift import shift_files
 
 PLAIN = [
     "so",
@@ -52,7 +52,7 @@ def sets(write):
 
 
 def test_rows_equal_plain_counting(sets):
-    found = shift(*sets, Options())
+    found = shift_files(*sets, Options())
     texts = [[r["response"] for r in traces(1, 3)], [r["response"] for r in traces(2, 0)]]
     counts = [Counter(w for t in part for w in WORD.findall(fold(t))) for part in texts]
     lengths = [sum(map(count_words, part)) for part in texts]
@@ -72,7 +72,7 @@ def test_rows_equal_plain_counting(sets):
 
 
 def test_markers_that_went_stand_first_and_ordinary_words_do_not(sets):
-    found = shift(*sets, Options())
+    found = shift_files(*sets, Options())
     first = found["words"][:2]
     assert {row["word"] for row in first} == {"wait", "maybe"}
     for row in first:
@@ -89,14 +89,14 @@ def test_markers_that_went_stand_first_and_ordinary_words_do_not(sets):
 
 def test_no_shift_is_no_shift(write):
     a, b = write("a.jsonl", traces(1, 1)), write("b.jsonl", traces(2, 1))
-    found = shift([a], [b], Options())
+    found = shift_files([a], [b], Options())
     assert min(row["q_value"] for row in found["words"] if row["q_value"] is not None) > 0.01
 
 
 def test_phrases_and_chinese_words_are_words(write):
     text = "等等，这可能不对，但是可能性。Wait, don't."
     path = write("a.jsonl", [{"problem_id": i, "response": text} for i in range(12)])
-    found = shift([path], [path], Options())
+    found = shift_files([path], [path], Options())
     rows = {row["word"]: row for row in found["words"]}
     assert (
         rows["可能"]["count_a"]
@@ -108,12 +108,12 @@ def test_phrases_and_chinese_words_are_words(write):
 
 
 def test_pieces_processes_and_folding_change_no_sum(sets, monkeypatch):
-    whole = shift(*sets, Options())
+    whole = shift_files(*sets, Options())
     monkeypatch.setattr(read, "PIECE_BYTES", 2000)
-    assert shift(*sets, Options()) == whole
-    assert shift(*sets, Options(), workers=2) == whole
+    assert shift_files(*sets, Options()) == whole
+    assert shift_files(*sets, Options(), workers=2) == whole
     monkeypatch.setattr(shifting, "MAX_CLUSTERS", 8)
-    folded = shift(*sets, Options())
+    folded = shift_files(*sets, Options())
     assert folded["a"]["problems"] is None
     assert folded["a"]["clusters"] <= 8
     for row, other in zip(whole["words"], folded["words"], strict=True):
@@ -135,7 +135,7 @@ def test_a_large_vocabulary_keeps_the_frequent_words_and_every_marker(write, mon
         {"problem_id": i, "response": f"so so so the the sum sum {rare} wait"} for i in range(12)
     ]
     path = write("a.jsonl", records)
-    found = shift([path], [path], Options(lexicons=("paper-en",)))
+    found = shift_files([path], [path], Options(lexicons=("paper-en",)))
     names = [row["word"] for row in found["words"]]
     assert set(names) >= {"so", "the", "wait"}
     assert len(names) == 5
@@ -147,10 +147,10 @@ def test_sets_without_words_are_refused_and_skips_are_counted(write):
     good = write("a.jsonl", [*traces(1, 1), {"response": None}])
     empty = write("b.jsonl", [{"response": ""}])
     with pytest.raises(EpistillError, match="has a word"):
-        shift([good], [empty], Options())
+        shift_files([good], [empty], Options())
     with pytest.raises(EpistillError, match="no response field"):
-        shift([good], [write("c.jsonl", [{"x": 1}])], Options())
-    reading = shift([good], [good], Options())["a"]["reading"]
+        shift_files([good], [write("c.jsonl", [{"x": 1}])], Options())
+    reading = shift_files([good], [good], Options())["a"]["reading"]
     assert (reading["responses_used"], reading["responses_read"]) == (45, 46)
     assert np.isfinite(reading["skipped"]["null response"]["first_row"])
 
@@ -162,7 +162,7 @@ def test_thinking_tags_are_no_words(write):
             row["response"] = f"<think>\n{row['response']}\n</think>\n\nanswer 7"
         return write(name, rows)
 
-    found = shift([tagged("a.jsonl", 1)], [tagged("b.jsonl", 2)], Options())
+    found = shift_files([tagged("a.jsonl", 1)], [tagged("b.jsonl", 2)], Options())
     words = {row["word"] for row in found["words"]}
     assert "answer" in words
     assert "think" not in words
@@ -175,4 +175,4 @@ def test_a_parquet_file_without_row_groups_is_named(tmp_path):
     path = tmp_path / "none.parquet"
     pq.ParquetWriter(path, pa.schema([("response", pa.string())])).close()
     with pytest.raises(EpistillError, match=r"none\.parquet has zero rows"):
-        shift([path], [path], Options(), workers=2)
+        shift_files([path], [path], Options(), workers=2)

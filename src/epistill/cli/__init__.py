@@ -11,12 +11,12 @@ import sys
 
 import typer
 
-from epistill.cli import runs as runs  # isort: skip
-from epistill.cli import preflight as preflight  # isort: skip
-from epistill.cli import plans as plans  # isort: skip
-from epistill.cli import traces as traces  # isort: skip
-from epistill.cli import compare as compare  # isort: skip
-from epistill.cli import facts as facts  # isort: skip
+from epistill.cli import run_commands as run_commands  # isort: skip
+from epistill.cli import preflight_command as preflight_command  # isort: skip
+from epistill.cli import plan_command as plan_command  # isort: skip
+from epistill.cli import trace_commands as trace_commands  # isort: skip
+from epistill.cli import compare_command as compare_command  # isort: skip
+from epistill.cli import look_commands as look_commands  # isort: skip
 from epistill.cli.common import app, lab, tasks, warn
 from epistill.errors import EpistillError, StoppedElsewhere
 

@@ -9,9 +9,9 @@ import json
 from typing import Any
 
 from epistill.config import EvalSet, SamplingConfig, StarSearchTask
-from epistill.evaluate.run import as_rows, evaluate, summarise
+from epistill.evaluation.evaluate import as_rows, evaluate, summarise_evaluation
 from epistill.lab.dials import measure_dials
-from epistill.rollouts.load import LAB_NAME, lab_directory, load_model
+from epistill.rollouts.load_model import LAB_NAME, lab_directory, load_model
 from epistill.tasks.grading import Grader
 
 WORLDS = ((5, 3), (6, 3), (4, 4), (5, 1))
@@ -51,7 +51,7 @@ def measure_card(name: str = LAB_NAME) -> dict[str, Any]:
                     seed=SEED,
                 )
             )
-            estimates = summarise(rows)
+            estimates = summarise_evaluation(rows)
             for measure in measures:
                 card[measure][chosen.name] = round(estimates[measure].value, 4)
     card["dials"] = {name: round(value, 4) for name, value in measure_dials(model).items()}

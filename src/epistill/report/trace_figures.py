@@ -12,8 +12,8 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from epistill.report.figures import PALETTE, Plot, error_bars, styled
 from epistill.report.format import bounds_text
+from epistill.report.study_figures import PALETTE, Plot, error_bars, styled
 
 MAX_WORDS = 30
 COLOURS = {"a": PALETTE[0], "b": PALETTE[1]}

@@ -21,11 +21,11 @@ from epistill.records import (
     rollout_from_json,
     rollout_to_json,
 )
+from epistill.rollouts.engine import Drawing, Speaker
 from epistill.rollouts.model import LanguageModel
 from epistill.rollouts.prompts import render_prompt, split_thinking
-from epistill.rollouts.remote import RemoteEngine
+from epistill.rollouts.remote_engine import RemoteEngine
 from epistill.rollouts.sampler import PromptRequest, sample
-from epistill.rollouts.speaker import Drawing, Speaker
 from epistill.tasks.grading import Grader
 from epistill.world import World, current_world
 

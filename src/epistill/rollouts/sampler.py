@@ -17,7 +17,7 @@ from epistill.config import SamplingConfig
 from epistill.errors import BudgetExceeded
 from epistill.objective import entropy
 from epistill.records import Rollout
-from epistill.rollouts.cache import make_cache, select_rows
+from epistill.rollouts.kv_cache import make_cache, select_rows
 from epistill.rollouts.model import LanguageModel
 from epistill.seeds import derive_seed
 

@@ -19,10 +19,10 @@ from transformers import PreTrainedTokenizerBase
 
 from epistill.errors import EpistillError
 from epistill.records import Rollout
+from epistill.rollouts.engine import Drawing
 from epistill.rollouts.model import LanguageModel
 from epistill.rollouts.sampler import PromptRequest, decode_text
-from epistill.rollouts.speaker import Drawing
-from epistill.rollouts.vllm_client import Client, Job, Server, Unusable
+from epistill.rollouts.vllm_client import Client, Server, ServerRequest, UnusableReply
 from epistill.rollouts.vllm_push import (
     WEIGHTS,
     Push,
@@ -191,7 +191,7 @@ class VllmPool:
             EpistillError: No server could answer, or one refused.
         """
         self._revive()
-        jobs: list[Job] = []
+        jobs: list[ServerRequest] = []
         for prompt, completion in zip(prompts, completions, strict=True):
             if not prompt or not completion:
                 raise EpistillError(
@@ -211,7 +211,7 @@ class VllmPool:
             )
         return found
 
-    def _score_job(self, ids: tuple[int, ...], start: int, top_k: int) -> Job:
+    def _score_job(self, ids: tuple[int, ...], start: int, top_k: int) -> ServerRequest:
         return score_job(self._model, ids, start, top_k=top_k, weights=str(self._version))
 
     # ---- weights
@@ -270,7 +270,7 @@ class VllmPool:
                 if server.lost is not None:
                     return True, act(server)
                 return True, self.client.patiently(lambda: act(server))
-            except Unusable as failure:
+            except UnusableReply as failure:
                 server.lost = str(failure)
                 return False, None
 
@@ -289,12 +289,12 @@ class VllmPool:
         says = served_version(self.client, server)
         if says != str(server.version):
             server.lost = f"its weights have version {says}, expected {server.version}"
-            raise Unusable(f"{server.lost}: it was restarted, or someone else changed them")
+            raise UnusableReply(f"{server.lost}: it was restarted, or someone else changed them")
         return server.version
 
     # ---- common
 
-    def _run(self, jobs: Sequence[Job]) -> list[tuple[Any, Any]]:
+    def _run(self, jobs: Sequence[ServerRequest]) -> list[tuple[Any, Any]]:
         found = self.client.run(jobs, self._kept, self._stamp)
         if self._forget:
             self._kept.clear()

@@ -32,7 +32,7 @@ class ServersLost(EpistillError):
     """No server is left that answers the request."""
 
 
-class Unusable(Exception):
+class UnusableReply(Exception):
     """One attempt failed in a way that another attempt, or another server, may mend.
 
     Attributes:
@@ -66,12 +66,12 @@ class Server:
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class ServerRequest:
     """One request.
 
     Attributes:
         body: Of `POST /v1/completions`.
-        read: Checks the reply and returns what is kept of it (JSON); raises `Unusable`.
+        read: Checks the reply and returns what is kept of it (JSON); raises `UnusableReply`.
         weights: Names the weights that are to answer; part of the key.
     """
 
@@ -139,7 +139,7 @@ class Client:
         """One attempt: POST a body, or GET without one; the reply's JSON, None if it is empty.
 
         Raises:
-            Unusable: No reply, a status that may pass (408, 425, 429, 5xx), or not JSON.
+            UnusableReply: No reply, a status that may pass (408, 425, 429, 5xx), or not JSON.
             EpistillError: A status that will not pass: the request or the server is wrong.
         """
         limit = httpx.Timeout(seconds or self.timeout, connect=CONNECT_SECONDS)
@@ -148,12 +148,14 @@ class Client:
                 "GET" if body is None else "POST", server.url + path, json=body, timeout=limit
             )
         except httpx.TimeoutException as error:
-            raise Unusable(f"no reply within {seconds or self.timeout:g} s", silent=True) from error
+            raise UnusableReply(
+                f"no reply within {seconds or self.timeout:g} s", silent=True
+            ) from error
         except httpx.TransportError as error:
             reason = str(error) or type(error).__name__
-            raise Unusable(f"no connection ({reason})", silent=True) from error
+            raise UnusableReply(f"no connection ({reason})", silent=True) from error
         if reply.status_code in (408, 425, 429) or reply.status_code >= 500:
-            raise Unusable(
+            raise UnusableReply(
                 f"status {reply.status_code}: {_reason(reply)}", pause=_retry_after(reply)
             )
         if reply.status_code >= 400:
@@ -166,14 +168,14 @@ class Client:
         try:
             return reply.json()
         except ValueError as error:
-            raise Unusable(f"a reply that is not JSON ({reply.text[:40]!r})") from error
+            raise UnusableReply(f"a reply that is not JSON ({reply.text[:40]!r})") from error
 
     def patiently(self, call: Callable[[], Any]) -> Any:
-        """Attempts with growing pauses; the last `Unusable` is raised."""
+        """Attempts with growing pauses; the last `UnusableReply` is raised."""
 
         def wait(state: RetryCallState) -> float:
             failure = state.outcome.exception() if state.outcome else None
-            asked = failure.pause if isinstance(failure, Unusable) else None
+            asked = failure.pause if isinstance(failure, UnusableReply) else None
             growing = self.pause * 2 ** (state.attempt_number - 1)
             return min(asked if asked is not None else growing, MAX_PAUSE_SECONDS)
 
@@ -184,7 +186,7 @@ class Client:
         attempts = Retrying(
             stop=stop_after_attempt(self.attempts),
             wait=wait,
-            retry=retry_if_exception_type(Unusable),
+            retry=retry_if_exception_type(UnusableReply),
             before_sleep=count,
             sleep=self.sleep,
             reraise=True,
@@ -195,7 +197,7 @@ class Client:
 
     def run(
         self,
-        jobs: Sequence[Job],
+        jobs: Sequence[ServerRequest],
         kept: MutableMapping[str, Any],
         after: Callable[[Server], Any] = lambda server: None,
     ) -> list[tuple[Any, Any]]:
@@ -203,9 +205,10 @@ class Client:
 
         Args:
             jobs: The requests.
-            kept: Finished work by `Job.key`; read before asking, written as replies come in.
+            kept: Finished work by `ServerRequest.key`; read before asking, written as replies
+                come in.
             after: Asked of the server after each reply, while the reply can still be refused by
-                raising `Unusable`; what it returns is kept beside the reply.
+                raising `UnusableReply`; what it returns is kept beside the reply.
 
         Returns:
             (what `read` returned, what `after` returned) of each job.
@@ -217,7 +220,7 @@ class Client:
         """
         stop = threading.Event()
 
-        def work(job: Job) -> tuple[Any, Any]:
+        def work(job: ServerRequest) -> tuple[Any, Any]:
             if (known := kept.get(job.key)) is not None:
                 with self._lock:
                     self.counts.reused += 1
@@ -239,7 +242,7 @@ class Client:
         return [future.result() for future in futures]
 
     def _anywhere(
-        self, job: Job, after: Callable[[Server], Any], stop: threading.Event
+        self, job: ServerRequest, after: Callable[[Server], Any], stop: threading.Event
     ) -> tuple[Any, Any]:
         """The job on one server after another."""
         failures: dict[str, str] = {}
@@ -258,11 +261,11 @@ class Client:
 
             try:
                 return self.patiently(attempt)
-            except (_Lost, Unusable) as failure:
+            except (_Lost, UnusableReply) as failure:
                 failures[server.url] = str(failure)
                 with self._lock:
                     self.counts.moved += 1
-                    if isinstance(failure, Unusable) and failure.silent:
+                    if isinstance(failure, UnusableReply) and failure.silent:
                         server.lost = server.lost or str(failure)
             finally:
                 with self._lock:

@@ -1,7 +1,7 @@
 """Giving vLLM servers new weights: a file on a disk they share, reloaded, and seen to be there.
 
 Enters: a model, a folder, a server. Leaves: the server answering with those weights under a new
-version, or `Unusable`. The endpoints exist only where the server was started with
+version, or `UnusableReply`. The endpoints exist only where the server was started with
 VLLM_SERVER_DEV_MODE=1. vLLM's transfer over NCCL, which needs CUDA, is not used.
 """
 
@@ -21,7 +21,7 @@ from torch import Tensor
 from epistill.errors import EpistillError
 from epistill.objective import token_log_probs
 from epistill.rollouts.model import LanguageModel
-from epistill.rollouts.vllm_client import COMPLETIONS, Client, Job, Server, Unusable
+from epistill.rollouts.vllm_client import COMPLETIONS, Client, Server, ServerRequest, UnusableReply
 from epistill.seeds import named_random
 
 WEIGHTS = "model.safetensors"
@@ -125,7 +125,7 @@ def push_to(
     server: Server,
     folder: Path,
     version: int,
-    probe: Job,
+    probe: ServerRequest,
     *,
     expected: Sequence[float] | None,
     expected_before: Sequence[float] | None,
@@ -144,7 +144,7 @@ def push_to(
         Mean absolute gap of the probe in nats per token; None without `expected`.
 
     Raises:
-        Unusable: It did not take them.
+        UnusableReply: It did not take them.
     """
     if server.lost is not None:
         client.call(server, "/health", seconds=5)
@@ -161,7 +161,7 @@ def _reload(client: Client, server: Server, folder: Path, version: int) -> None:
     """Make one server read the folder and forget what it computed with the old weights.
 
     Raises:
-        Unusable: It did not; its weights may then be half of each.
+        UnusableReply: It did not; its weights may then be half of each.
     """
     path = str(folder.resolve())
     try:
@@ -184,7 +184,7 @@ def served_version(client: Client, server: Server) -> str:
     reply = client.call(server, "/weight_info")
     version = reply.get("weight_version") if isinstance(reply, dict) else None
     if not isinstance(version, str):
-        raise Unusable("no weight version in its reply")
+        raise UnusableReply("no weight version in its reply")
     return version
 
 
@@ -207,18 +207,18 @@ def _check_probe(
         Mean absolute gap in nats per token; None without `expected`.
 
     Raises:
-        Unusable: The server does not have the weights it should have.
+        UnusableReply: The server does not have the weights it should have.
     """
     if expected is None:
         return None
     gap = sum(abs(f - e) for f, e in zip(found, expected, strict=True)) / len(found)
     size = sum(abs(e) for e in expected) / len(expected)
     if gap > PROBE_GAP_NATS + PROBE_GAP_SHARE * size:
-        raise Unusable(
+        raise UnusableReply(
             f"after the reload its log-probs differ from the trainer's by {gap:.3g} nats per token"
         )
     if before is not None and expected_before is not None and tuple(before) == tuple(found):
         moved = max(abs(a - b) for a, b in zip(expected, expected_before, strict=True))
         if moved > PROBE_MOVED_NATS:
-            raise Unusable("the reload changed nothing")
+            raise UnusableReply("the reload changed nothing")
     return gap

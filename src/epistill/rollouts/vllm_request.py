@@ -1,7 +1,7 @@
 """What is asked of a vLLM server: bodies of `POST /v1/completions` with their readers. No torch.
 
-Enters: token ids and settings. Leaves: `Job`s. Every sampling setting is sent, also those that are
-off: what is missing, a server fills from the model's generation_config.json.
+Enters: token ids and settings. Leaves: `ServerRequest`s. Every sampling setting is sent, also those
+that are off: what is missing, a server fills from the model's generation_config.json.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 from epistill.config import SamplingConfig
 from epistill.errors import EpistillError
-from epistill.rollouts.vllm_client import COMPLETIONS, Client, Job, Server
+from epistill.rollouts.vllm_client import COMPLETIONS, Client, Server, ServerRequest
 from epistill.rollouts.vllm_reply import read_samples, read_scores, read_top
 
 NEUTRAL = {
@@ -35,7 +35,7 @@ def sample_job(
     seed: int,
     ends: Collection[int],
     weights: str,
-) -> Job:
+) -> ServerRequest:
     """Sample `samples` responses to one prompt.
 
     Raises:
@@ -61,10 +61,12 @@ def sample_job(
             reply, prompt=prompt, samples=samples, limit=sampling.max_new_tokens, ends=ends
         )
 
-    return Job(body, read, weights)
+    return ServerRequest(body, read, weights)
 
 
-def score_job(model: str, ids: Sequence[int], start: int, *, top_k: int, weights: str) -> Job:
+def score_job(
+    model: str, ids: Sequence[int], start: int, *, top_k: int, weights: str
+) -> ServerRequest:
     """Score the tokens from `start` on."""
     body = {
         **_body(model, ids),
@@ -72,7 +74,9 @@ def score_job(model: str, ids: Sequence[int], start: int, *, top_k: int, weights
         "temperature": 0.0,
         "prompt_logprobs": top_k,
     }
-    return Job(body, lambda reply: read_scores(reply, ids=ids, start=start, top_k=top_k), weights)
+    return ServerRequest(
+        body, lambda reply: read_scores(reply, ids=ids, start=start, top_k=top_k), weights
+    )
 
 
 def check_temperature(

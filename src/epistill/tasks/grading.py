@@ -187,7 +187,7 @@ class Grader:
         return [verdicts[key] for key in keys]
 
 
-def grade(
+def grade_responses(
     items: Sequence[tuple[GraderName, str, str]], *, time_limit_s: float = 5.0, workers: int = 2
 ) -> list[Grade]:
     r"""Grade responses, once; for batch after batch keep a `Grader`, whose workers start once.
@@ -203,7 +203,8 @@ def grade(
         A `Grade` for each item, in order. No answer raises an error.
 
     Example:
-        >>> found = grade([("math", "1/2", r"so \boxed{0.5}"), ("exact", "up", "Answer: down")])
+        >>> items = [("math", "1/2", r"so \boxed{0.5}"), ("exact", "up", "Answer: down")]
+        >>> found = grade_responses(items)
         >>> [(one.status.value, one.extracted) for one in found]
         [('correct', '0.5'), ('wrong', 'down')]
     """

@@ -83,7 +83,7 @@ DEFAULT_DIALS = Dials(
 
 
 @dataclass(slots=True)
-class Trace:
+class StarTrace:
     """Words of a response and, for each, whether pretraining learns it (1) or only reads it."""
 
     words: list[str]
@@ -100,7 +100,7 @@ def _pick(options: Sequence[tuple[str, int]], rng: random.Random) -> str:
     return rng.choices([text for text, _ in options], [weight for _, weight in options])[0]
 
 
-def _conclude(trace: Trace, answer: str) -> Trace:
+def _conclude(trace: StarTrace, answer: str) -> StarTrace:
     trace.say(f"</think> answer {answer}")
     return trace
 
@@ -113,9 +113,9 @@ def _opener(position: int, rng: random.Random) -> str:
     return _pick(FIRST_DOUBTFUL if position == 0 else LATER_DOUBTFUL, rng)
 
 
-def _search(star: Star, rng: random.Random, dials: Dials, known_answer: bool = False) -> Trace:
+def _search(star: Star, rng: random.Random, dials: Dials, known_answer: bool = False) -> StarTrace:
     """Try arms in random order; a confident try may be committed to without being walked."""
-    trace = Trace([], [])
+    trace = StarTrace([], [])
     for position, arm in enumerate(rng.sample(range(len(star.arms)), len(star.arms))):
         confident = rng.random() < dials.confident
         if confident and rng.random() < dials.commit:
@@ -133,13 +133,13 @@ def _search(star: Star, rng: random.Random, dials: Dials, known_answer: bool = F
     return _conclude(trace, star.answer)
 
 
-def _assert_gold(trace: Trace, star: Star, rng: random.Random, marked: float) -> Trace:
+def _assert_gold(trace: StarTrace, star: Star, rng: random.Random, marked: float) -> StarTrace:
     opener = rng.choice(MARKED_ASSERTIONS) if rng.random() < marked else CONFIDENT
     trace.say(f"{opener} {star.answer}")
     return _conclude(trace, star.answer)
 
 
-def _students_prefix(star: Star, rng: random.Random, dials: Dials, trace: Trace) -> str:
+def _students_prefix(star: Star, rng: random.Random, dials: Dials, trace: StarTrace) -> str:
     """Begin with the student's words (read, not learned, but for the look-ups of a walk).
 
     Returns where the student stopped: "failed" after a walked dust arm, "named" after "so" and a
@@ -166,9 +166,9 @@ def _students_prefix(star: Star, rng: random.Random, dials: Dials, trace: Trace)
     return stop
 
 
-def _guided(star: Star, rng: random.Random, dials: Dials, regenerated: bool) -> Trace:
+def _guided(star: Star, rng: random.Random, dials: Dials, regenerated: bool) -> StarTrace:
     """With a trace as context: assert the gold arm; on the student's prefix, repair or stop."""
-    trace = Trace([], [])
+    trace = StarTrace([], [])
     marked = dials.marked_regenerated if regenerated else dials.marked_solution
     if rng.random() >= dials.foreign_prefix:
         if regenerated and rng.random() < dials.retry_regenerated:
@@ -211,10 +211,10 @@ def searching_trace(
 
 def short_trace(star: Star, rng: random.Random, dials: Dials) -> str:
     """A solution-guided trace on no foreign prefix: what "regenerated" contexts look like."""
-    return " ".join(_assert_gold(Trace([], []), star, rng, dials.marked_solution).words)
+    return " ".join(_assert_gold(StarTrace([], []), star, rng, dials.marked_solution).words)
 
 
-def trace_for(kind: ContextKind, star: Star, rng: random.Random, dials: Dials) -> Trace:
+def trace_for(kind: ContextKind, star: Star, rng: random.Random, dials: Dials) -> StarTrace:
     """The response that pretraining teaches for one kind of context.
 
     "other" (another problem's solution) is answered as if there were no context: on GSM8K an

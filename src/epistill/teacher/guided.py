@@ -12,8 +12,8 @@ from epistill.axes import Context
 from epistill.config import SamplingConfig
 from epistill.records import GradedRollout, Message, Problem
 from epistill.rollouts.collect import sample_and_grade
+from epistill.rollouts.engine import Speaker
 from epistill.rollouts.model import LanguageModel
-from epistill.rollouts.speaker import Speaker
 from epistill.seeds import derive_seed
 from epistill.tasks.grading import Grader
 from epistill.teacher.context import (

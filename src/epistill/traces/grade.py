@@ -22,14 +22,15 @@ import numpy as np
 import orjson
 
 from epistill.errors import EpistillError
-from epistill.evaluate.stats import bootstrap_ratio
+from epistill.evaluation.stats import bootstrap_ratio
 from epistill.records import Grade, GraderName, GradeStatus
 from epistill.tasks.grading import Grader
 from epistill.traces import fields
 from epistill.traces.fields import Trace, Unusable
+from epistill.traces.file_counts import Reading, hash64
 from epistill.traces.measure import nothing_used
-from epistill.traces.read import find_files, stem_of
-from epistill.traces.reading import Reading, hash64
+from epistill.traces.measure_summary import describe_reading
+from epistill.traces.read_files import find_files, stem_of
 from epistill.traces.references import (
     GradeOptions,
     Lookup,
@@ -38,7 +39,6 @@ from epistill.traces.references import (
     records_of,
     reference_of,
 )
-from epistill.traces.summary import describe_reading
 from epistill.traces.tabulate import ClusterSums, split
 
 COLUMNS = ("grade_score", "grade_status", "grade_extracted", "grade_reason", "grade_reference",

@@ -22,10 +22,10 @@ from epistill.errors import EpistillError
 from epistill.rollouts.prompts import SplitResponse
 from epistill.traces import fields
 from epistill.traces.fields import Trace, Unusable
-from epistill.traces.parallel import map_pieces
-from epistill.traces.read import Piece, Row, find_files, pieces_of, read_piece
-from epistill.traces.reading import Reading, hash64, identity_key
+from epistill.traces.file_counts import Reading, hash64, identity_key
+from epistill.traces.read_files import FileRecord, Piece, find_files, pieces_of, read_piece
 from epistill.traces.tabulate import ClusterSums, Tabulator
+from epistill.traces.worker_pool import map_pieces
 
 DEFAULT_LEXICONS = ("paper-en", "epistemic-zh")
 MAX_GROUPS = 50
@@ -87,7 +87,7 @@ class Measured:
     shown: list[Shown] = field(default_factory=list)
 
 
-def measure(paths: Sequence[Path], options: Options, *, workers: int = 1) -> list[Measured]:
+def measure_files(paths: Sequence[Path], options: Options, *, workers: int = 1) -> list[Measured]:
     r"""Measure files.
 
     Args:
@@ -103,7 +103,7 @@ def measure(paths: Sequence[Path], options: Options, *, workers: int = 1) -> lis
         >>> import tempfile
         >>> path = Path(tempfile.mkdtemp()) / "traces.jsonl"
         >>> _ = path.write_text('{"response": "Wait, 3."}\n{"response": null}\n')
-        >>> (found,) = measure([path], Options())
+        >>> (found,) = measure_files([path], Options())
         >>> found.reading.used, found.reading.skipped
         (1, {'null response': (1, 2)})
     """
@@ -151,7 +151,7 @@ def usable_traces(piece: Piece, reading: Reading, options: Options) -> Iterator[
             yield traces
 
 
-def usable(rows: Sequence[Row], reading: Reading, options: Options) -> Iterator[Trace]:
+def usable(rows: Sequence[FileRecord], reading: Reading, options: Options) -> Iterator[Trace]:
     """The responses of rows, one by one; what cannot be used is counted in `reading`."""
     for row in rows:
         reading.rows = row.number

@@ -16,8 +16,8 @@ from epistill.records import GraderName, Problem
 from epistill.tasks.files import ANSWER_FIELDS, grader_of, load_problems, reference_answer
 from epistill.traces import fields
 from epistill.traces.fields import Trace, Unusable
-from epistill.traces.read import pieces_of, read_piece
-from epistill.traces.reading import Reading
+from epistill.traces.file_counts import Reading
+from epistill.traces.read_files import pieces_of, read_piece
 
 # Names that can only mean the reference; `answer` may be the model's own, so it comes after them.
 REFERENCE_FIELDS = (

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from epistill.errors import EpistillError
 from epistill.metrics.epistemic import count_markers
 from epistill.metrics.lexicon import Lexicon, load_lexicon
-from epistill.metrics.shift import (
+from epistill.metrics.vocabulary_shift import (
     MIN_PROBLEMS,
     Shift,
     ranks,
@@ -32,6 +32,7 @@ from epistill.metrics.shift import (
 )
 from epistill.metrics.words import WORD, fold
 from epistill.traces.fields import Trace, problem_of
+from epistill.traces.file_counts import Reading
 from epistill.traces.measure import (
     Options,
     check_problem_field,
@@ -39,11 +40,10 @@ from epistill.traces.measure import (
     nothing_used,
     usable_traces,
 )
-from epistill.traces.parallel import map_pieces
-from epistill.traces.read import Piece, find_files, pieces_of
-from epistill.traces.reading import Reading
-from epistill.traces.summary import describe_reading
+from epistill.traces.measure_summary import describe_reading
+from epistill.traces.read_files import Piece, find_files, pieces_of
 from epistill.traces.tabulate import MAX_CLUSTERS, split
+from epistill.traces.worker_pool import map_pieces
 
 MAX_WORDS = 10_000
 # Beyond so many, words seen least are forgotten: flat memory costs the rarest.
@@ -105,7 +105,7 @@ class _Counted:
     responses: int = 0
 
 
-def shift(
+def shift_files(
     a: Sequence[Path], b: Sequence[Path], options: Options, *, workers: int = 1
 ) -> dict[str, Any]:
     r"""Compare two sets of traces word by word.
@@ -128,7 +128,7 @@ def shift(
         >>> for name, doubt in (("a", "wait"), ("b", "so")):
         ...     lines = [f'{{"problem_id": {i}, "response": "{doubt} it is"}}' for i in range(12)]
         ...     _ = (folder / f"{name}.jsonl").write_text("\n".join(lines))
-        >>> found = shift([folder / "a.jsonl"], [folder / "b.jsonl"], Options())
+        >>> found = shift_files([folder / "a.jsonl"], [folder / "b.jsonl"], Options())
         >>> [(row["word"], row["lexicon"]) for row in found["words"][:2]]
         [('wait', 'paper-en'), ('so', None)]
     """

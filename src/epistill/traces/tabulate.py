@@ -66,7 +66,7 @@ class Tabulator:
                 "rename one"
             )
         self._scanner = Scanner((*self.lexicons, *map(load_lexicon, RETRACTIONS)))
-        self._tokenizer = None if tokenizer is None else load_tokenizer(tokenizer)
+        self._tokenizer = None if tokenizer is None else token_counter_of(tokenizer)
         self._opened = opened
         self.columns: dict[str, slice] = {}
         for name in _COLUMNS:
@@ -173,7 +173,7 @@ def _by_word(response: Ints, hits: Hits, responses: int, words: int) -> Ints:
     )
 
 
-def load_tokenizer(path: Path) -> Any:
+def token_counter_of(path: Path) -> Any:
     """A tokenizer of the `tokenizers` library from a folder or file.
 
     Raises:

@@ -1,0 +1,165 @@
+"""What a study costs, before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Column, Table
+
+from epistill.cli.common import Json, app, at_least, say, terminal
+
+if TYPE_CHECKING:
+    from epistill.studies.spec import StudySpec
+
+GIB = 2**30
+PARTS = (
+    "weights", "gradients", "optimizer", "teacher", "student", "gathered", "activations", "logits",
+)  # fmt: skip
+
+
+@app.command()
+def plan(
+    name: Annotated[
+        str | None,
+        typer.Argument(help="recipes/... or a TOML file; without, a list."),
+    ] = None,
+    tokens_per_second: Annotated[
+        float | None, typer.Option(help="Sampled by one GPU; default: the recipe's.")
+    ] = None,
+    utilisation: Annotated[
+        float | None, typer.Option(help="Share of peak FLOPs in training; default: the recipe's.")
+    ] = None,
+    gpus: Annotated[
+        int | None, typer.Option(help="That one arm is sharded over; default: the recipe's.")
+    ] = None,
+    configs: Annotated[
+        Path | None, typer.Option(help="Folder: each arm's configuration for `epistill train`.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Reckon a study's memory per GPU, tokens and GPU hours from its own numbers."""
+    from epistill.studies.plan import plan_study
+    from epistill.studies.spec import RECIPES, load_study, shipped_studies
+
+    at_least("--gpus", gpus, 1)
+    names = [n for n in shipped_studies() if n.startswith(RECIPES)] if name is None else [name]
+    specs = {n: load_study(n) for n in names}
+    plans = {
+        n: plan_study(
+            spec,
+            sampling_tokens_per_second=tokens_per_second,
+            utilisation=utilisation,
+            gpus=gpus,
+        )
+        for n, spec in specs.items()
+    }
+    if configs is not None:
+        _write_configs(specs.values(), configs)
+    console = terminal(wide=True)
+    if as_json:
+        say(plans if name is None else plans[name])
+    elif name is None:
+        _print_recipes(specs, plans, console)
+    else:
+        _print_plan(plans[name], console)
+
+
+def _write_configs(specs: Iterable[StudySpec], folder: Path) -> None:
+    """STUDY/ARM-seed-S.json; the study takes a run of it that lies in its folder as its own."""
+    from epistill.store import write_json
+
+    for spec in specs:
+        for arm, seed in ((arm, seed) for arm in spec.arms for seed in spec.seeds):
+            config = spec.config_of(arm, seed).model_dump(mode="json")
+            write_json(folder / spec.name / f"{arm.id}-seed-{seed}.json", config)
+
+
+def _print_recipes(
+    specs: Mapping[str, StudySpec], plans: Mapping[str, Mapping[str, Any]], console: Console
+) -> None:
+    from importlib import resources
+
+    table = Table(
+        Column("recipe", no_wrap=True), "models", "arms", "machine", "GiB on a GPU", "GPU hours"
+    )
+    for name, found in plans.items():
+        machine, arms = found["hardware"], found["arms"]
+        most = max(row["training_bytes"] for row in arms.values())
+        table.add_row(
+            name,
+            ", ".join(specs[name].architectures),
+            str(len(arms)),
+            f"{machine['gpus']} x {machine['gpu']}",
+            f"{most / GIB:.0f} of {machine['memory_gib']:g}",
+            f"{found['total_gpu_hours']:,.0f}",
+        )
+    console.print(table)
+    console.print(
+        "epistill plan NAME says what is behind the numbers; epistill study NAME --tiny runs a "
+        "recipe at toy size.\nThe files, to copy and change: "
+        f"{resources.files('epistill.studies') / 'recipes'}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _print_plan(found: Mapping[str, Any], console: Console) -> None:
+    for table in (_memory_table(found), _cost_table(found)):
+        console.print(table)
+    machine, assumed = found["hardware"], found["assumed"]
+    console.print(
+        f"{found['total_gpu_hours']:,.0f} GPU hours for {found['seeds']} seed(s) on "
+        f"{machine['gpus']} x {machine['gpu']}, stated, not measured: "
+        f"{assumed['sampling_tokens_per_second']:,.0f} sampled tokens/s per GPU and "
+        f"{assumed['utilisation']:.0%} of {machine['peak_tflops']:g} TFLOP/s in training",
+        highlight=False,
+    )
+    for source in (machine["source"], found["lengths"]["source"]):
+        console.print(source, highlight=False)
+
+
+def _memory_table(found: Mapping[str, Any]) -> Table:
+    room = found["hardware"]["memory_gib"]
+    table = Table(
+        Column("arm", no_wrap=True), *PARTS, "sum", "cache/sequence", "at once",
+        "without checkpointing", "dense logits",
+        title=f"{found['study']}: GiB on each GPU (of {room:g})",
+    )  # fmt: skip
+    for name, row in found["arms"].items():
+        memory = row["memory"]
+        cells = [*(memory[part] for part in PARTS), row["training_bytes"]]
+        fits = "" if row["fits"] else " (does not fit)"
+        table.add_row(
+            name,
+            *(f"{cell / GIB:.1f}" for cell in cells),
+            f"{memory['cache_per_sequence'] / GIB:.2f}",
+            f"{row['sequences_at_once']}{fits}",
+            f"{memory['activations_whole'] / GIB:.1f}",
+            f"{memory['logits_dense'] / GIB:.1f}",
+        )
+    return table
+
+
+def _cost_table(found: Mapping[str, Any]) -> Table:
+    parts = ("sampled", "trained", "scored", "evaluated")
+    table = Table(
+        Column("arm", no_wrap=True), *(f"{part}, M tokens" for part in parts),
+        "GPU h sampling", "training", "evaluation", "sum", title="one seed",
+    )  # fmt: skip
+    for name, row in found["arms"].items():
+        hours = row["gpu_hours"]
+        table.add_row(
+            name,
+            *(f"{row['tokens'][part] / 1e6:,.1f}" for part in parts),
+            *(f"{hours[part]:,.1f}" for part in ("sampling", "training", "evaluation", "total")),
+        )
+    for name, row in found["probes"].items():
+        table.add_row(
+            f"probe {name}", f"{row['tokens'] / 1e6:,.1f}", "", "", "",
+            f"{row['gpu_hours']:,.1f}", "", "", f"{row['gpu_hours']:,.1f}",
+        )  # fmt: skip
+    return table

@@ -1,0 +1,202 @@
+"""Commands that run models: study, train, eval, lab, and drawing a study's page again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from epistill.cli.common import Json, app, at_least, lab, print_evaluations, say, terminal
+from epistill.errors import EpistillError
+
+
+@app.command()
+def study(
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="lab, lab-phase, lab-preflight, a recipe (see `epistill plan`), or a TOML file."
+        ),
+    ],
+    preset: Annotated[str | None, typer.Option(help="A smaller version, e.g. quick.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder; default runs/NAME.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes; default all cores.")] = None,
+    ray: Annotated[str | None, typer.Option(help="A Ray cluster's HOST:PORT, or auto.")] = None,
+    tiny: Annotated[
+        bool, typer.Option("--tiny", help="The same at toy size, offline: does the recipe run?")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Train, compare and report: arms x coverage x seeds. The same command resumes."""
+    from epistill.studies.spec import load_study
+
+    spec = load_study(name)
+    if preset is not None:
+        spec = spec.with_preset(preset)
+    at_least("--workers", workers, 1)
+    folder = out or Path("runs") / (f"{spec.name}-tiny" if tiny else spec.name)
+    if tiny:
+        from epistill.studies.tiny import tiny_study
+
+        spec = tiny_study(spec, folder)
+    from epistill.studies.runner import run_study
+
+    console = terminal(stderr=True)
+    report = run_study(spec, folder, workers=workers, ray=ray, console=console)
+    if as_json:
+        from epistill.store import read_json
+
+        say({"report": str(report), "claims": read_json(folder / "report.json")["claims"]})
+    else:
+        print(report)
+
+
+@app.command()
+def train(
+    config: Annotated[Path | None, typer.Argument(help="A TOML file; flags change it.")] = None,
+    out: Annotated[Path, typer.Option(help="Run directory.")] = Path("runs/train"),
+    model: Annotated[str | None, typer.Option(help="Directory, hub name, or lab.")] = None,
+    data: Annotated[str | None, typer.Option(help="File, dataset, or star-search[:5x3].")] = None,
+    method: Annotated[str | None, typer.Option(help="See `epistill methods`.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Rollout batches.")] = None,
+    coverage: Annotated[int | None, typer.Option(help="Distinct training problems.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Default: the method's.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(help="Of a response.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Names every random draw.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Train one model with one method. The same command resumes."""
+    from epistill.inputs import load_run_config
+
+    flags = {
+        "model": model,
+        "task": data,
+        "method": method,
+        "steps": steps,
+        "coverage": coverage,
+        "learning_rate": learning_rate,
+        "max_new_tokens": max_new_tokens,
+        "seed": seed,
+    }
+    run_config = load_run_config(config, {k: v for k, v in flags.items() if v is not None})
+    from epistill.studies.run_arm import run
+    from epistill.world import joined
+
+    with joined() as world:
+        console = terminal(stderr=True, quiet=not world.first)
+        with console.status("loading") as status:
+            store = run(
+                run_config,
+                out,
+                on_step=lambda done: status.update(f"step {done} of {run_config.steps}"),
+            )
+        if not world.first:
+            return
+    result = store.result or {}
+    if as_json:
+        say({"folder": str(store.folder), **result})
+        return
+    print_evaluations(result["evaluations"])
+    print(store.folder)
+
+
+@app.command(name="eval")
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Directory, hub name, or lab.")],
+    data: Annotated[str, typer.Option(help="File, dataset, or star-search[:5x3].")],
+    k: Annotated[int, typer.Option("-k", "--samples", help="Samples per problem.")] = 4,
+    problems: Annotated[int, typer.Option(help="First so many problems.")] = 128,
+    temperature: Annotated[float, typer.Option()] = 1.0,
+    top_p: Annotated[float, typer.Option()] = 1.0,
+    top_k: Annotated[int | None, typer.Option()] = None,
+    max_new_tokens: Annotated[int, typer.Option()] = 256,
+    seed: Annotated[int, typer.Option(help="Names every random draw.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Write every record here (JSONL).")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure avg@k, pass@k, maj@k, length and marker density of a model."""
+    from epistill.inputs import evaluation_settings
+
+    chosen, sampling = evaluation_settings(
+        data, k, problems, temperature, top_p, top_k, max_new_tokens
+    )
+    from epistill.evaluation.evaluate import as_rows, self_contained_rows, summarise_evaluation
+    from epistill.evaluation.evaluate import evaluate as run_evaluation
+    from epistill.rollouts.load_model import load_model
+    from epistill.store import write_jsonl
+    from epistill.tasks.grading import Grader
+
+    loaded = load_model(model)
+    with Grader() as grader:
+        records = run_evaluation(
+            loaded,
+            chosen,
+            grader,
+            sampling=sampling,
+            seed=seed,
+            keep_texts=1 if out is None else k,
+        )
+    rows = as_rows(records)
+    if out is not None:
+        write_jsonl(out, self_contained_rows(records, loaded, chosen, sampling))
+    summary = {name: estimate.as_dict() for name, estimate in summarise_evaluation(rows).items()}
+    described = {
+        "problems": len({row["problem_id"] for row in rows}),
+        "samples": k,
+        "sampling": sampling.model_dump(),
+        **summary,
+    }
+    if as_json:
+        say(described)
+    else:
+        print_evaluations({chosen.name: described})
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="A study's folder (with report.json).")],
+    out: Annotated[Path | None, typer.Option(help="Default: report.html in the folder.")] = None,
+) -> None:
+    """Draw a study's page again from its report.json."""
+    from epistill.store import read_json
+
+    source = folder / "report.json"
+    if not source.is_file():
+        raise EpistillError(
+            f"no report.json in {folder}; expected a study's folder; run `epistill study` first"
+        )
+    from epistill.report.study_page import write_report
+
+    print(write_report(read_json(source), out or folder / "report.html"))
+
+
+@lab.command("pretrain")
+def lab_pretrain(
+    out: Annotated[Path, typer.Option(help="Folder for the model.")],
+    seed: Annotated[int, typer.Option()] = 0,
+    steps: Annotated[int | None, typer.Option(help="Default: the shipped model's.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Default: all cores.")] = None,
+) -> None:
+    """Train the lab's base model from nothing (under 30 minutes on two cores)."""
+    at_least("--steps", steps, 1)
+    from epistill.lab.pretrain import pretrain_to
+
+    pretrain_to(out, seed=seed, steps=steps, threads=threads, say=terminal(stderr=True).print)
+    print(out)
+
+
+@lab.command("card")
+def lab_card(as_json: Json = False) -> None:
+    """Measure the shipped weights again and show what the model card claims beside it."""
+    from epistill.lab.card import measure_card, read_card
+
+    claimed, found = read_card(), measure_card()
+    if as_json:
+        say({"claimed": claimed, "measured": found})
+        return
+    table = Table("world", "score claimed", "score measured")
+    for name, value in found["score"].items():
+        table.add_row(name, f"{claimed['score'][name]:.3f}", f"{value:.3f}")
+    terminal().print(table)

@@ -1,0 +1,188 @@
+"""Commands about traces that exist already; none of them needs a model."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from epistill.cli.common import Json, app, at_least, say, warn
+from epistill.errors import EpistillError
+
+MAX_SHOWN = 2_000
+Traces = Annotated[
+    list[Path],
+    typer.Argument(help="JSON lines (any name; gzip, zstd) or parquet files, or folders of them."),
+]
+ResponseField = Annotated[
+    str | None, typer.Option(help="Where responses are, e.g. output or rollout.text.")
+]
+ProblemField = Annotated[
+    str | None, typer.Option(help="What tells problems apart; default: an id, else the question.")
+]
+Lexicons = Annotated[
+    list[str] | None,
+    typer.Option("--lexicon", help="Name or JSON file; repeatable. Default: English and Chinese."),
+]
+TokenizerFolder = Annotated[
+    Path | None, typer.Option("--tokenizer", help="Folder with tokenizer.json, for tokens.")
+]
+Opened = Annotated[
+    bool, typer.Option("--opened-thinking", help="The prompts ended inside <think>.")
+]
+Page = Annotated[Path | None, typer.Option("--report", help="Write a page (one offline HTML).")]
+Seed = Annotated[int, typer.Option(help="Names every random draw.")]
+
+
+@app.command()
+def measure(
+    traces: Traces,
+    by: Annotated[str | None, typer.Option(help="Field whose values make groups.")] = None,
+    response_field: ResponseField = None,
+    problem_field: ProblemField = None,
+    tokenizer: TokenizerFolder = None,
+    lexicon: Lexicons = None,
+    opened_thinking: Opened = False,
+    workers: Annotated[int, typer.Option(help="Processes.")] = 1,
+    out: Annotated[Path | None, typer.Option(help="Write everything as JSON.")] = None,
+    report: Page = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Length, markers, controls, positions, truncation and self-corrections of any traces."""
+    at_least("--workers", workers, 1)
+    from epistill.cli.trace_tables import print_measured
+    from epistill.store import write_json
+    from epistill.traces.measure import DEFAULT_LEXICONS, Options, measure_files
+    from epistill.traces.measure_summary import summarise_measured, warnings_of
+
+    options = Options(
+        lexicons=tuple(lexicon or DEFAULT_LEXICONS),
+        by=by,
+        response_field=response_field,
+        problem_field=problem_field,
+        tokenizer=tokenizer,
+        opened=opened_thinking,
+        keep=0 if report is None else MAX_SHOWN,
+        seed=seed,
+    )
+    results = measure_files(traces, options, workers=workers)
+    summary = summarise_measured(results, options)
+    for line in warnings_of(summary):
+        warn(line)
+    if report is not None:
+        from epistill.report.trace_pages import write_measured_page
+        from epistill.traces.measured_traces import measured_traces
+
+        shown, total = measured_traces(results, options)
+        lines = warnings_of(summary)
+        write_measured_page(
+            summary, shown, total, report, lexicons=options.lexicons, warnings=lines
+        )
+    if out is not None:
+        write_json(out, summary)
+    if as_json:
+        say(summary)
+    else:
+        print_measured(summary)
+
+
+@app.command()
+def shift(
+    a: Annotated[Path, typer.Argument(help="Traces, or a folder of them.")],
+    b: Annotated[Path, typer.Argument(help="The others; differences are B minus A.")],
+    response_field: ResponseField = None,
+    problem_field: ProblemField = None,
+    lexicon: Lexicons = None,
+    workers: Annotated[int, typer.Option(help="Processes.")] = 1,
+    top: Annotated[int, typer.Option(help="Words to print; all are in --out and --json.")] = 20,
+    out: Annotated[Path | None, typer.Option(help="Write everything as JSON.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Which words moved most between two sets of traces, and where the markers stand."""
+    at_least("--workers", workers, 1)
+    at_least("--top", top, 1)
+    from epistill.cli.trace_tables import print_shift
+    from epistill.store import write_json
+    from epistill.traces.measure import DEFAULT_LEXICONS, Options
+    from epistill.traces.measure_summary import skipped_of
+    from epistill.traces.shift import shift_files
+
+    options = Options(
+        lexicons=tuple(lexicon or DEFAULT_LEXICONS),
+        response_field=response_field,
+        problem_field=problem_field,
+    )
+    found = shift_files([a], [b], options, workers=workers)
+    for path, side in ((a, found["a"]), (b, found["b"])):
+        for line in skipped_of(str(path), side["reading"]):
+            warn(line)
+    if out is not None:
+        write_json(out, found)
+    if as_json:
+        say(found)
+    else:
+        print_shift(found, top)
+
+
+@app.command()
+def grade(
+    traces: Traces,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="File, or folder for several; default: NAME.graded.jsonl beside each."),
+    ] = None,
+    problems: Annotated[
+        str | None, typer.Option(help="File of problems with answers; default: in the records.")
+    ] = None,
+    answer_field: Annotated[str | None, typer.Option(help="Field of the reference answer.")] = None,
+    grader: Annotated[
+        str | None, typer.Option(help="math, choice or exact; default: by the reference answers.")
+    ] = None,
+    label_field: Annotated[
+        str | None, typer.Option(help="Older verdict to compare with, e.g. is_correct.")
+    ] = None,
+    response_field: ResponseField = None,
+    problem_field: ProblemField = None,
+    opened_thinking: Opened = False,
+    time_limit: Annotated[float, typer.Option(help="Seconds for one answer.")] = 5.0,
+    workers: Annotated[int, typer.Option(help="Processes.")] = 2,
+    as_json: Json = False,
+) -> None:
+    """Grade every response: the same records with a verdict; agreement with older labels."""
+    at_least("--workers", workers, 1)
+    if not 0 < time_limit < math.inf:
+        raise EpistillError(f"--time-limit is {time_limit:g}; expected finite seconds above 0")
+    if grader not in (None, "math", "choice", "exact"):
+        raise EpistillError(f"--grader is {grader!r}; expected math, choice or exact")
+    from epistill.cli.trace_tables import print_graded
+    from epistill.traces.grade import grade_files
+    from epistill.traces.measure_summary import skipped_of, unread_of
+    from epistill.traces.references import GradeOptions
+
+    options = GradeOptions(
+        response_field=response_field,
+        problem_field=problem_field,
+        opened=opened_thinking,
+        answer_field=answer_field,
+        problems=problems,
+        grader=grader,
+        label_field=label_field,
+        time_limit_s=time_limit,
+        workers=workers,
+    )
+    results = grade_files(traces, out, options)
+    named = {
+        "problem": ("--problem-field", problem_field),
+        "label": ("--label-field", label_field),
+    }
+    for result in results:
+        file, reading = result["file"], result["reading"]
+        for line in (*skipped_of(file, reading), *unread_of(file, reading, named)):
+            warn(line)
+    if as_json:
+        say({"files": results})
+    else:
+        print_graded(results)

@@ -1,0 +1,1 @@
+"""Two sets of traces, paired by problem. No model, no torch."""

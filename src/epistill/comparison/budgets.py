@@ -1,0 +1,198 @@
+"""Grading again: whole responses, and what they had said when a budget of tokens was spent.
+
+Enters: a `Side` and reference answers. Leaves: for each response the verdict of the package's one
+grader, and for each budget the verdict on its first so many tokens (words where no tokenizer was
+given). A prefix that has not closed its thinking has no answer part and earns nothing, as a
+response that was really cut there would. The files are walked again; no text stays in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from epistill.comparison.responses import Side, walk
+from epistill.comparison.sources import Source
+from epistill.config import EvalSet
+from epistill.metrics.words import WORD
+from epistill.records import GraderName
+from epistill.rollouts.prompts import CLOSE, OPEN, split_thinking
+from epistill.tasks.files import grader_of
+from epistill.tasks.grading import Grader
+from epistill.traces.fields import Trace
+from epistill.traces.measure import Options
+from epistill.traces.references import Lookup, by_problem
+from epistill.traces.tabulate import split, token_counter_of
+
+MAX_BUDGETS = 8
+BATCH = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Regraded:
+    """What the grader says about the responses of one set, in their order.
+
+    Attributes:
+        scores: [responses], 1 or 0; NaN where there is no text or no reference answer.
+        answers: The extracted answers.
+        prefixes: [responses, budgets] scores of prefixes; a response within the budget keeps its
+            own. NaN where `scores` is.
+        within: [responses, budgets], whether the response ended within the budget.
+        timeouts: Responses and prefixes whose grading was cut off; they count as wrong.
+    """
+
+    scores: NDArray[np.float64]
+    answers: list[str | None]
+    prefixes: NDArray[np.float64]
+    within: NDArray[np.bool_]
+    timeouts: int
+
+
+def default_budgets(longest: int) -> tuple[int, ...]:
+    """1,000, 2,000, 4,000, ... below the longest response; plain powers of two for short ones.
+
+    Example:
+        >>> default_budgets(9_000), default_budgets(40)
+        ((1000, 2000, 4000, 8000), (1, 2, 4, 8, 16, 32))
+    """
+    unit = 1000 if longest > 2000 else 1
+    found = [unit << i for i in range(64) if unit << i < longest]
+    return tuple(found[-MAX_BUDGETS:])
+
+
+def cut_points(
+    texts: Sequence[str], budgets: Sequence[int], tokenizer: Any = None
+) -> tuple[list[int], list[list[int]]]:
+    """Lengths of texts, and where each budget cuts them.
+
+    Args:
+        texts: Responses, tags kept; a thinking tag is no word, but is tokens.
+        budgets: Tokens, or words without a tokenizer.
+        tokenizer: Of the `tokenizers` library.
+
+    Returns:
+        Lengths, and for each text the number of characters within each budget.
+
+    Example:
+        >>> cut_points(["<think>so 3</think> 3 it is"], [1, 3, 9])
+        ([5], [[9, 21, 27]])
+    """
+    ends: list[list[int]] = []
+    if tokenizer is None:
+        for text in texts:
+            bare = text.replace(OPEN, " " * len(OPEN)).replace(CLOSE, " " * len(CLOSE))
+            ends.append([word.end() for word in WORD.finditer(bare)])
+    else:
+        encoded = tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        ends = [[stop for _, stop in one.offsets] for one in encoded]
+    cuts = [
+        [len(text) if len(stops) <= budget else stops[budget - 1] for budget in budgets]
+        for text, stops in zip(texts, ends, strict=True)
+    ]
+    return [len(stops) for stops in ends], cuts
+
+
+def answer_of_prefix(trace: Trace, stop: int, *, opened: bool = False) -> str:
+    """The answer part of a response that was cut after `stop` characters; "" inside thinking.
+
+    A template that opens `<think>` in the prompt leaves only the closing tag in the response; its
+    prefixes are thinking even though no tag says so.
+
+    Example:
+        >>> trace = Trace("so 3 </think> answer 3", {}, 1)
+        >>> answer_of_prefix(trace, 4), answer_of_prefix(trace, 22)
+        ('', 'answer 3')
+    """
+    whole = split(trace, opened=opened)
+    inside = whole.form == "opened" or (whole.form == "unclosed" and OPEN not in trace.text)
+    return split_thinking(trace.text[:stop], opened_in_prompt=inside).answer
+
+
+def references_of_run(source: Source, name: str) -> Lookup:
+    """Reference answers of a run's evaluation set, from the task in its configuration."""
+    from epistill.tasks.coverage import load_eval_problems
+
+    if source.run is None:
+        return {}
+    for settings in source.run.config.get("evaluations", ()):
+        chosen = EvalSet.model_validate(settings)
+        if chosen.name == name:
+            return by_problem(load_eval_problems(chosen.task, chosen.problems))
+    return {}
+
+
+def regrade(
+    side: Side,
+    name: str,
+    options: Options,
+    budgets: Sequence[int],
+    references: Lookup,
+    grader: Grader,
+) -> Regraded:
+    """Grade a set of one side, whole and cut.
+
+    Args:
+        side: Read before.
+        name: The set.
+        options: As it was read.
+        budgets: In tokens where `options.tokenizer` is given, else in words.
+        references: By problem, for records that hold none.
+        grader: The package's.
+    """
+    responses = side.sets[name]
+    fallback = grader_of(r.reference for r in responses if r.reference is not None)
+    tokenizer = None if options.tokenizer is None else token_counter_of(options.tokenizer)
+    scores = np.full(len(responses), np.nan)
+    prefixes = np.full((len(responses), len(budgets)), np.nan)
+    within = np.zeros((len(responses), len(budgets)), bool)
+    answers: list[str | None] = [response.answer for response in responses]
+    timeouts = 0
+    for batch in _with_texts(side, name, options):
+        lengths, cuts = cut_points([trace.text for _, trace in batch], budgets, tokenizer)
+        tasks: list[tuple[GraderName, str, str]] = []
+        places: list[tuple[int, int]] = []
+        for (place, trace), length, stops in zip(batch, lengths, cuts, strict=True):
+            response = responses[place]
+            if response.reference is not None:
+                gold: tuple[str, GraderName] = response.reference, response.grader or fallback
+            elif response.problem in references:
+                gold = references[response.problem]
+            else:
+                continue
+            within[place] = [length <= budget for budget in budgets]
+            prefixes[place] = 0.0
+            for column, stop in ((-1, len(trace.text)), *enumerate(stops)):
+                if column >= 0 and within[place, column]:
+                    continue
+                answer = answer_of_prefix(trace, stop, opened=options.opened)
+                # Grading what is still thinking would only say that there is no answer.
+                if column < 0 or answer:
+                    tasks.append((gold[1], gold[0], answer))
+                    places.append((place, column))
+        for (place, column), grade in zip(places, grader.grade(tasks), strict=True):
+            timeouts += grade.status == "timeout"
+            if column >= 0:
+                prefixes[place, column] = grade.score
+            else:
+                scores[place], answers[place] = grade.score, grade.extracted
+    prefixes = np.where(within, scores[:, None], prefixes)
+    return Regraded(scores, answers, prefixes, within, timeouts)
+
+
+def _with_texts(side: Side, name: str, options: Options) -> Iterator[list[tuple[int, Trace]]]:
+    """Places and traces of the responses whose text was kept, BATCH at a time."""
+    held: list[tuple[int, Trace]] = []
+    place = 0
+    for batch in walk(side.source, name, options):
+        for _, trace in batch:
+            if side.sets[name][place].has_text:
+                held.append((place, trace))
+            place += 1
+            if len(held) == BATCH:
+                yield held
+                held = []
+    yield held

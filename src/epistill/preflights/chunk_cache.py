@@ -1,0 +1,136 @@
+"""Results that outlive an interrupted call: every chunk of work in a file of its own.
+
+Enters: an engine and a folder. Leaves: the same engine, asking only for what is not in the folder.
+A chunk's name is the hash of the model's identity, the prompts' ids (so also of the contexts in
+them) and every setting that decides the numbers; a file is written whole or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Unpack
+
+import numpy as np
+import polars as pl
+
+from epistill.preflights.scoring_engine import Engine, Ids, Scores
+from epistill.records import Rollout, rollout_from_json, rollout_to_json
+from epistill.rollouts.engine import Drawing
+from epistill.rollouts.sampler import PromptRequest
+from epistill.store import write_atomic
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+FORMAT = 1
+CHUNK_ROWS = 64  # responses that are asked for, and kept, together
+
+
+class Cached:
+    """An engine that remembers.
+
+    Args:
+        engine: Asked for what is not there yet.
+        folder: Of the chunks.
+        on_chunk: Told (chunks found, chunks asked for) after each one.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        folder: Path,
+        on_chunk: Callable[[int, int], None] = lambda found, asked: None,
+    ) -> None:
+        self._engine, self._folder, self._on_chunk = engine, folder, on_chunk
+        self.found = self.asked = 0
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """The engine's."""
+        return self._engine.identity
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The engine's."""
+        return self._engine.tokenizer
+
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        """The engine's."""
+        return self._engine.eos_ids
+
+    @property
+    def max_positions(self) -> int | None:
+        """The engine's."""
+        return self._engine.max_positions
+
+    def sample(
+        self, requests: Sequence[PromptRequest], **drawing: Unpack[Drawing]
+    ) -> list[Rollout]:
+        """`Engine.sample`, chunk by chunk; a request's draws do not depend on its chunk."""
+        size = max(1, CHUNK_ROWS // drawing["samples"])
+        how = {"policy_version": 0, **drawing}
+        how["sampling"] = drawing["sampling"].model_dump(mode="json")
+        rollouts: list[Rollout] = []
+        for start in range(0, len(requests), size):
+            chosen = requests[start : start + size]
+            key = {
+                "what": "sample",
+                "requests": [asdict(request) for request in chosen],
+                **how,
+            }
+
+            def ask(chosen: Sequence[PromptRequest] = chosen) -> list[dict[str, Any]]:
+                return [rollout_to_json(r) for r in self._engine.sample(chosen, **drawing)]
+
+            rollouts += [rollout_from_json(row) for row in self._rows(key, ask)]
+        return rollouts
+
+    def score(
+        self, prompts: Sequence[Ids], completions: Sequence[Ids], *, mass_of: Ids
+    ) -> list[Scores]:
+        """`Engine.score`, chunk by chunk."""
+        scores: list[Scores] = []
+        for start in range(0, len(prompts), CHUNK_ROWS):
+            pair = (
+                prompts[start : start + CHUNK_ROWS],
+                completions[start : start + CHUNK_ROWS],
+            )
+            key = {"what": "score", "rows": [list(map(list, p)) for p in pair]}
+            key["mass_of"] = list(mass_of)
+
+            def ask(pair: tuple[Sequence[Ids], Sequence[Ids]] = pair) -> list[dict[str, Any]]:
+                found = self._engine.score(*pair, mass_of=mass_of)
+                return [
+                    {field.name: getattr(row, field.name).tolist() for field in fields(row)}
+                    for row in found
+                ]
+
+            scores += [
+                Scores(*(np.array(row[field.name], dtype=np.float64) for field in fields(Scores)))
+                for row in self._rows(key, ask)
+            ]
+        return scores
+
+    def _rows(
+        self, key: Mapping[str, Any], ask: Callable[[], list[dict[str, Any]]]
+    ) -> list[dict[str, Any]]:
+        whole = {"format": FORMAT, "identity": dict(self.identity), **key}
+        text = json.dumps(whole, sort_keys=True)
+        path = self._folder / f"{hashlib.sha256(text.encode()).hexdigest()}.parquet"
+        if path.is_file():
+            self.found += 1
+            rows = pl.read_parquet(path).to_dicts()
+        else:
+            self.asked += 1
+            rows = ask()
+            buffer = io.BytesIO()
+            pl.DataFrame(rows, infer_schema_length=None).write_parquet(buffer)
+            write_atomic(path, buffer.getvalue())
+        self._on_chunk(self.found, self.asked)
+        return rows

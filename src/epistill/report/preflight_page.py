@@ -1,0 +1,137 @@
+"""The page of a preflight: table, ladder, classes, heat-map, prompts, verdicts; one offline file.
+
+Enters: the dict of `preflight.run`. Leaves: preflight.html, by the study page's rules (everything
+escaped, no requests).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+
+from epistill.report.format import format_signed
+from epistill.report.study_figures import PALETTE, Plot, error_bars, styled
+from epistill.report.study_page import render_page
+
+CLASSES = ("marker", "control", "number", "other")
+PARTS = ("q1", "q2", "q3", "q4")
+LIMIT_NATS = 3.0  # of the heat-map's colours
+
+
+def write_preflight(report: Mapping[str, Any], path: Path) -> Path:
+    """Write the page, whole or not at all; returns its path."""
+    return render_page(
+        "preflight.html.j2", path, preflight_plots(report), traces=None, report=report
+    )
+
+
+def preflight_plots(report: Mapping[str, Any]) -> list[Plot]:
+    """The figures that have data."""
+    trace_words = (
+        f"The first student response with a marker (problem {report['trace']['problem_id']}), not "
+        f"a chosen one; {len(report['trace']['pieces'])} of {report['trace']['tokens']} tokens. "
+        "Red: the teacher would rather not."
+    )
+    made = (
+        Plot(
+            "ladder",
+            "The ladder: richness against pressure",
+            "Each context with both 95 % intervals; crosses are controls.",
+            ladder(report["contexts"]),
+        ),
+        Plot(
+            "classes",
+            "Where the teacher pulls",
+            "Mean u (teacher minus student log-probability, nats) per class of token and quarter "
+            "of the response; empty where there is no such token.",
+            classes(report["contexts"]),
+        ),
+        Plot("trace", "One response, token by token", trace_words, trace(report["trace"])),
+    )
+    return [plot for plot in made if plot.figure.data]
+
+
+def ladder(contexts: Mapping[str, Mapping[str, Any]]) -> go.Figure:
+    """Richness against pressure, one point per context, both intervals."""
+    figure = go.Figure()
+    for i, (name, context) in enumerate(contexts.items()):
+        x = context["richness"]["own_nats_per_response"]
+        y = context["pressure"]["change_per_1k_tokens"]
+        if x is None or y is None:
+            continue
+        figure.add_trace(
+            go.Scatter(
+                x=[x["value"]],
+                y=[y["value"]],
+                error_x=error_bars([x]),
+                error_y=error_bars([y]),
+                name=name,
+                mode="markers",
+                marker={
+                    "size": 11,
+                    "color": PALETTE[i % len(PALETTE)],
+                    "symbol": "x" if context["control"] else "circle",
+                },
+            )
+        )
+    figure.update_layout(
+        xaxis_title="richness: nats per response of the teacher's own writing",
+        yaxis_title="change of marker mass per 1,000 student tokens",
+    )
+    return styled(figure, 460)
+
+
+def classes(contexts: Mapping[str, Mapping[str, Any]]) -> go.Figure:
+    """Mean u per class of token and quarter of the response, one row per context."""
+    columns = [(kind, part) for kind in CLASSES for part in PARTS]
+    rows = {
+        name: [context["u_by_class"][kind][part] for kind, part in columns]
+        for name, context in contexts.items()
+    }
+    if not any(cell for row in rows.values() for cell in row):
+        return go.Figure()
+    figure = go.Figure(
+        go.Heatmap(
+            x=[f"{kind} {part}" for kind, part in columns],
+            y=list(rows),
+            z=[[None if cell is None else cell["value"] for cell in row] for row in rows.values()],
+            text=[[format_signed(cell, 2) for cell in row] for row in rows.values()],
+            hovertemplate="%{y}, %{x}: %{text} nats<extra></extra>",
+            colorscale="RdBu",
+            zmid=0,
+            zmin=-LIMIT_NATS,
+            zmax=LIMIT_NATS,
+        )
+    )
+    figure.update_yaxes(autorange="reversed")
+    return styled(figure, 140 + 30 * len(rows))
+
+
+def trace(found: Mapping[str, Any]) -> go.Figure:
+    """U of every token of one student response, one row per context."""
+    u = found["u_nats"]
+    if not u:
+        return go.Figure()
+    places = list(range(len(found["pieces"])))
+    labels = [
+        f"{piece!r} ({kind})" for piece, kind in zip(found["pieces"], found["classes"], strict=True)
+    ]
+    figure = go.Figure(
+        go.Heatmap(
+            x=places,
+            y=list(u),
+            z=list(u.values()),
+            text=[labels] * len(u),
+            hovertemplate="%{y}, token %{x} %{text}: %{z:.2f} nats<extra></extra>",
+            colorscale="RdBu",
+            zmid=0,
+            zmin=-LIMIT_NATS,
+            zmax=LIMIT_NATS,
+        )
+    )
+    figure.update_xaxes(tickvals=places, ticktext=found["pieces"], tickangle=90)
+    figure.update_yaxes(autorange="reversed")
+    return styled(figure, 180 + 30 * len(u))

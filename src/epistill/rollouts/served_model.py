@@ -1,0 +1,42 @@
+"""What a model elsewhere (on a server) has to be known by here: all of it but the weights.
+
+Enters: a model's name. Leaves: a `LanguageModel` on torch's meta device.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+from epistill.errors import EpistillError, first_line
+from epistill.rollouts.load_model import load_tokenizer, model_source
+from epistill.rollouts.model import LanguageModel
+
+
+def load_outline(name: str) -> LanguageModel:
+    """A model without its weights: tokenizer, end tokens, sizes; for one that runs elsewhere.
+
+    Args:
+        name: As for `load_model`.
+
+    Raises:
+        EpistillError: Not found, or no tokenizer.
+    """
+    source = model_source(name)
+    tokenizer = load_tokenizer(source, name, trust=False)
+    loader: Any = AutoModelForCausalLM
+    try:
+        config = AutoConfig.from_pretrained(source)
+        with torch.device("meta"):
+            network = loader.from_config(config)
+    except (OSError, ValueError) as error:
+        raise EpistillError(
+            f"model {name!r} could not be read: {first_line(error)}; expected a causal LM's "
+            "config.json beside the tokenizer"
+        ) from error
+    with suppress(OSError):  # a model need not have one
+        network.generation_config = GenerationConfig.from_pretrained(source)
+    return LanguageModel(network.eval(), tokenizer, name)

@@ -1,0 +1,176 @@
+"""A study's jobs on a Ray cluster.
+
+Enters: an address, or "auto" for a cluster of this machine's own. Leaves: an `Executor`. What a
+worker is sent are two strings, a job as JSON and a folder; it loads the installed package by name.
+(Ray itself moves functions and errors inside the cluster with cloudpickle.) The study's folder
+must be one that every node sees: that is where results and checkpoints are.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+from epistill.errors import EpistillError, FolderInUse, first_line
+from epistill.studies.executors import Handle, WorkerLost, run_job, use_threads
+from epistill.studies.spec import Resources
+
+AUTO = "auto"
+# A node that was cut off may still run its worker for a while; that one holds the run's lock.
+LOCK_WAIT_S = 120.0
+LOCK_POLL_S = 1.0
+CONNECT_S = 10.0
+LOCAL_OBJECTS_BYTES = 80 * 1024**2  # nothing but short strings is ever stored there
+
+
+class RayCluster:
+    """A Ray cluster, for one study.
+
+    Args:
+        address: As `ray.init` takes it ("10.0.0.1:6379"), or "auto" to start a local one.
+        resources: What each job gets.
+        study: The study's folder, which every node must see.
+        workers: Processors of a local one; None takes those that this process may use.
+
+    Raises:
+        EpistillError: Ray is not installed, no cluster answers, or no node is large enough.
+    """
+
+    retries = 5  # nodes come and go
+
+    def __init__(
+        self, address: str, resources: Resources, study: Path, workers: int | None = None
+    ) -> None:
+        try:
+            import ray
+        except ImportError as error:
+            raise EpistillError(
+                "--ray needs Ray, which is not installed; pip install 'epistill[ray]'"
+            ) from error
+        self._ray: Any = ray
+        if address == AUTO:
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+            where: dict[str, Any] = {
+                "address": "local",
+                "num_cpus": workers or len(os.sched_getaffinity(0)),
+                "include_dashboard": False,
+                "object_store_memory": LOCAL_OBJECTS_BYTES,
+            }
+        elif workers is not None:
+            raise EpistillError(
+                f"--workers is {workers}, but the cluster at {address} decides how many run; leave "
+                "one of the two out"
+            )
+        else:
+            where = {"address": address}
+            _check_answer(address)
+        try:
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, **where)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise _no_cluster(address, error) from error
+        self._check_room(resources)
+        self._remote: Any = ray.remote(
+            num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=0
+        )(_carry_out)
+        self._threads = resources.cpus
+        self._study = study
+        self._refs: list[Any] = []
+
+    def _check_room(self, resources: Resources) -> None:
+        """Ray waits for ever for a node that is large enough; a person should not."""
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        if not any(
+            node.get("CPU", 0) >= resources.cpus and node.get("GPU", 0) >= resources.gpus
+            for node in nodes
+        ):
+            sizes = ", ".join(f"{n.get('CPU', 0):g} CPU {n.get('GPU', 0):g} GPU" for n in nodes)
+            self._ray.shutdown()
+            raise EpistillError(
+                f"each arm asks for {resources.cpus} CPU and {resources.gpus:g} GPU, but the nodes "
+                f"have {sizes}; change [resources] in the study file, or add a node"
+            )
+
+    def submit(self, payload: dict[str, Any], folder: Path) -> Handle:
+        """Start a job as soon as a node has room."""
+        ref = self._remote.remote(json.dumps(payload), str(folder), str(self._study), self._threads)
+        self._refs.append(ref)
+        return _RayJob(self._ray, ref)
+
+    def stop(self) -> None:
+        """Cancel all jobs."""
+        for ref in self._refs:
+            self._ray.cancel(ref, force=True)
+
+    def __enter__(self) -> RayCluster:
+        """Use the cluster."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave the cluster; a local one ends."""
+        self._ray.shutdown()
+
+
+class _RayJob:
+    def __init__(self, ray: Any, ref: Any) -> None:
+        self._ray, self._ref = ray, ref
+
+    def started(self) -> bool:
+        return False  # the steps in its folder say so
+
+    def done(self) -> bool:
+        return bool(self._ray.wait([self._ref], timeout=0)[0])
+
+    def result(self) -> None:
+        errors = self._ray.exceptions
+        try:
+            mistake = self._ray.get(self._ref)
+        except errors.RayTaskError:
+            raise
+        except errors.RayError as error:  # its process, its node, or the way to it is gone
+            raise WorkerLost(f"its worker was lost: {first_line(error)}") from error
+        if mistake is not None:
+            raise EpistillError(mistake)
+
+
+def _check_answer(address: str) -> None:
+    """Whether anything listens there: Ray itself tries for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
+    except (OSError, ValueError) as error:
+        raise _no_cluster(address, error) from error
+
+
+def _no_cluster(address: str, error: Exception) -> EpistillError:
+    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return EpistillError(
+        f"no Ray cluster at {address!r}: {reason}; expected HOST:PORT of a running one (ray start "
+        "--head), or auto"
+    )
+
+
+def _carry_out(payload: str, folder: str, study: str, threads: int) -> str | None:
+    """In a worker of the cluster: do the job; return what a person should mend, if anything."""
+    if not (Path(study) / "study.json").is_file():
+        return (
+            f"{os.uname().nodename} does not see {study}; expected --out on storage that all "
+            "nodes share"
+        )
+    use_threads(threads)
+    deadline = time.monotonic() + LOCK_WAIT_S
+    while True:
+        try:
+            run_job(payload, folder)
+        except FolderInUse as error:
+            if time.monotonic() > deadline:
+                return str(error)
+            time.sleep(LOCK_POLL_S)
+        except EpistillError as error:
+            return str(error)
+        else:
+            return None

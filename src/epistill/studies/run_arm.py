@@ -1,0 +1,170 @@
+"""One run from configuration to result: load, train, evaluate, finish.
+
+Enters: a `RunConfig` and a folder. Leaves: a finished run directory. `epistill train` and every arm
+of a study go through here.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+
+from epistill.config import RunConfig
+from epistill.environment import describe_environment
+from epistill.errors import EpistillError
+from epistill.evaluation.evaluate import (
+    as_rows,
+    evaluate,
+    grouped,
+    per_problem,
+    summarise_evaluation,
+)
+from epistill.rollouts.load_model import load_model
+from epistill.rollouts.model import LanguageModel, with_lora
+from epistill.seeds import derive_seed
+from epistill.store import RunStore
+from epistill.tasks.grading import Grader
+from epistill.training.loop import train
+from epistill.world import current_world
+
+CURVE = "curve"
+FINAL = "final"
+
+
+def run(
+    config: RunConfig,
+    folder: Path,
+    *,
+    save_model: bool = True,
+    on_step: Callable[[int], None] = lambda done: None,
+) -> RunStore:
+    """Carry out a run, or go on with it; a finished one is returned as it is.
+
+    Under `torchrun` (`world.joined`) all processes call this alike.
+
+    Args:
+        config: The run.
+        folder: Its directory.
+        save_model: Keep the trained weights as a Hugging Face directory under `model/`.
+        on_step: Called with the number of steps done.
+
+    Raises:
+        EpistillError: The folder holds another configuration, or is in use.
+    """
+    world = current_world()
+    store = RunStore(folder, writes=world.first)
+    with ExitStack() as held:
+        finished = world.on_first(lambda: _begin(config, store, held))
+        if finished:
+            return store
+        student = load_model(config.model, dtype=config.dtype, device=world.device(config.device))
+        if config.lora is not None:
+            torch.manual_seed(derive_seed("lora", config.seed))
+            student = with_lora(student, config.lora)
+        grader = held.enter_context(Grader())
+
+        def after_step(done: int, model: LanguageModel) -> None:
+            if world.first:
+                on_step(done)
+            every = config.eval_every
+            if every is not None and (done % every == 0) and done < config.steps:
+                _curve_point(config, store, model, grader, done)
+
+        train(config, store, student, grader, on_step=after_step)
+        final = _final(config, store, student, grader)
+        world.on_first(lambda: _finish(config, store, student, final, save_model=save_model))
+    return store
+
+
+def _begin(config: RunConfig, store: RunStore, held: ExitStack) -> bool:
+    """Take hold of the directory; True where its run is finished already."""
+    held.enter_context(store.locked())
+    store.begin(
+        config.identity(),
+        describe_environment(),
+        migrate=RunConfig.identity_of,
+    )
+    return store.result is not None
+
+
+def _finish(
+    config: RunConfig,
+    store: RunStore,
+    student: LanguageModel,
+    final: dict[str, dict[str, object]],
+    *,
+    save_model: bool,
+) -> None:
+    """Write the weights, then the result: whoever sees it finds everything."""
+    if save_model and config.steps > 0:
+        folder, temporary = store.folder / "model", store.folder / ".model.tmp"
+        try:
+            shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed here
+            student.network.save_pretrained(temporary)
+            student.tokenizer.save_pretrained(temporary)
+            shutil.rmtree(folder, ignore_errors=True)
+            temporary.rename(folder)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise EpistillError(
+                f"could not write the model to {folder}: {error}; make room and start the command "
+                "again, it goes on from the last checkpoint"
+            ) from error
+    stopped = next((a for a in store.alarms() if a["action"] == "stop"), None)
+    steps = config.steps if stopped is None else stopped["step"] + 1
+    store.finish({"steps": steps, "stopped_by": stopped, "evaluations": final})
+
+
+def _curve_point(
+    config: RunConfig, store: RunStore, model: LanguageModel, grader: Grader, done: int
+) -> None:
+    """A small evaluation during training: means only, for the learning curve."""
+    point: dict[str, object] = {"step": done}
+    for chosen in config.evaluations:
+        small = chosen.model_copy(update={"problems": chosen.curve_problems, "samples": 1})
+        rows = as_rows(
+            evaluate(
+                model,
+                small,
+                grader,
+                sampling=config.eval_sampling or config.sampling,
+                seed=config.seed,
+                keep_texts=0,
+            )
+        )
+        for measure in ("score", "length_tokens", "density_per_1k_tokens"):
+            values = per_problem(rows, measure).values()
+            point[f"{chosen.name}/{measure}"] = sum(values) / len(values)
+    kept = [row for row in store.read_records("evaluations", CURVE) or [] if row["step"] < done]
+    store.write_records("evaluations", CURVE, [*kept, point])
+
+
+def _final(
+    config: RunConfig, store: RunStore, model: LanguageModel, grader: Grader
+) -> dict[str, dict[str, object]]:
+    """The evaluations at the end, every record stored; returns their estimates."""
+    summaries: dict[str, dict[str, object]] = {}
+    for chosen in config.evaluations:
+        rows = as_rows(
+            evaluate(
+                model,
+                chosen,
+                grader,
+                sampling=config.eval_sampling or config.sampling,
+                seed=config.seed,
+            )
+        )
+        store.write_records("evaluations", f"{FINAL}-{chosen.name}", rows)
+        estimates = {name: e.as_dict() for name, e in summarise_evaluation(rows).items()}
+        summaries[chosen.name] = {
+            "kind": chosen.kind,
+            "problems": len(grouped(rows)),
+            "samples": chosen.samples,
+            **estimates,
+        }
+    return summaries

@@ -1,0 +1,264 @@
+"""Runs a study: every arm and probe at every seed, by an executor, resumably.
+
+Enters: a `StudySpec` and a folder. Leaves: a run directory per job, `report.json` and
+`report.html`, renewed while it runs. A job is one folder; a finished one is never redone, a folder
+of other settings is refused. Results depend neither on the number of workers nor on where they
+are: each has the threads that the study gives it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from epistill.errors import EpistillError
+from epistill.report.study_page import write_report
+from epistill.store import RunStore, read_json, write_json
+from epistill.studies.executors import Executor, Handle, LocalProcesses, WorkerLost
+from epistill.studies.spec import Arm, LabWorld, Preflight, Probe, StudySpec
+from epistill.studies.study_summary import summarise_study
+
+FIRST_REPORT_S = 120.0
+REPORT_EVERY_S = 120.0
+DRAWING_SHARE = 0.02  # of the time at most; a page of hundreds of runs takes seconds
+POLL_S = 0.5
+
+Executors = Callable[[int], AbstractContextManager[Executor]]  # for so many jobs
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One arm or probe at one seed, one preflight, or one world."""
+
+    item: Arm | Probe | Preflight | LabWorld
+    seed: int
+    folder: Path
+    payload: dict[str, Any]
+    steps: int
+
+    @property
+    def name(self) -> str:
+        """For the progress display."""
+        kind = "world " if isinstance(self.item, LabWorld) else ""
+        return f"{kind}{self.item.id} seed {self.seed}"
+
+
+def world_jobs(spec: StudySpec, out: Path) -> list[Job]:
+    """The base models that arms start from; they come before everything else."""
+    return [
+        Job(
+            world,
+            world.seed,
+            out / "worlds" / world.id,
+            {"world": world.model_dump(mode="json")},
+            world.steps,
+        )
+        for world in spec.worlds
+    ]
+
+
+def jobs_of(spec: StudySpec, out: Path) -> list[Job]:
+    """Preflights, then all runs, seed after seed: a first picture of every arm comes early."""
+    jobs = [
+        Job(
+            preflight,
+            preflight.settings.seed,
+            out / "runs" / preflight.id,
+            {"preflight": preflight.model_dump(mode="json")},
+            1,
+        )
+        for preflight in spec.preflights
+    ]
+    for seed in spec.seeds:
+        for probe in spec.probes:
+            payload = {"probe": probe.model_dump(mode="json"), "seed": seed}
+            jobs.append(Job(probe, seed, out / "runs" / probe.id / f"seed-{seed}", payload, 1))
+        for arm in spec.arms:
+            config = spec.config_of(arm, seed, out / "worlds")
+            folder = out / "runs" / arm.id / f"seed-{seed}"
+            payload = {"run": config.model_dump(mode="json")}
+            jobs.append(Job(arm, seed, folder, payload, max(config.steps, 1)))
+    return jobs
+
+
+def run_study(
+    spec: StudySpec,
+    out: Path,
+    *,
+    workers: int | None = None,
+    ray: str | None = None,
+    console: Console | None = None,
+) -> Path:
+    """Run a study, or go on with one.
+
+    Args:
+        spec: The study.
+        out: Its folder.
+        workers: Processes; None takes as many as the processors this process may use allow.
+        ray: Address of a Ray cluster that does the work instead of this machine's processes, or
+            "auto" to start a local one.
+        console: Where progress is shown; None shows none.
+
+    Returns:
+        The path of report.html.
+
+    Raises:
+        EpistillError: The folder holds another study, is in use, or a job failed.
+    """
+    out = out.resolve()  # a relative and an absolute path name the same study
+    with RunStore(out).locked():
+        _claim_folder(spec, out)
+        clock = _Clock(out)
+        worlds, jobs = world_jobs(spec, out), jobs_of(spec, out)
+
+        def render() -> Path:
+            return _render(spec, out, worlds, jobs, clock)
+
+        def executors(count: int) -> AbstractContextManager[Executor]:
+            if ray is None:
+                return LocalProcesses(workers, spec.resources, count)
+            from epistill.studies.ray_cluster import RayCluster
+
+            return RayCluster(ray, spec.resources, out, workers)
+
+        with Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=console or Console(quiet=True),
+        ) as progress:
+            for some in (worlds, jobs):
+                _run_jobs(some, executors, progress, render, clock)
+        return render()
+
+
+def _claim_folder(spec: StudySpec, out: Path) -> None:
+    path, settings = out / "study.json", spec.model_dump(mode="json")
+    if path.is_file():
+        if _as_of_now(read_json(path), out) != settings:
+            raise EpistillError(
+                f"{out} holds a study with other settings; choose another --out, or remove it"
+            )
+        return
+    write_json(path, settings)
+
+
+def _as_of_now(settings: Any, out: Path) -> Any:
+    """Settings of an older version in this one's form: what it did not have yet has its default."""
+    try:
+        return StudySpec.model_validate(settings).model_dump(mode="json")
+    except ValueError as error:
+        raise EpistillError(
+            f"{out} was begun by another version of epistill, whose settings this one does not "
+            f"read ({' '.join(str(error).split())[:160]}); finish it with that version, or choose "
+            "another --out"
+        ) from error
+
+
+class _Clock:
+    """Wall-clock of the study over all its sittings, kept in the folder."""
+
+    def __init__(self, out: Path) -> None:
+        self._path = out / "duration.json"
+        self._before = read_json(self._path)["seconds"] if self._path.is_file() else 0.0
+        self._start = time.monotonic()
+
+    def seconds(self) -> float:
+        total = self._before + time.monotonic() - self._start
+        write_json(self._path, {"seconds": total})
+        return total
+
+    def since_start(self) -> float:
+        return time.monotonic() - self._start
+
+
+def _run_jobs(
+    jobs: list[Job],
+    executors: Executors,
+    progress: Progress,
+    render: Callable[[], Path],
+    clock: _Clock,
+) -> None:
+    waiting = [job for job in jobs if RunStore(job.folder).result is None]
+    if not waiting:
+        return
+    overall = progress.add_task("all runs", total=len(jobs), completed=len(jobs) - len(waiting))
+    attempts: dict[str, int] = {}
+    next_report = max(FIRST_REPORT_S, clock.since_start())
+    with executors(len(waiting)) as executor:
+        running = {job.name: (job, executor.submit(job.payload, job.folder)) for job in waiting}
+        bars: dict[str, Any] = {}
+        try:
+            while running:
+                time.sleep(POLL_S)
+                for name, (job, handle) in list(running.items()):
+                    _show(progress, bars, job, handle)
+                    if not handle.done():
+                        continue
+                    del running[name]
+                    try:
+                        handle.result()
+                    except WorkerLost as error:
+                        attempts[name] = attempts.get(name, 0) + 1
+                        if attempts[name] > executor.retries:
+                            raise EpistillError(
+                                f"{name}: {error} ({attempts[name]} times); see the memory of the "
+                                "machine; the same command goes on"
+                            ) from error
+                        progress.console.print(f"{name}: {error}; it goes on elsewhere")
+                        running[name] = (job, executor.submit(job.payload, job.folder))
+                        continue
+                    progress.advance(overall)
+                if clock.since_start() > next_report:
+                    begun = clock.since_start()
+                    progress.console.print(f"a first picture: {render()}")
+                    drawing = clock.since_start() - begun
+                    next_report = begun + max(REPORT_EVERY_S, drawing / DRAWING_SHARE)
+        except BaseException:
+            executor.stop()
+            raise
+
+
+def _show(progress: Progress, bars: dict[str, Any], job: Job, handle: Handle) -> None:
+    """A bar for each job that is under way."""
+    steps = _steps_done(job.folder)
+    if (handle.started() or steps) and job.name not in bars:
+        bars[job.name] = progress.add_task(job.name, total=job.steps)
+    if job.name in bars:
+        progress.update(bars[job.name], completed=steps)
+        if handle.done():
+            progress.remove_task(bars.pop(job.name))
+
+
+def _steps_done(folder: Path) -> int:
+    try:
+        return (folder / "metrics.jsonl").read_bytes().count(b"\n")
+    except OSError:
+        return 0
+
+
+def _render(
+    spec: StudySpec, out: Path, worlds: Sequence[Job], jobs: Sequence[Job], clock: _Clock
+) -> Path:
+    stores: dict[str, dict[int, RunStore]] = {}
+    finished = [job for job in jobs if RunStore(job.folder).result is not None]
+    for job in finished:
+        stores.setdefault(job.item.id, {})[job.seed] = RunStore(job.folder)
+    data = summarise_study(
+        spec,
+        stores,
+        worlds={job.item.id: RunStore(job.folder).result for job in worlds},
+        finished=len(finished),
+        total=len(jobs),
+        seconds=clock.seconds(),
+    )
+    write_json(out / "report.json", data)
+    return write_report(data, out / "report.html")

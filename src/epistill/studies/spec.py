@@ -1,0 +1,348 @@
+"""What a study is: arms, seeds, claims; a TOML file in, a validated record out. Torch-free.
+
+    epistill study FILE.toml          a study of the package goes by its name: lab, recipes/...
+
+`[run]` holds what all arms share, each `[[arms]]` changes some of it, each `[[probes]]` measures a
+model's own generations by context, each `[[claims]]` is a sentence with the tests that decide it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import tomllib
+from collections.abc import Mapping
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from epistill.config import EvalSet, RunConfig, SamplingConfig, TaskConfig
+from epistill.errors import EpistillError
+from epistill.methods import method
+from epistill.preflights.preflight_config import Preflight
+from epistill.settings import Settings
+from epistill.studies.hardware import Architecture, Hardware, Lengths
+
+RECIPES = "recipes/"
+WORLD = "world:"  # an arm's model "world:ID" is one of the study's own worlds
+
+Expectation = Literal["above", "below", "not_above", "not_below"]
+
+
+class Arm(Settings):
+    """One training configuration.
+
+    Attributes:
+        id: Folder name and handle in claims.
+        label: For people.
+        method: Named method; None for the untrained base.
+        method_settings: Changes to the method's defaults.
+        coverage: Distinct training problems; None for a new one every time.
+        changes: Changes to `[run]`, for example another task.
+        evaluations: Replaces the study's evaluation sets.
+        baseline: The arm its differences are reported against.
+        series: Arms of one series are one line of the coverage plot.
+    """
+
+    id: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")
+    label: str
+    method: str | None = None
+    method_settings: dict[str, Any] = Field(default_factory=dict)
+    coverage: int | None = Field(default=None, ge=1)
+    changes: dict[str, Any] = Field(default_factory=dict)
+    evaluations: tuple[EvalSet, ...] | None = None
+    baseline: str | None = "base"
+    series: str | None = None
+
+
+class Probe(Settings):
+    """A model's own generations under each context: section 3 of the paper.
+
+    Attributes:
+        candidates: Problems sampled without a context to find `problems` of them whose share of
+            right responses lies within `accuracy`; None takes the first ones as they are.
+        reference: Published numbers to show beside ours, context -> column -> number.
+    """
+
+    id: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    label: str
+    model: str
+    candidates: int | None = Field(default=None, ge=1)
+    accuracy: tuple[float, float] = (0.0, 1.0)
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    device: str = "cpu"
+    task: TaskConfig
+    contexts: tuple[str, ...]
+    problems: int = Field(default=100, ge=1)
+    samples: int = Field(default=8, ge=2)
+    sampling: SamplingConfig
+    reference: dict[str, dict[str, float]] = Field(default_factory=dict)
+
+
+class LabWorld(Settings):
+    """A base model made for this study: another model of the lab with its dials turned.
+
+    Attributes:
+        dials: Changes to the default world (`tasks.star_traces.Dials`).
+        start: The model to adapt.
+        steps: Of pretraining on the new dials.
+    """
+
+    id: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")
+    dials: dict[str, float]
+    start: str = "lab"
+    steps: int = Field(default=300, ge=1)
+    seed: int = 0
+
+
+class Resources(Settings):
+    """What each arm gets: a share of this machine, or of a Ray cluster.
+
+    Attributes:
+        cpus: Processors, and the arm's threads: equal counts give equal bits wherever it runs.
+        gpus: Of a Ray node; a part of one lets arms share it. Without Ray, one arm runs at a time.
+    """
+
+    cpus: int = Field(default=1, ge=1)
+    gpus: float = Field(default=0.0, ge=0.0)
+
+
+class Grid(Settings):
+    """Worlds and arms multiplied out: every combination of dial values, each with all `arms`.
+
+    The surface compares the arms of `pairs` (label -> [ours, theirs]) over the grid.
+    """
+
+    dials: dict[str, tuple[float, ...]]
+    adapt_steps: int = Field(default=300, ge=1)
+    arms: tuple[Arm, ...]
+    pairs: dict[str, tuple[str, str]]
+
+    def points(self) -> list[dict[str, float]]:
+        """Every combination of dial values."""
+        return [
+            dict(zip(self.dials, values, strict=True))
+            for values in itertools.product(*self.dials.values())
+        ]
+
+
+def point_id(dials: Mapping[str, float]) -> str:
+    """Name of a grid point: commit0.25-recovery0.5."""
+    return "-".join(f"{name}{value:g}" for name, value in dials.items())
+
+
+class ClaimComparison(Settings):
+    """One comparison that a claim rests on.
+
+    Attributes:
+        measure: A measure of evaluation records (score, length_tokens, density_per_1k_tokens...),
+            or of the training curve: "train_reward" (mean over all steps: how fast it rises) and
+            "train_length_tokens", "train_density_per_1k_tokens" (last tenth of the steps).
+        on: "in_domain" or "ood" pools the sets of that kind; "training" for curve measures; or a
+            context of a probe.
+        arm, versus: What is compared: value of `arm` minus value of `versus`.
+        versus_on: `on` for the second, where it differs (another context of the same probe).
+        expect: "above"/"below": the 95 % interval must exclude 0 on that side. "not_below"/
+            "not_above": it must exclude a difference worse than the margin.
+        margin: Of "not_" expectations, as a share of the second value (measures other than score)
+            or in score points.
+    """
+
+    measure: str
+    on: str
+    arm: str
+    versus: str
+    versus_on: str | None = None
+    expect: Expectation
+    margin: float = Field(default=0.02, ge=0.0)
+
+
+class Claim(Settings):
+    """A sentence and its tests; reproduced only if every one of them is."""
+
+    id: str
+    text: str
+    tests: tuple[ClaimComparison, ...] = Field(min_length=1)
+
+
+class Preset(Settings):
+    """A smaller version of the study. `note` is printed on the page."""
+
+    arms: tuple[str, ...]
+    probes: tuple[str, ...] = ()
+    seeds: tuple[int, ...]
+    changes: dict[str, Any] = Field(default_factory=dict)
+    note: str
+
+
+class StudySpec(Settings):
+    """A whole study.
+
+    Attributes:
+        architectures: Shapes of the models by name, for `epistill plan` and `--tiny`.
+        hardware, lengths: What a plan reckons with.
+    """
+
+    name: str
+    question: str
+    about: str
+    seeds: tuple[int, ...] = Field(min_length=1)
+    run: dict[str, Any]
+    evaluations: tuple[EvalSet, ...] = ()
+    learning_rates: dict[str, float] = Field(default_factory=dict)
+    arms: tuple[Arm, ...] = ()
+    worlds: tuple[LabWorld, ...] = ()
+    grid: Grid | None = None
+    probes: tuple[Probe, ...] = ()
+    preflights: tuple[Preflight, ...] = ()
+    claims: tuple[Claim, ...] = ()
+    controls: tuple[Claim, ...] = ()
+    presets: dict[str, Preset] = Field(default_factory=dict)
+    resources: Resources = Resources()
+    architectures: dict[str, Architecture] = Field(default_factory=dict)
+    hardware: Hardware | None = None
+    lengths: Lengths | None = None
+    note: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_grid(cls, settings: Any) -> Any:
+        """Write the grid out as worlds and arms, once."""
+        if not isinstance(settings, dict) or not settings.get("grid") or settings.get("worlds"):
+            return settings
+        grid = Grid.model_validate(settings["grid"])
+        worlds, arms = [], [*settings.get("arms", ())]
+        for dials in grid.points():
+            name = point_id(dials)
+            worlds.append({"id": name, "dials": dials, "steps": grid.adapt_steps})
+            for arm in grid.arms:
+                changed = arm.model_dump()
+                changed["id"] = f"{name}-{arm.id}"
+                changed["label"] = f"{arm.label}, {name}"
+                changed["changes"] = {**changed["changes"], "model": f"{WORLD}{name}"}
+                changed["baseline"] = f"{name}-{arm.baseline}"
+                arms.append(changed)
+        return {**settings, "worlds": worlds, "arms": arms}
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> StudySpec:
+        known = [item.id for item in (*self.arms, *self.probes, *self.preflights)]
+        if not known:
+            raise ValueError("a study needs at least one arm or probe")
+        if len(set(known)) != len(known):
+            raise ValueError(f"ids of arms, probes and preflights repeat: {sorted(known)}")
+        for claim in (*self.claims, *self.controls):
+            for test in claim.tests:
+                for name in (test.arm, test.versus):
+                    if name not in known:
+                        raise ValueError(
+                            f"claim {claim.id!r} names {name!r}; expected an arm or probe of this "
+                            f"study: {', '.join(known)}"
+                        )
+        return self
+
+    def config_of(self, arm: Arm, seed: int, worlds: Path = Path("worlds")) -> RunConfig:
+        """The resolved run of one arm and seed; `worlds` is the folder of the study's worlds."""
+        evaluations = self.evaluations if arm.evaluations is None else arm.evaluations
+        settings = _merge(self.run, arm.changes)
+        if settings["model"].startswith(WORLD):
+            name = settings["model"].removeprefix(WORLD)
+            settings["model"] = str(worlds / name / "model")
+        if arm.method is None:
+            chosen, settings["steps"] = method("grpo"), 0
+        else:
+            chosen = method(arm.method, **arm.method_settings)
+            if (rate := self.learning_rates.get(arm.method)) is not None:
+                settings["learning_rate"] = rate
+        return RunConfig.model_validate(
+            {
+                **settings,
+                "method": chosen.model_dump(),
+                "coverage": arm.coverage,
+                "evaluations": [e.model_dump() for e in evaluations],
+                "seed": seed,
+            }
+        )
+
+    def with_preset(self, name: str) -> StudySpec:
+        """The smaller study of a preset.
+
+        Raises:
+            EpistillError: No such preset.
+        """
+        if name not in self.presets:
+            raise EpistillError(
+                f"study {self.name!r} has no preset {name!r}; expected one of "
+                f"{', '.join(self.presets) or 'none'}, or leave it out for the whole study"
+            )
+        preset = self.presets[name]
+        arms = tuple(arm for arm in self.arms if arm.id in preset.arms)
+        probes = tuple(probe for probe in self.probes if probe.id in preset.probes)
+        there = {item.id for item in (*arms, *probes)}
+
+        def possible(claims: tuple[Claim, ...]) -> tuple[Claim, ...]:
+            return tuple(c for c in claims if all({t.arm, t.versus} <= there for t in c.tests))
+
+        return self.model_copy(
+            update={
+                "name": f"{self.name}-{name}",
+                "arms": arms,
+                "probes": probes,
+                "seeds": preset.seeds,
+                "run": _merge(self.run, preset.changes),
+                "claims": possible(self.claims),
+                "controls": possible(self.controls),
+                "note": preset.note,
+            }
+        )
+
+
+def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        old = merged.get(key)
+        merged[key] = (
+            _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        )
+    return merged
+
+
+def shipped_studies() -> list[str]:
+    """Names of the studies in the package: presets, and recipes as "recipes/NAME"."""
+    return sorted(_shipped())
+
+
+def _shipped() -> dict[str, Traversable]:
+    folder = resources.files("epistill.studies")
+    return {
+        prefix + entry.name.removesuffix(".toml"): entry
+        for kind, prefix in (("presets", ""), ("recipes", RECIPES))
+        for entry in (folder / kind).iterdir()
+    }
+
+
+def load_study(name: str) -> StudySpec:
+    """Load a shipped study by name, or a TOML file by path.
+
+    Raises:
+        EpistillError: Not found, not TOML, or settings that do not fit.
+    """
+    found: Traversable = _shipped().get(name.removesuffix(".toml"), Path(name))
+    if not found.is_file():
+        raise EpistillError(
+            f"no study {name!r}; expected one of {', '.join(shipped_studies())}, or a TOML file"
+        )
+    text = found.read_text(encoding="utf-8")
+    try:
+        spec = StudySpec.model_validate(tomllib.loads(text))
+        for arm in spec.arms:
+            spec.config_of(arm, spec.seeds[0])
+        return spec
+    except tomllib.TOMLDecodeError as error:
+        raise EpistillError(f"study {name!r} is not TOML: {error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise EpistillError(f"study {name!r}: {where}: {first['msg']}") from error

@@ -1,0 +1,205 @@
+"""Checkpoints without pickle: torch.distributed.checkpoint writes safetensors, the rest is JSON.
+
+Enters: a `Learner` and the number of steps done. Leaves: `checkpoints/step-000010/`. A folder that
+exists is complete: it is written under another name and renamed. Each process writes what it holds
+of sharded tensors and its part of the others; a run resumes on any number of processes.
+"""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import (
+    HuggingFaceStorageReader,
+    HuggingFaceStorageWriter,
+)
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+
+from epistill.errors import EpistillError
+from epistill.rollouts.model import LanguageModel
+from epistill.store import read_json, write_json
+from epistill.training.sharding import refresh
+from epistill.training.train_state import Learner
+from epistill.world import World
+
+KEEP = 2
+FORMAT = 2
+STUDENT, OPTIMIZER = "student/", "optimizer/"
+
+
+def save_checkpoint(folder: Path, step: int, learner: Learner, world: World) -> None:
+    """Write everything a resumed run needs to go on bit for bit; the oldest beyond KEEP goes.
+
+    Raises:
+        EpistillError: It could not be written; the checkpoints before it are untouched.
+    """
+    target = folder / f"step-{step:06d}"
+    temporary = folder / f".step-{step:06d}.tmp"
+    generators = world.gather(torch.get_rng_state().numpy().tobytes().hex())
+    state = {
+        "format": FORMAT,
+        "step": step,
+        "gate": learner.gate.state(),
+        "skipped_in_a_row": learner.skipped_in_a_row,
+        "generators": generators,
+    }
+
+    def begin() -> None:
+        for stale in folder.glob(".step-*.tmp"):
+            shutil.rmtree(stale)
+        temporary.mkdir(parents=True)
+
+    def end() -> None:
+        write_json(temporary / "state.json", state)
+        _remove(target)
+        temporary.rename(target)
+        for old in sorted(folder.glob("step-*"))[:-KEEP]:
+            _remove(old)
+
+    try:
+        world.on_first(lambda: _said(begin, target))
+        writer = HuggingFaceStorageWriter(str(temporary), save_distributed=True)
+        with _alone_is_meant():
+            save(_tensors(learner), storage_writer=writer, no_dist=world.size == 1)
+        world.on_first(lambda: _said(end, target))
+    except CheckpointException as error:
+        cause = next(iter(error.failures.values()))[0]
+        if not isinstance(cause, OSError | SafetensorError):
+            raise
+        if world.first:
+            shutil.rmtree(temporary, ignore_errors=True)
+        world.stop(_could_not(target, cause))
+    except EpistillError:
+        if world.first:
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def latest_checkpoint(folder: Path, world: World) -> Path | None:
+    """The last complete checkpoint, or None."""
+    found = world.on_first(lambda: [path.name for path in sorted(folder.glob("step-*"))])
+    return folder / found[-1] if found else None
+
+
+def load_checkpoint(path: Path, learner: Learner, world: World) -> int:
+    """Restore all of it in place.
+
+    Returns:
+        The number of steps that were done.
+
+    Raises:
+        EpistillError: Written by another version, or by a run of another model.
+    """
+    state = read_json(path / "state.json")
+    if state["format"] != FORMAT:
+        world.stop(
+            f"{path} has checkpoint format {state['format']}, this version reads {FORMAT}; finish "
+            f"the run with the version that began it, or remove {path.parent} to train again from "
+            "the start"
+        )
+    reader = HuggingFaceStorageReader(str(path))
+    saved = {
+        name: (tuple(found.size), found.properties.dtype)
+        for name, found in reader.read_metadata().state_dict_metadata.items()
+        if isinstance(found, TensorStorageMetadata)
+    }
+    tensors = _tensors(learner)
+    _prepare_optimizer(learner, saved, tensors)
+    wrong = sorted(set(saved) ^ set(tensors)) + [
+        name for name in set(saved) & set(tensors) if saved[name][0] != tuple(tensors[name].shape)
+    ]
+    if wrong:
+        world.stop(
+            f"{path} is of another model or method: {wrong[0]} does not fit; expected the "
+            "checkpoint of this run; remove it to train again from the start"
+        )
+    with _alone_is_meant():
+        load(tensors, storage_reader=reader, no_dist=world.size == 1)
+    for role, teacher in learner.teachers().items():
+        prefix = f"{role}/"
+        teacher.load_state(
+            {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+        )
+    refresh(learner.student, learner.trained)
+    learner.gate.load_state(state["gate"])
+    learner.skipped_in_a_row = state["skipped_in_a_row"]
+    generators = state["generators"]
+    if world.rank < len(generators):  # a process that was not there before keeps its own seed
+        numbers = bytearray.fromhex(generators[world.rank])
+        torch.set_rng_state(torch.frombuffer(numbers, dtype=torch.uint8))
+    return int(state["step"])
+
+
+def _tensors(learner: Learner) -> dict[str, Any]:
+    """All tensors by role and name; by name, so that parameter order does not matter."""
+    found: dict[str, Any] = {}
+    for name, parameter in _trained(learner.trained).items():
+        found[f"{STUDENT}{name}"] = parameter.detach()
+        for key, value in learner.optimizer.state.get(parameter, {}).items():
+            found[f"{OPTIMIZER}{name}|{key}"] = torch.as_tensor(value)
+    for role, teacher in learner.teachers().items():
+        found |= {f"{role}/{name}": tensor for name, tensor in teacher.state().items()}
+    return {name: tensor.contiguous() for name, tensor in found.items()}
+
+
+def _prepare_optimizer(
+    learner: Learner, saved: dict[str, tuple[tuple[int, ...], torch.dtype]], tensors: dict[str, Any]
+) -> None:
+    """Make the state that a fresh optimiser has not yet, for the checkpoint to be read into."""
+    parameters = _trained(learner.trained)
+    for key, (shape, dtype) in saved.items():
+        name, _, statistic = key.removeprefix(OPTIMIZER).rpartition("|")
+        if not key.startswith(OPTIMIZER) or name not in parameters:
+            continue
+        like = parameters[name].detach()
+        value = (
+            torch.zeros_like(like, dtype=dtype)
+            if shape == tuple(like.shape)
+            else torch.zeros(shape, dtype=dtype)
+        )
+        learner.optimizer.state[parameters[name]][statistic] = value
+        tensors[key] = value
+
+
+def _trained(student: LanguageModel) -> dict[str, torch.nn.Parameter]:
+    return {name: p for name, p in student.network.named_parameters() if p.requires_grad}
+
+
+def _remove(folder: Path) -> None:
+    """Remove a checkpoint; killed half-way, it leaves no folder that looks complete."""
+    if folder.exists():
+        gone = folder.with_name(f".{folder.name}.old.tmp")
+        shutil.rmtree(gone, ignore_errors=True)
+        folder.rename(gone)
+        shutil.rmtree(gone)
+
+
+@contextmanager
+def _alone_is_meant() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
+
+
+def _said(action: Callable[[], None], target: Path) -> None:
+    try:
+        action()
+    except OSError as error:
+        raise EpistillError(_could_not(target, error)) from error
+
+
+def _could_not(target: Path, error: BaseException) -> str:
+    return (
+        f"could not write checkpoint {target}: {error}; make room and start the command again, it "
+        "goes on from the last complete checkpoint"
+    )

@@ -1,0 +1,134 @@
+"""The loop, one for all methods: sample, grade, score, step, record; resumes bit for bit.
+
+Enters: a `RunConfig`, a store, the student. Leaves: metrics per step, checkpoints, and the trained
+student in place. It evaluates nothing itself: `on_step` is called after every step.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from epistill.config import RunConfig
+from epistill.metrics.epistemic import official_substring_count, total_markers
+from epistill.records import GradedRollout, GradeStatus
+from epistill.rollouts.model import LanguageModel
+from epistill.rollouts.prompts import split_thinking
+from epistill.rollouts.vllm_client import ServersLost
+from epistill.seeds import derive_seed
+from epistill.store import RunStore
+from epistill.tasks.coverage import make_curriculum
+from epistill.tasks.grading import Grader
+from epistill.training.batches import Batch, on_policy_batch, trace_batch
+from epistill.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from epistill.training.optimiser_steps import mean, update
+from epistill.training.run_monitor import Watch, pass_at_group_size
+from epistill.training.server_rollouts import open_engine
+from epistill.training.stored_traces import stored_traces
+from epistill.training.train_state import make_learner
+from epistill.world import current_world
+
+OnStep = Callable[[int, LanguageModel], None]
+
+
+def train(
+    config: RunConfig,
+    store: RunStore,
+    student: LanguageModel,
+    grader: Grader,
+    *,
+    on_step: OnStep = lambda done, student: None,
+) -> None:
+    """Train the student in place; where several processes train together, all call this alike.
+
+    Args:
+        config: The run.
+        store: Its directory, already begun and locked; a checkpoint in it is resumed.
+        student: The model to train.
+        grader: Grades the rollouts.
+        on_step: Called with the number of steps done and the student, also once at 0.
+    """
+    world = current_world()
+    torch.manual_seed(derive_seed("torch", config.seed, *([world.rank] if world.rank else [])))
+    learner = make_learner(config, student, world)
+    teacher = learner.teacher
+    checkpoints = store.folder / "checkpoints"
+    curriculum = make_curriculum(config.task, config.coverage, config.seed)
+    engine = open_engine(config, student, store.folder)
+    traces = stored_traces(config, store, student, curriculum, grader, world)
+    done = 0
+    if (latest := latest_checkpoint(checkpoints, world)) is not None:
+        done = load_checkpoint(latest, learner, world)
+    world.on_first(lambda: store.rewind(done))
+    watch = Watch(config, store, world)
+    if done == 0:
+        on_step(0, student)
+    while done < config.steps and watch.goes_on:
+        started = time.perf_counter()
+        now = watch.config
+        if traces is None:
+            try:
+                batch = on_policy_batch(student, teacher, now, curriculum, grader, done, engine)
+            except ServersLost as error:
+                save_checkpoint(checkpoints, done, learner, world)
+                world.stop(f"{error}; the run stopped after {done} steps, with a checkpoint")
+        else:
+            batch = trace_batch(traces, config, done)
+        sampled = time.perf_counter()
+        numbers = update(now, store, learner, batch, done, world)
+        batch_numbers = _batch_metrics(batch, config.samples_per_problem, traces is None)
+        store.append_metrics(watch.observe({"step": done, **batch_numbers, **numbers}))
+        store.append_timing(
+            {
+                "step": done,
+                "rollout_seconds": sampled - started,
+                "update_seconds": time.perf_counter() - sampled,
+            }
+        )
+        done += 1
+        on_step(done, student)  # before the checkpoint: a run killed between them does it again
+        if done % config.checkpoint_every == 0 and done < config.steps:
+            save_checkpoint(checkpoints, done, learner, world)
+    if engine is not None:
+        engine.close()
+
+
+def _batch_metrics(batch: Batch, group_size: int, on_policy: bool) -> dict[str, Any]:
+    """What the responses of a batch look like; densities are ratios of sums."""
+    items = batch.graded
+    tokens = sum(len(item.rollout.completion_ids) for item in items)
+    split = [
+        split_thinking(item.rollout.text, opened_in_prompt=item.opened_thinking) for item in items
+    ]
+    in_thinking = sum(total_markers(part.thinking) for part in split)
+    in_answer = sum(total_markers(part.answer) for part in split)
+    official = sum(sum(official_substring_count(item.rollout.text).values()) for item in items)
+    words = sum(len(item.rollout.text.split()) for item in items)
+    return {
+        "on_policy": on_policy,
+        "reward": mean([item.grade.score for item in items]),
+        "pass_at_k": pass_at_group_size(items, group_size) if on_policy else None,
+        "unreadable_share": mean(
+            [float(item.grade.status is GradeStatus.UNREADABLE) for item in items]
+        ),
+        "length_tokens": tokens / len(items),
+        "truncated_share": mean([float(i.rollout.stop_reason == "length") for i in items]),
+        "markers_per_response": (in_thinking + in_answer) / len(items),
+        "markers_in_thinking_per_response": in_thinking / len(items),
+        "markers_in_answer_per_response": in_answer / len(items),
+        "density_per_1k_tokens": 1000 * (in_thinking + in_answer) / tokens,
+        "density_per_1k_words": 1000 * (in_thinking + in_answer) / words if words else None,
+        "official_substring_count_per_response": official / len(items),
+        "entropy_nats_per_token": _entropy(items, tokens) if on_policy else None,
+        "context_too_long_rows": batch.too_long,
+        **batch.numbers,
+    }
+
+
+def _entropy(items: Sequence[GradedRollout], tokens: int) -> float | None:
+    if any(item.rollout.entropies is None for item in items):
+        return None
+    return sum(sum(item.rollout.entropies or ()) for item in items) / tokens

@@ -1,0 +1,140 @@
+"""Rollouts from servers: opened from the settings, compared with the trainer, corrected.
+
+Enters: a `RunConfig`, rollouts with the log-probs of the engine that sampled them. Leaves: the
+trainer's own log-probs of the same tokens, truncated importance weights, and the numbers behind
+both. The trainer's current log-probs then stand for "when it was sampled" in clipped ratios, and
+
+    weight_t = min(exp(log p_trainer,t - log p_engine,t), importance_cap)
+
+multiplies every term of the token's loss: it corrects both for an engine that computes differently
+and for weights that are some steps old. Source: truncated importance sampling, Ionides 2008; for
+engines that differ from the trainer, Yao et al. 2025.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from epistill.config import RunConfig, VllmRollouts
+from epistill.errors import EpistillError
+from epistill.records import GradedRollout
+from epistill.rollouts.load_model import lab_directory
+from epistill.rollouts.model import LanguageModel
+from epistill.rollouts.remote_engine import RemoteEngine
+from epistill.rollouts.vllm import VllmPool
+from epistill.rollouts.vllm_client import API_KEY
+from epistill.teacher.score import score_completions
+
+WEIGHTS_FOLDER = "engine_weights"
+
+
+def open_engine(config: RunConfig, student: LanguageModel, folder: Path) -> RemoteEngine | None:
+    """The engine that the settings name; None samples in this process.
+
+    Args:
+        config: The run.
+        student: Its tokenizer and end tokens are the engine's too.
+        folder: The run's; pushed weights lie in it unless the settings name another place.
+
+    Raises:
+        EpistillError: The weights would be written over the model that the run starts from.
+    """
+    settings = config.rollouts
+    if not isinstance(settings, VllmRollouts):
+        return None
+    weights = Path(settings.weights_folder or folder / WEIGHTS_FOLDER)
+    start = lab_directory() if config.model == "lab" else Path(config.model)
+    if weights.resolve() in (start.resolve(), lab_directory().resolve()):
+        raise EpistillError(
+            f"rollouts.weights_folder is {weights}, the model the run starts from; expected a "
+            "folder of its own, because every step overwrites the weights in it"
+        )
+    pool = VllmPool(
+        settings.urls,
+        settings.model,
+        tokenizer=student.tokenizer,
+        ends=student.eos_ids,
+        weights_folder=weights,
+        in_flight=settings.in_flight,
+        attempts=settings.attempts,
+        timeout=settings.timeout_seconds,
+        api_key=os.environ.get(API_KEY),
+    )
+    return RemoteEngine(pool, settings.push_every)
+
+
+@dataclass(frozen=True, slots=True)
+class Corrected:
+    """Rollouts of an engine, as the trainer sees them.
+
+    Attributes:
+        graded: With the trainer's entropies where its weights were the same.
+        log_probs: The trainer's, one tuple per rollout.
+        entropies: The trainer's.
+        weights: Truncated importance weights.
+        numbers: For the metrics.
+    """
+
+    graded: list[GradedRollout]
+    log_probs: list[tuple[float, ...]]
+    entropies: list[tuple[float, ...]]
+    weights: list[tuple[float, ...]]
+    numbers: dict[str, Any]
+
+
+def correct(
+    student: LanguageModel, graded: Sequence[GradedRollout], config: RunConfig, step: int
+) -> Corrected:
+    """Score the rollouts with the current weights and weigh their tokens.
+
+    Args:
+        student: The trainer's weights after `step` optimiser batches.
+        graded: Rollouts with the engine's log-probs, stamped with the version that sampled them.
+        config: Its rollouts are a server's.
+        step: Rollouts of an older version are stale.
+    """
+    assert isinstance(config.rollouts, VllmRollouts)
+    cap = config.rollouts.importance_cap
+    rollouts = [item.rollout for item in graded]
+    scores = score_completions(
+        student,
+        [rollout.prompt_ids for rollout in rollouts],
+        [rollout.completion_ids for rollout in rollouts],
+        temperature=config.sampling.temperature or 1.0,
+        microbatch_tokens=config.microbatch_tokens,
+    )
+    gaps = [
+        score.log_probs.double() - torch.tensor(rollout.logprobs, dtype=torch.float64)
+        for score, rollout in zip(scores, rollouts, strict=True)
+    ]
+    ratios = [gap.clamp(-20, 20).exp() for gap in gaps]
+    flat = torch.cat(ratios)
+    lags = [step - rollout.policy_version for rollout in rollouts]
+    fresh = [gap.abs() for gap, lag in zip(gaps, lags, strict=True) if lag == 0]
+    same = torch.cat(fresh) if fresh else None
+    numbers = {
+        "engine_gap_nats_per_token": None if same is None else float(same.mean()),
+        "engine_gap_max_nats": None if same is None else float(same.max()),
+        "policy_lag_steps": max(lags),
+        "stale_rollout_share": sum(lag != 0 for lag in lags) / len(lags),
+        "importance_weight_mean": float(flat.clamp(max=cap).mean()),
+        "importance_capped_share": float((flat > cap).double().mean()),
+    }
+    entropies = [tuple(score.entropies.tolist()) for score in scores]
+    seen = [
+        replace(item, rollout=replace(item.rollout, entropies=own)) if lag == 0 else item
+        for item, own, lag in zip(graded, entropies, lags, strict=True)
+    ]
+    return Corrected(
+        seen,
+        [tuple(score.log_probs.tolist()) for score in scores],
+        entropies,
+        [tuple(ratio.clamp(max=cap).tolist()) for ratio in ratios],
+        numbers,
+    )

@@ -1,0 +1,327 @@
+"""One optimiser step, for every method: rows with their signal in, gradients and numbers out.
+
+Enters: `TrainingRow`s (who wrote them does not matter here), a `Method`, student and teachers.
+Leaves: accumulated gradients in the student and the sums behind every logged number. No branch is on
+a method's name: GRPO is distillation 0, SFT is rows with advantage 1 and a log-likelihood surrogate.
+Rows without a signal cost no forward pass of either network.
+
+    loss = sum_t d_t D_t + sum_t g_t surrogate(A_t) + sum_t r_t (log p_t - log p_start,t)^2 / 2
+
+with the token weights d, g, r and advantages A of `train.signal`, which hold blend and reduction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from epistill.axes import ImportanceClip, Method
+from epistill.objective import clipped_surrogate, importance_weight, token_log_probs
+from epistill.objective.fused import head_loss
+from epistill.rollouts.model import LanguageModel
+from epistill.teacher.align import align, micro_batches
+from epistill.teacher.weights import Teacher
+from epistill.training.distillation_target import DistillationTarget
+from epistill.training.pre_step_scores import gather_evidence
+from epistill.training.step_records import Evidence, Progress, TokenSignal, TrainingRow
+from epistill.training.token_signals import plan_signals
+from epistill.world import current_world
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What one optimiser step minimised and touched.
+
+    Attributes:
+        loss: The number whose gradient was taken.
+        distillation_nats_per_token: Weighted mean divergence of the distilled tokens, before the
+            blend; None where no row was distilled.
+        policy_gradient_loss: The verifier's part before the blend; None where the method has none.
+        reference_nats_per_token: Mean of (log p - log p_start)^2 / 2; None without that term.
+        teacher_log_ratio_nats_per_token: Mean of log p_T - log p_S over the sampled tokens that a
+            teacher scored; None where it scored none.
+        teacher_pull_on_markers_nats_per_token: The same mean over the tokens of epistemic markers.
+        teacher_pull_elsewhere_nats_per_token: And over all others.
+        teacher_entropy_nats_per_token: Where the method asks for it.
+        clipped_ratio_share: Share of policy-gradient tokens whose ratio was clipped.
+        distilled_rows, reinforced_rows: Rows that carry each signal.
+        trained_rows: Rows that carry any, the pull to the start included.
+        student_tokens, padding_share: Of the student's forward passes.
+    """
+
+    loss: float
+    distillation_nats_per_token: float | None
+    policy_gradient_loss: float | None
+    reference_nats_per_token: float | None
+    teacher_log_ratio_nats_per_token: float | None
+    teacher_pull_on_markers_nats_per_token: float | None
+    teacher_pull_elsewhere_nats_per_token: float | None
+    teacher_entropy_nats_per_token: float | None
+    clipped_ratio_share: float | None
+    distilled_rows: int
+    reinforced_rows: int
+    trained_rows: int
+    student_tokens: int
+    padding_share: float | None
+
+
+def accumulate_gradients(
+    student: LanguageModel,
+    teacher: Teacher | None,
+    rows: Sequence[TrainingRow],
+    method: Method,
+    *,
+    base: Teacher | None = None,
+    evidence: Sequence[Evidence] | None = None,
+    progress: Progress | None = None,
+    temperature: float,
+    microbatch_tokens: int,
+) -> StepResult:
+    """Add the gradient of the step's loss to the student's parameters.
+
+    Where several processes train together, each adds the part of its micro-batches; the numbers
+    returned are those of the whole step.
+
+    Args:
+        student: Trained; its gradients are added to, not reset.
+        teacher: The method's teacher; may be None if it asks none.
+        rows: All rows of the optimiser step.
+        method: Where on the five axes.
+        base: The weights at the start, for methods that refer to them.
+        evidence: Scores gathered beforehand (`gather_evidence`); None gathers what is needed.
+        progress: Where training stands; None is the first step.
+        temperature: All networks' logits are divided by it, as the sampler's were.
+        microbatch_tokens: Padded tokens per forward pass; changes memory, not the loss.
+    """
+    if evidence is None:
+        evidence = gather_evidence(
+            rows,
+            method,
+            student,
+            teacher,
+            base,
+            temperature=temperature,
+            microbatch_tokens=microbatch_tokens,
+        )
+    signals = plan_signals(rows, evidence, method, progress or Progress())
+    step = _Step(student, method, temperature, rows, signals, evidence)
+    world = current_world()
+    padded = real = 0
+    for distilled in (True, False):
+        chosen = [
+            i
+            for i, s in enumerate(signals)
+            if s.active and (s.distillation is not None) == distilled
+        ]
+        lengths = [len(rows[i].prompt_ids) + len(rows[i].completion_ids) for i in chosen]
+        limit = world.batch_tokens(lengths, microbatch_tokens)
+        batches = list(micro_batches(lengths, max_tokens=limit))
+        padded += sum(len(batch) * max(lengths[k] for k in batch) for batch in batches)
+        real += sum(lengths)
+        for batch, step.counted in world.deal(batches):
+            step.micro_batch([chosen[k] for k in batch], teacher if distilled else None, base)
+    step.sums = world.sum_numbers(step.sums)
+    return step.result(real, padded)
+
+
+@dataclass(slots=True)
+class _Step:
+    """State of one step: what it works on, and the running sums of its numbers.
+
+    Attributes:
+        counted: False for a micro-batch that only keeps this process in step with the others.
+    """
+
+    student: LanguageModel
+    method: Method
+    temperature: float
+    rows: Sequence[TrainingRow]
+    signals: Sequence[TokenSignal]
+    evidence: Sequence[Evidence]
+    sums: dict[str, float] = field(default_factory=dict[str, float])
+    counted: bool = True
+
+    def micro_batch(
+        self, members: Sequence[int], teacher: Teacher | None, base: Teacher | None
+    ) -> None:
+        """Forward and backward of some rows; with a teacher, they are distilled rows."""
+        rows = [self.rows[i] for i in members]
+        pad, device = self.student.pad_id, self.student.device
+        streams = self._streams(members)
+        target = DistillationTarget(self.method, self.temperature)
+        if teacher is not None:
+            target.score(rows, teacher, base, pad, device)
+        batch = align(
+            [row.prompt_ids for row in rows],
+            [row.completion_ids for row in rows],
+            pad_id=pad,
+            device=device,
+        )
+        head = self.student.head()
+
+        def of_chunk(raw: Tensor, part: slice) -> Tensor:
+            logits = head.finish(raw.float() if raw.dtype != torch.float64 else raw)
+            return self._chunk(logits / self.temperature, part, batch.token_ids, streams, target)
+
+        loss = head_loss(batch.hidden(self.student), head.weight, head.bias, of_chunk)
+        self._add("loss", loss.detach())
+        loss.backward()
+
+    def _streams(self, members: Sequence[int]) -> dict[str, Tensor | None]:
+        """The rows' token signals, flat and aligned with the batch's completion tokens; [N]."""
+        device = self.student.device
+
+        def joined(name: str) -> Tensor | None:
+            parts = [getattr(self.signals[i], name) for i in members]
+            if all(part is None for part in parts):
+                return None
+            sizes = [len(self.rows[i].completion_ids) for i in members]
+            filled = [
+                p if p is not None else torch.zeros(n) for p, n in zip(parts, sizes, strict=True)
+            ]
+            return torch.cat(filled).to(device)
+
+        streams = {n: joined(n) for n in ("distillation", "gradient", "advantage", "reference")}
+        if not self.counted:
+            streams = {n: None if s is None else torch.zeros_like(s) for n, s in streams.items()}
+        old = [self.rows[i].old_log_probs for i in members]
+        known = all(values is not None for values in old)
+        streams["old"] = (
+            torch.tensor([v for values in old for v in values or ()], device=device)
+            if known
+            else None
+        )
+        marked = [self.rows[i].markers for i in members]
+        streams["markers"] = (
+            torch.tensor([float(m) for part in marked for m in part or ()], device=device)
+            if all(part is not None for part in marked)
+            else None
+        )
+        start = [self.evidence[i].start_log_probs for i in members]
+        streams["start"] = (
+            torch.cat([s for s in start if s is not None]).to(device)
+            if streams["reference"] is not None
+            else None
+        )
+        return streams
+
+    def _chunk(
+        self,
+        logits: Tensor,
+        part: slice,
+        token_ids: Tensor,
+        streams: dict[str, Tensor | None],
+        target: DistillationTarget,
+    ) -> Tensor:
+        """The weighted sum of all terms over one chunk of positions."""
+        ids = token_ids[part]
+        here = {name: None if s is None else s[part] for name, s in streams.items()}
+        log_probs = token_log_probs(logits, ids)
+        old = here["old"]
+        total = torch.zeros((), device=logits.device, dtype=logits.dtype)
+        if (weight := here["gradient"]) is not None and bool((weight != 0).any()):
+            surrogate = self._surrogate(log_probs, old, here["advantage"], weight)
+            total = total + (weight * surrogate).sum()
+            self._add("gradient", (weight * surrogate).detach())
+        if (weight := here["reference"]) is not None and here["start"] is not None:
+            squared = 0.5 * (log_probs - here["start"]).square()
+            total = total + (weight * squared).sum()
+            self._add("reference", squared.detach())
+            self._add("reference_tokens", float(len(ids)))
+        if (weight := here["distillation"]) is not None:
+            counted = (weight != 0).float()
+            nats, teacher_log_probs = target.nats(logits, part, ids)
+            for setting in self.method.token_weights:
+                if isinstance(setting, ImportanceClip) and old is not None:
+                    weight = weight * importance_weight(log_probs, old, clip=setting.clip)
+            total = total + (weight * nats).sum()
+            self._add("distillation", (weight * nats).detach())
+            u = teacher_log_probs - log_probs.detach()
+            for name, value in _pull(u, counted, here["markers"]).items():
+                self._add(name, value)
+        return total
+
+    def _surrogate(
+        self, log_probs: Tensor, old: Tensor | None, advantage: Tensor | None, weight: Tensor
+    ) -> Tensor:
+        assert advantage is not None
+        if old is None:
+            return -advantage * log_probs
+        clip = self.method.policy_gradient
+        ratio = (log_probs.detach() - old).exp()
+        low, high = 1 - clip.clip_low, 1 + clip.clip_high
+        outside = torch.where(advantage > 0, ratio > high, ratio < low) & (weight != 0)
+        self._add("clipped", outside.float())
+        self._add("gradient_tokens", (weight != 0).float())
+        return clipped_surrogate(
+            log_probs, old, advantage, clip_low=clip.clip_low, clip_high=clip.clip_high
+        )
+
+    def _add(self, name: str, value: Tensor | float) -> None:
+        if not self.counted:
+            return
+        number = float(value.sum()) if isinstance(value, Tensor) else value
+        self.sums[name] = self.sums.get(name, 0.0) + number
+
+    def result(self, real: int, padded: int) -> StepResult:
+        """The numbers of the step, each under its own name."""
+        sums = self.sums
+
+        distilled = sum(s.distillation is not None for s in self.signals)
+        weight = sum(
+            float(s.distillation.sum()) for s in self.signals if s.distillation is not None
+        )
+        share = self.method.gradient_share
+        before = self._scored_before()
+        pull = before or sums
+        return StepResult(
+            loss=sums.get("loss", 0.0),
+            distillation_nats_per_token=sums.get("distillation", 0.0) / weight if weight else None,
+            policy_gradient_loss=sums.get("gradient", 0.0) / share if share else None,
+            reference_nats_per_token=_mean(sums, "reference", "reference_tokens"),
+            teacher_log_ratio_nats_per_token=_mean(pull, "u", "u_tokens"),
+            teacher_pull_on_markers_nats_per_token=_mean(pull, "u_on_markers", "u_marker_tokens"),
+            teacher_pull_elsewhere_nats_per_token=_pull_elsewhere(pull),
+            teacher_entropy_nats_per_token=_mean(before, "entropy", "u_tokens"),
+            clipped_ratio_share=_mean(sums, "clipped", "gradient_tokens"),
+            distilled_rows=distilled,
+            reinforced_rows=sum(s.gradient is not None for s in self.signals),
+            trained_rows=sum(s.active for s in self.signals),
+            student_tokens=real,
+            padding_share=1 - real / padded if padded else None,
+        )
+
+    def _scored_before(self) -> dict[str, float]:
+        """The teacher's pull and entropy, summed over the tokens scored as evidence; {} if none."""
+        found: dict[str, float] = {}
+        for row, evidence in zip(self.rows, self.evidence, strict=True):
+            if evidence.teacher is None or row.old_log_probs is None:
+                continue
+            u = evidence.teacher.log_probs - torch.tensor(row.old_log_probs)
+            markers = None if row.markers is None else torch.tensor(row.markers).float()
+            parts = _pull(u, torch.ones_like(u), markers) | {"entropy": evidence.teacher.entropies}
+            for name, value in parts.items():
+                found[name] = found.get(name, 0.0) + float(value.sum())
+        return found
+
+
+def _pull(u: Tensor, counted: Tensor, markers: Tensor | None) -> dict[str, Tensor]:
+    """The gap log p_T - log p_S at counted tokens, and at those of markers among them; [n] each."""
+    found = {"u": u * counted, "u_tokens": counted}
+    if markers is not None:
+        found |= {"u_on_markers": u * counted * markers, "u_marker_tokens": counted * markers}
+    return found
+
+
+def _pull_elsewhere(sums: Mapping[str, float]) -> float | None:
+    if "u_marker_tokens" not in sums or sums["u_tokens"] == sums["u_marker_tokens"]:
+        return None
+    others = sums["u_tokens"] - sums["u_marker_tokens"]
+    return (sums["u"] - sums["u_on_markers"]) / others
+
+
+def _mean(sums: Mapping[str, float], top: str, bottom: str) -> float | None:
+    return sums[top] / sums[bottom] if sums.get(bottom) else None

@@ -1,0 +1,94 @@
+"""Everything that an optimiser step changes: what a checkpoint holds and a resumed run gets back.
+
+Enters: a `RunConfig` and the loaded student. Leaves: a `Learner`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from epistill.axes import FrozenWeights, Method
+from epistill.config import RunConfig
+from epistill.rollouts.model import LanguageModel
+from epistill.teacher.context import needs_regeneration
+from epistill.teacher.weights import Place, Teacher, make_teacher
+from epistill.training.entropy_gate import EntropyGate
+from epistill.training.sharding import placement, trained_copy
+from epistill.world import World
+
+
+@dataclass(slots=True)
+class Learner:
+    """State of training.
+
+    Attributes:
+        student: What samples and is evaluated: whole in every process.
+        trained: What the optimiser works on: the student itself, or its sharded copy.
+        teacher: The method's; None if it asks none.
+        base: The weights at the start, for methods that refer to them.
+        gate: Of an entropy-gated signal.
+        optimizer: Over the trained parameters.
+        skipped_in_a_row: Optimiser steps without a finite gradient, up to now.
+    """
+
+    student: LanguageModel
+    trained: LanguageModel
+    teacher: Teacher | None
+    base: Teacher | None
+    gate: EntropyGate
+    optimizer: torch.optim.Optimizer
+    skipped_in_a_row: int = 0
+
+    def teachers(self) -> dict[str, Teacher]:
+        """By role; a frozen teacher that has both is there once."""
+        roles = {"teacher": self.teacher, "base": self.base}
+        if self.base is self.teacher:
+            del roles["base"]
+        return {role: teacher for role, teacher in roles.items() if teacher is not None}
+
+
+def make_learner(config: RunConfig, student: LanguageModel, world: World) -> Learner:
+    """Teachers are copied before the student is laid out over processes, and laid out alike.
+
+    Raises:
+        EpistillError: A sharded teacher would have to write its own contexts.
+    """
+    method = config.method
+    if world.size > 1 and config.parallel == "shard" and needs_regeneration(method.context):
+        world.stop(
+            "the context of this method is the teacher's own writing, and a sharded teacher cannot "
+            'sample; use parallel = "replicate", or another context'
+        )
+    place = placement(config, world)
+    student.compute_dtype = torch.bfloat16 if config.precision == "bf16" else None
+    trained = trained_copy(student, place)
+    teacher = make_teacher(method.teacher, trained, place) if method.needs_teacher else None
+    base = _start_weights(method, trained, teacher, place)
+    place(trained)
+    if config.activation_checkpointing:
+        network: Any = trained.network  # a peft wrapper passes this on to its base
+        network.gradient_checkpointing_enable({"use_reentrant": False})
+    optimizer = torch.optim.AdamW(
+        [p for p in trained.network.parameters() if p.requires_grad],
+        lr=base_rate(config),
+        weight_decay=config.weight_decay,
+        betas=(0.9, 0.999),
+    )
+    return Learner(student, trained, teacher, base, EntropyGate(method), optimizer)
+
+
+def base_rate(config: RunConfig) -> float:
+    """The learning rate after warm-up: the run's, or the method's."""
+    return config.learning_rate or config.method.learning_rate
+
+
+def _start_weights(
+    method: Method, student: LanguageModel, teacher: Teacher | None, place: Place
+) -> Teacher | None:
+    """The weights at the start, where a method asks for them; a frozen teacher already has them."""
+    if not method.needs_start or isinstance(method.teacher, FrozenWeights):
+        return teacher if method.needs_start else None
+    return make_teacher(FrozenWeights(), student, place)

@@ -1,0 +1,184 @@
+"""Preflight with servers over HTTP: what fails on the way is retried, what was answered is kept."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from epistill.config import SamplingConfig, StarSearchTask
+from epistill.errors import EpistillError
+from epistill.preflights.open_scoring_engine import make_engine
+from epistill.preflights.preflight_config import PreflightConfig
+from epistill.preflights.preflight_run import run_preflight
+from epistill.preflights.scoring_engine import InProcess
+from epistill.rollouts.load_model import lab_directory
+from epistill.rollouts.model import LanguageModel
+from epistill.rollouts.prompts import render_prompt
+from epistill.rollouts.sampler import PromptRequest
+from epistill.rollouts.served_model import load_outline
+from epistill.tasks.coverage import load_eval_problems
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "rollouts"))
+from fake_vllm import FakeVllm
+from served import serving, stop, widen_heads
+
+ENVIRONMENT = os.environ.get("EPISTILL_TEST_VLLM")
+real = pytest.mark.skipif(
+    ENVIRONMENT is None,
+    reason="NO REAL vLLM SERVER: preflight over it was not tested; scripts/setup_vllm.sh FOLDER, "
+    "then EPISTILL_TEST_VLLM=FOLDER",
+)
+AGREE = 1e-3  # nats per token, from the issue
+
+
+def config_of(*urls, **more):
+    return PreflightConfig(
+        model="lab",
+        engine=",".join(urls) or "inprocess",
+        task=StarSearchTask(arms=3, depth=2, split="preflight-test"),
+        contexts=("sibling", "answer"),
+        problems=3,
+        samples=4,
+        sampling=SamplingConfig(max_new_tokens=32),
+        **more,
+    )
+
+
+def comparable(report):
+    return json.dumps({k: report[k] for k in ("contexts", "student", "trace", "advice")})
+
+
+def measured(config, folder):
+    return run_preflight(config, make_engine(config, folder), folder)
+
+
+@pytest.fixture(scope="module")
+def whole(lab_model, tmp_path_factory):
+    with FakeVllm(lab_model) as server:
+        report = measured(config_of(server.url), tmp_path_factory.mktemp("whole"))
+        return report, len(server.bodies)
+
+
+def test_an_outline_knows_what_the_model_knows(lab_model):
+    outline = load_outline("lab")
+    assert outline.eos_ids == lab_model.eos_ids
+    assert outline.max_positions == lab_model.max_positions
+    assert {p.device.type for p in outline.network.parameters()} == {"meta"}
+
+
+def agree(engine, model, config):
+    """Both engines score what the engine sampled: log-probs alike, masses within the bound."""
+    problems = load_eval_problems(config.task, 4)
+    asked = [
+        PromptRequest(problem.id, render_prompt(model.tokenizer, problem.messages).ids)
+        for problem in problems
+    ]
+    rollouts = engine.sample(asked, samples=2, sampling=config.sampling, seed=5)
+    pairs = [r.prompt_ids for r in rollouts], [r.completion_ids for r in rollouts]
+    mass_of = tuple(range(20, 60))
+    slack = []
+    for rollout, ours, theirs in zip(
+        rollouts,
+        InProcess(model).score(*pairs, mass_of=mass_of),
+        engine.score(*pairs, mass_of=mass_of),
+        strict=True,
+    ):
+        assert np.abs(ours.log_probs - theirs.log_probs).max() < AGREE
+        assert np.abs(ours.log_probs - np.array(rollout.logprobs)).max() < AGREE
+        assert (theirs.mass <= ours.mass + AGREE).all()
+        assert (ours.mass <= theirs.mass + theirs.mass_slack + AGREE).all()
+        assert (theirs.entropies <= ours.entropies + AGREE).all()
+        assert (ours.entropies <= theirs.entropies + theirs.entropy_slack + AGREE).all()
+        slack.append(theirs.mass_slack.mean())
+    assert 0 < np.mean(slack) < 0.01
+
+
+def test_both_engines_agree(lab_model, whole, tmp_path):
+    report, _ = whole
+    assert report["control"]["holds"]
+    assert report["identity"]["top_k"] == 20
+    with FakeVllm(lab_model) as server:
+        config = config_of(server.url)
+        agree(make_engine(config, tmp_path), lab_model, config)
+
+
+def test_faults_on_the_way_change_nothing(lab_model, whole, tmp_path):
+    report, _ = whole
+    kinds = ("429", "500", "garbage", "few_choices", "few_tokens", "drop", "nan")
+    faults = [fault for kind in kinds for fault in ("ok",) * 9 + (kind,)]
+    with FakeVllm(lab_model, faults=faults, retry_after="0") as server:
+        found = measured(config_of(server.url), tmp_path)
+        assert server.faults == []  # every fault was met
+    assert comparable(found) == comparable(report)
+
+
+def test_a_server_that_dies_in_the_middle(lab_model, whole, tmp_path):
+    report, asked = whole
+    with FakeVllm(lab_model, faults=["ok"] * 60 + ["die"]) as server:
+        with pytest.raises(EpistillError, match="finished work is kept") as e:
+            measured(config_of(server.url), tmp_path)
+        assert len(str(e.value).splitlines()) == 1
+    assert list(tmp_path.glob("*.parquet"))
+    with FakeVllm(lab_model) as server:  # at another address
+        found = measured(config_of(server.url), tmp_path)
+        # The probe of the weights is asked again; of the rest only what had no answer.
+        assert len(server.bodies) <= asked - 60 + 1
+    assert comparable(found) == comparable(report)
+
+
+def test_fewer_tokens_than_asked_for_ever_is_one_line(lab_model, tmp_path):
+    with FakeVllm(lab_model, faults=["ok"], always="few_tokens") as server:
+        config = config_of(server.url)
+        with pytest.raises(EpistillError, match="a reply cut at") as error:
+            measured(config, tmp_path)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_other_weights_under_the_same_name_are_not_served_from_the_cache(lab_model, tmp_path):
+    other = LanguageModel(copy.deepcopy(lab_model.network), lab_model.tokenizer, "lab")
+    next(iter(other.network.parameters())).data *= 1.05
+    with FakeVllm(lab_model) as one, FakeVllm(other) as two:
+        names = {
+            make_engine(config_of(server.url), tmp_path).identity["probe"]
+            for server in (one, two, one)
+        }
+        assert len(names) == 2
+        with pytest.raises(EpistillError, match="expected one model under one name"):
+            make_engine(config_of(one.url, two.url), tmp_path)
+
+
+def test_nobody_there_is_one_line(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "epistill", "preflight", "lab", "--data", "star-search:3x2",
+         "--engine", "http://127.0.0.1:9", "--out", str(tmp_path)],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "no vLLM server could answer (http://127.0.0.1:9" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+@real
+def test_a_real_server(lab_model, tmp_path):
+    """Log-probs agree, the control holds, masses lie within their bounds; it is killed, resumed."""
+    model = widen_heads(lab_directory(), tmp_path / "model")
+    log, cache = tmp_path / "server.log", tmp_path / "cache"
+    with serving(Path(ENVIRONMENT or ""), model, log) as (url, process):
+        config = config_of(url)
+        engine = make_engine(config, cache)
+        report = run_preflight(config, engine, cache)
+        assert report["control"]["largest_u_nats"] < AGREE
+        agree(engine, lab_model, config)
+        again = measured(config, cache)
+        assert again["chunks"]["computed"] == 0
+        assert comparable(again) == comparable(report)
+        stop(process)
+        with pytest.raises(EpistillError, match="no vLLM server could answer"):
+            engine.score([(1, 2, 3)], [(1, 2)], mass_of=(1,))

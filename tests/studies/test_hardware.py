@@ -1,0 +1,400 @@
+"""The formulas of a plan against the real thing: networks, autograd's memory, teachers, caches."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from conftest import make_tiny_model
+
+from epistill.config import Lora
+from epistill.describe import extra_forwards
+from epistill.errors import EpistillError
+from epistill.methods import METHODS, method
+from epistill.rollouts.model import with_lora
+from epistill.studies.hardware import GIB, Architecture, adapter_parameters, teacher_bytes
+from epistill.studies.plan import Memory, plan_study
+from epistill.studies.spec import RECIPES, load_study, shipped_studies
+from epistill.teacher.weights import make_teacher
+
+NAMES = [name for name in shipped_studies() if name.startswith(RECIPES)]
+ARCHITECTURES = {
+    name: shape for recipe in NAMES for name, shape in load_study(recipe).architectures.items()
+}
+SMALL = {
+    "qwen3": {"num_key_value_heads": 2, "head_dim": 32},
+    "qwen2": {"num_key_value_heads": 2},
+    "olmo3": {"num_key_value_heads": 4, "sliding_window": 16},
+}
+
+
+def small(model_type: str, layers: int = 4, **changes) -> Architecture:
+    settings = {
+        "model_type": model_type, "hidden_size": 64, "intermediate_size": 176,
+        "num_hidden_layers": layers, "num_attention_heads": 4, "vocab_size": 100,
+        "max_position_embeddings": 256, "source": "a test", **SMALL[model_type], **changes,
+    }  # fmt: skip
+    return Architecture.model_validate(settings)
+
+
+def network(shape: Architecture, dtype=torch.float32):
+    config = transformers.AutoConfig.for_model(**shape.for_transformers())
+    return transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
+
+
+def test_the_four_models_of_the_paper_are_there():
+    assert set(ARCHITECTURES) == {
+        "Qwen/Qwen3-8B",
+        "Qwen/Qwen3-1.7B",
+        "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B",
+        "allenai/Olmo-3-7B-Instruct",
+    }
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_parameters_are_those_of_the_real_network(name):
+    shape = ARCHITECTURES[name]
+    with torch.device("meta"):
+        real = network(shape)
+    assert shape.parameters == sum(p.numel() for p in real.parameters())
+    assert f"{shape.parameters:,} parameters" in shape.source
+    block = real.model.layers[0]
+    assert shape.layer_parameters == sum(p.numel() for p in block.parameters())
+    if shape.sliding_window is not None:
+        full = [window is None for window in shape.windows()]
+        assert full == [kind == "full_attention" for kind in real.config.layer_types]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("model_type", SMALL)
+def test_activations_are_what_autograd_keeps(model_type, dtype):
+    tokens = 64
+
+    def kept(layers: int) -> int:
+        """Bytes of distinct storages, weights and rotary tables (not per block) aside."""
+        torch.manual_seed(0)
+        # A window beyond the tokens: within it, the CPU kernel keeps a mask that no GPU kernel has.
+        model = network(small(model_type, layers, sliding_window=256), dtype).train()
+        own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+        seen: dict[int, torch.Tensor] = {}
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            # Olmo 3 multiplies by rotary tables in float32, one pair for each kind of attention.
+            rotary = tensor.shape == (1, 1, tokens, 16) and tensor.dtype == torch.float32
+            if storage.data_ptr() not in own and not rotary:
+                seen[storage.data_ptr()] = tensor  # held, so that no address comes twice
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            ids = torch.arange(tokens).unsqueeze(0)
+            states = model.model(input_ids=ids, use_cache=False)[0]
+        assert states.requires_grad
+        return sum(t.untyped_storage().nbytes() for t in seen.values())
+
+    shape = small(model_type)
+    measured = (kept(8) - kept(4)) / 4 / tokens
+    assert measured == shape.layer_activation_bytes(dtype.itemsize)
+    whole = shape.activation_bytes(tokens, 2, checkpointing=False)
+    less = shape.activation_bytes(tokens, 2, checkpointing=True)
+    assert whole == 4 * tokens * shape.layer_activation_bytes(2)
+    assert less == whole // 4 + 4 * tokens * 2 * 64
+
+
+@pytest.mark.parametrize("model_type", SMALL)
+def test_the_cache_is_what_transformers_allocates(model_type):
+    shape, length = small(model_type), 40
+    model = network(shape).eval()
+    with torch.no_grad():
+        cache = model(input_ids=torch.zeros(1, length, dtype=torch.long)).past_key_values
+    held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    # A sliding layer keeps window - 1 tokens: the next one is the window's last.
+    sliding = sum(window is not None for window in shape.windows())
+    assert shape.cache_bytes(length, 4) - held == sliding * 2 * shape.key_width * 4
+
+
+@pytest.mark.parametrize("model_type", SMALL)
+def test_flops_are_those_torch_counts(model_type):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    shape, length = small(model_type, sliding_window=None), 64
+    model = network(shape)
+    model.set_attn_implementation("eager")  # the counter does not know the CPU's fused kernel
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(input_ids=torch.zeros(1, length, dtype=torch.long), use_cache=False)
+    # torch counts no norms and no biases, but the whole square of attention where causality skips
+    # half of it.
+    square = length * 4 * shape.query_width * length * shape.num_hidden_layers
+    ours = shape.forward_flops(length, length) + square / 2
+    assert ours == pytest.approx(counter.get_total_flops(), rel=0.02)
+
+
+def tensor_bytes(teacher) -> int:
+    """Distinct tensors a teacher holds besides the student's own."""
+    student = {p.data_ptr() for p in teacher._student.network.parameters()}
+    found = {}
+    model = getattr(teacher, "_model", None)
+    if model is not None:
+        found |= {p.data_ptr(): p.nbytes for p in model.network.parameters()}
+    found |= {t.data_ptr(): t.nbytes for t in teacher.state().values() if t.dim()}
+    return sum(size for pointer, size in found.items() if pointer not in student)
+
+
+TEACHERS = [{"type": "frozen"}, {"type": "live"}, {"type": "ema"}, {"type": "snapshot"}]
+
+
+@pytest.mark.parametrize("weights", TEACHERS, ids=lambda w: w["type"])
+@pytest.mark.parametrize("lora", [None, Lora(rank=4)], ids=["full", "LoRA"])
+def test_teachers_take_what_they_are_said_to_take(weights, lora):
+    model = make_tiny_model(layers=2)
+    config = model.network.config
+    shape = Architecture(
+        model_type="qwen3", hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size, num_hidden_layers=2,
+        num_attention_heads=config.num_attention_heads,
+        num_key_value_heads=config.num_key_value_heads, head_dim=config.head_dim,
+        vocab_size=config.vocab_size, max_position_embeddings=512,
+        tie_word_embeddings=config.tie_word_embeddings, source="a test",
+    )  # fmt: skip
+    assert shape.parameters == sum(p.numel() for p in model.network.parameters())
+    if lora is not None:
+        model = with_lora(model, lora)
+        trained = sum(p.numel() for p in model.network.parameters() if p.requires_grad)
+        assert adapter_parameters(shape, lora) == trained
+    point = method("sdpo", teacher=weights)
+    expected = teacher_bytes(shape, point, lora, 4)
+    held = tensor_bytes(make_teacher(point.teacher, model))
+    if lora is not None and weights["type"] == "snapshot":  # its adapter is copied with the base
+        held -= trained * 4
+    assert expected == held
+
+
+def test_methods_without_a_teacher_keep_none():
+    shape = small("qwen3")
+    for name in ("grpo", "dapo", "sft-guided"):
+        assert teacher_bytes(shape, METHODS[name], None, 4) == 0
+    # SDPG's teacher is live, but it is also held near the weights at the start: one copy.
+    assert teacher_bytes(shape, METHODS["sdpg"], None, 4) == shape.parameters * 4
+
+
+# ---- whole plans -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_parts_add_up(name):
+    spec = load_study(name)
+    found = plan_study(spec)
+    hours = sum(p["gpu_hours"] for p in found["probes"].values())
+    for arm in spec.arms:
+        row = found["arms"][arm.id]
+        memory = Memory(**row["memory"])
+        parts = (
+            "weights",
+            "gradients",
+            "optimizer",
+            "teacher",
+            "student",
+            "gathered",
+            "activations",
+            "logits",
+        )
+        assert row["training_bytes"] == sum(row["memory"][part] for part in parts)
+        room = spec.hardware.memory_gib * GIB
+        cache = row["sequences_at_once"] * memory.cache_per_sequence
+        assert memory.state + cache <= room
+        assert room < memory.state + cache + memory.cache_per_sequence
+        assert row["fits"]
+        three = [row["gpu_hours"][part] for part in ("sampling", "training", "evaluation")]
+        assert row["gpu_hours"]["total"] == pytest.approx(sum(three))
+        hours += sum(three)
+    assert found["total_gpu_hours"] == pytest.approx(hours * len(spec.seeds))
+
+
+def test_tokens_are_counted_from_the_settings():
+    row = plan_study(load_study("recipes/math-ds-7b"))["arms"]
+    rows = 100 * 256 * 8
+    assert row["sdpo"]["tokens"] == {
+        "sampled": rows * 13_054,
+        "trained": rows * (256 + 13_054),
+        "scored": extra_forwards(METHODS["sdpo"]) * rows * (256 + 2 * 13_054),
+        "evaluated": (30 + 30 + 40 + 500) * 16 * 13_054,
+    }
+    assert row["grpo"]["tokens"]["scored"] == 0
+    assert row["sdpo-no-think"]["tokens"]["scored"] == rows * (256 + 13_054 + 640)
+    assert row["base"]["tokens"]["sampled"] == row["base"]["tokens"]["trained"] == 0
+
+
+def test_a_plan_against_a_computation_by_hand():
+    """SDPO on Qwen3-8B, thinking on: every number written out, from config.json and the recipe."""
+    found = plan_study(load_study("recipes/math-qwen3-8b-think"))
+    row = found["arms"]["sdpo"]
+    q, kv = 32 * 128, 8 * 128
+    linear = 4096 * q + 2 * 4096 * kv + q * 4096 + 3 * 4096 * 12_288
+    block = linear + 2 * 4096 + 2 * 128  # two norms, and one each for queries and keys
+    head = 151_936 * 4096
+    parameters = 36 * block + 4096 + 2 * head
+    assert row["parameters"] == parameters == 8_190_735_360
+    # float32 state over 4 GPUs: weights, gradients, two moments, a frozen teacher.
+    share = parameters * 4 / 4
+    # One micro-batch of 22,528 tokens in bfloat16, checkpointed: 36 inputs of blocks, and of one
+    # block q, k, v, the result and its log-sum-exp; two inputs of linear layers; gate, up, silu,
+    # product; two norms over 4,096 and those over q and k, each with a float32 copy and scale.
+    inside = 2 * (2 * q + 2 * kv) + 4 * 32 + 2 * 2 * 4096 + 4 * 2 * 12_288
+    inside += 2 * ((4 + 2) * 4096 + 4) + (4 + 2) * (q + kv) + 4 * (32 + 8)
+    memory = {
+        "weights": share,
+        "gradients": share,
+        "optimizer": 2 * share,
+        "teacher": share,
+        "student": parameters * 4,  # the whole copy that samples
+        "gathered": 2 * (2 * block + 3 * head),  # embedding, both heads, a block and the next
+        "activations": 22_528 * (36 * 2 * 4096 + inside),
+        "logits": 4 * 2**25 * 4 + 4 * head,  # chunks of 2^25 logits
+    }
+    assert {part: row["memory"][part] for part in memory} == memory
+    assert row["training_bytes"] == sum(memory.values()) == 92_743_440_384
+    # A sequence of 256 + 38,912 tokens: keys and values, 36 layers, bfloat16.
+    cache = 39_168 * 36 * 2 * kv * 2
+    assert row["memory"]["cache_per_sequence"] == cache
+    assert row["sequences_at_once"] == (178 * 2**30 - 4 * share - 4 * parameters) // cache
+    # 100 steps x 256 problems x 8 samples of 20,480 tokens; the teacher reads one more response.
+    rows, sequence = 204_800, 256 + 20_480
+    tokens = {
+        "sampled": rows * 20_480,
+        "trained": rows * sequence,
+        "scored": rows * (sequence + 20_480),
+        "evaluated": (30 + 30 + 40 + 500) * 16 * 38_912,
+    }
+    assert row["tokens"] == tokens
+    # 2 FLOPs per weight, and 4 per position seen (half of them on average), head dimension and
+    # layer; forward, backward (2x) and once more for checkpointing; the teacher only forward.
+    weights = 2 * (36 * block + head)
+
+    def forward(length):
+        return weights + 4 * q * 36 * length / 2
+
+    flops = 4 * tokens["trained"] * forward(sequence)
+    flops += tokens["scored"] * forward(sequence + 20_480)
+    hours = {
+        "sampling": tokens["sampled"] / 2500 / 3600,
+        "training": flops / (0.35 * 2250e12) / 3600,
+        "evaluation": tokens["evaluated"] / 2500 / 3600,
+    }
+    assert {part: row["gpu_hours"][part] for part in hours} == pytest.approx(hours)
+    assert row["gpu_hours"]["total"] == pytest.approx(466.0 + 208.6 + 41.5, abs=0.2)
+
+
+def test_fewer_gpus_hold_more_each():
+    four, one = (
+        plan_study(load_study("recipes/math-qwen3-8b-think"), gpus=n)["arms"]["sdpo"]["memory"]
+        for n in (None, 1)
+    )
+    for part in ("weights", "gradients", "optimizer", "teacher"):
+        assert one[part] == 4 * four[part]
+    assert one["student"] == 0  # the trained weights sample
+    assert one["gathered"] == one["weights"] / 2  # their bfloat16 copies
+    assert one["activations"] == four["activations"]
+
+
+def test_replicas_are_whole_and_float32_needs_no_copies():
+    plans = [
+        plan_study(changed(parallel=parallel, precision=precision), gpus=4)["arms"]["sdpo"][
+            "memory"
+        ]
+        for parallel, precision in (("shard", "bf16"), ("replicate", "bf16"), ("replicate", None))
+    ]
+    shard, replicate, full = plans
+    assert replicate["weights"] == 4 * shard["weights"] == shard["student"]
+    assert (replicate["student"], full["gathered"]) == (0, 0)
+    assert full["cache_per_sequence"] == 2 * replicate["cache_per_sequence"]
+    assert full["activations"] > 1.5 * replicate["activations"]
+
+
+def changed(**changes):
+    spec = load_study("recipes/math-qwen3-8b-no-think")
+    return spec.model_copy(update={"run": {**spec.run, **changes}})
+
+
+def test_lora_ema_and_frozen_teachers_differ_as_they_should():
+    full = plan_study(changed())["arms"]
+    adapted = plan_study(changed(lora={"rank": 64}))["arms"]
+    weights = full["sdpo"]["memory"]["weights"]
+    assert full["sdpo"]["memory"]["teacher"] == weights  # a frozen copy
+    assert full["sdpo-ema"]["memory"]["teacher"] == 2 * weights  # a copy and a float32 average
+    assert full["grpo"]["memory"]["teacher"] == 0
+    assert full["sdpo"]["memory"]["optimizer"] == 2 * full["sdpo"]["memory"]["gradients"]
+    assert adapted["sdpo"]["memory"]["teacher"] == 0  # the base with the adapter off
+    dense = adapted["sdpo-ema"]["memory"]["teacher"]
+    assert 0 < dense < weights  # the averaged delta of the adapted layers only
+    assert adapted["sdpo"]["memory"]["weights"] == weights
+    assert adapted["sdpo"]["memory"]["gradients"] < full["sdpo"]["memory"]["gradients"] / 20
+    assert (
+        adapted["sdpo"]["gpu_hours"]["training"] < full["sdpo"]["gpu_hours"]["training"]
+    )  # no gradient of frozen weights
+    assert adapted["sdpo"]["gpu_hours"]["sampling"] == full["sdpo"]["gpu_hours"]["sampling"]
+
+
+def test_checkpointing_and_the_fused_head_save_what_they_are_said_to():
+    memory = plan_study(changed())["arms"]["sdpo"]["memory"]
+    assert memory["activations"] < memory["activations_whole"] / 10
+    assert memory["logits"] < memory["logits_dense"] / 10
+
+
+def test_throughput_is_stated_and_scales_the_hours():
+    spec = changed()
+    once = plan_study(spec, sampling_tokens_per_second=1000.0, utilisation=0.2)
+    twice = plan_study(spec, sampling_tokens_per_second=2000.0, utilisation=0.4)
+    assert once["total_gpu_hours"] == pytest.approx(2 * twice["total_gpu_hours"])
+    assert once["assumed"] == {"sampling_tokens_per_second": 1000.0, "utilisation": 0.2}
+    silent = spec.hardware.model_copy(update={"sampling_tokens_per_second": None})
+    with pytest.raises(EpistillError, match="states no throughput; pass --tokens-per-second"):
+        plan_study(spec.model_copy(update={"hardware": silent}))
+    with pytest.raises(EpistillError, match="between 0 and 1"):
+        plan_study(spec, utilisation=1.5)
+
+
+def test_a_study_that_says_too_little_is_refused():
+    with pytest.raises(EpistillError, match=r"no \[hardware\] or no \[lengths\]"):
+        plan_study(load_study("lab"))
+    with pytest.raises(EpistillError, match=r"no \[architectures"):
+        plan_study(changed().model_copy(update={"architectures": {}}))
+
+
+def test_the_command_prints_the_same_numbers():
+    command = [sys.executable, "-m", "epistill", "plan", "recipes/math-qwen3-1.7b"]
+    plain = subprocess.run(command, capture_output=True, text=True)
+    assert plain.returncode == 0, plain.stderr
+    found = json.loads(subprocess.check_output([*command, "--json"]))
+    assert f"{found['total_gpu_hours']:,.0f} GPU hours" in plain.stdout
+    assert "stated, not measured" in plain.stdout
+
+
+def test_without_a_name_it_lists_every_recipe_and_where_the_files_are():
+    command = [sys.executable, "-m", "epistill", "plan"]
+    plain = subprocess.run(command, capture_output=True, text=True)
+    assert plain.returncode == 0, plain.stderr
+    for name in NAMES:
+        line = next(line for line in plain.stdout.splitlines() if name in line)
+        assert f"{plan_study(load_study(name))['total_gpu_hours']:,.0f}" in line
+    folder = Path(plain.stdout.split("copy and change:")[1].strip())
+    assert {f"{RECIPES}{p.stem}" for p in folder.glob("*.toml")} == set(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--gpus", "0"], "--gpus is 0"),
+        (["--tokens-per-second", "0"], "a positive rate"),
+        (["--utilisation", "0"], "between 0 and 1"),
+    ],
+)
+def test_flags_that_make_no_sense_are_one_line(flags, said):
+    command = [sys.executable, "-m", "epistill", "plan", "recipes/math-qwen3-1.7b", *flags]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert said in done.stderr

@@ -1,0 +1,39 @@
+"""Section 3 on problems of a chosen difficulty."""
+
+from __future__ import annotations
+
+import pytest
+
+from epistill.errors import EpistillError
+from epistill.studies.probe import run_probe
+from epistill.studies.spec import Probe
+
+
+def probe(**settings) -> Probe:
+    return Probe.model_validate(
+        {
+            "id": "middling", "label": "", "model": "lab", "contexts": ["none"], "samples": 2,
+            "task": {"type": "star_search", "arms": 5, "depth": 3},
+            "sampling": {"max_new_tokens": 64}, **settings,
+        }
+    )  # fmt: skip
+
+
+def problems(store) -> list[str]:
+    rows = store.read_records("evaluations", "final-none")
+    return sorted({row["problem_id"] for row in rows})
+
+
+def test_problems_are_chosen_by_how_often_the_model_solves_them(tmp_path):
+    found = {}
+    for name, accuracy in (("never", (0.0, 0.0)), ("always", (1.0, 1.0))):
+        settings = {"candidates": 24, "problems": 2, "accuracy": accuracy}
+        found[name] = problems(run_probe(probe(**settings), 0, tmp_path / name))
+        assert len(found[name]) == 2
+    assert not set(found["never"]) & set(found["always"])
+
+
+def test_too_few_of_them_is_one_line(tmp_path):
+    settings = {"candidates": 3, "problems": 3, "accuracy": (0.4, 0.6)}
+    with pytest.raises(EpistillError, match="expected 3; raise its candidates"):
+        run_probe(probe(**settings), 0, tmp_path)

@@ -1,0 +1,224 @@
+"""A whole study at toy size: runs, resumes, refuses other settings, and its page opens."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from epistill.errors import EpistillError
+from epistill.store import RunStore
+from epistill.studies.executors import workers_at_once
+from epistill.studies.runner import jobs_of, run_study
+from epistill.studies.spec import Resources, StudySpec, load_study, shipped_studies
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+TASK = {"type": "star_search", "arms": 3, "depth": 2}
+SPEC = {
+    "name": "toy",
+    "question": "Does <b>this</b> work?",
+    "about": "A test.\n\nOf two paragraphs.",
+    "seeds": [0, 1],
+    "run": {
+        "model": "lab", "steps": 3, "problems_per_step": 2, "samples_per_problem": 4,
+        "eval_every": 2, "task": TASK, "sampling": {"max_new_tokens": 24},
+    },
+    "learning_rates": {"grpo": 1e-3, "sdpo": 1e-3},
+    "evaluations": [
+        {"name": "held out", "kind": "in_domain", "task": {**TASK, "split": "test"}, "problems": 5, "samples": 2},
+        {"name": "deeper", "kind": "ood", "task": {**TASK, "depth": 3, "split": "test"}, "problems": 5, "samples": 2},
+    ],
+    "arms": [
+        {"id": "base", "label": "base <script>alert(1)</script>"},
+        {"id": "grpo", "label": "GRPO", "method": "grpo", "series": "GRPO"},
+        {"id": "grpo-2", "label": "GRPO, 2 problems", "method": "grpo", "coverage": 2, "series": "GRPO"},
+        {"id": "sdpo", "label": "SDPO", "method": "sdpo"},
+    ],
+    "probes": [
+        {"id": "teacher", "label": "Teacher", "model": "lab", "task": TASK, "problems": 6, "samples": 3,
+         "contexts": ["none", "sibling", "solution-no-think", "regenerated"], "sampling": {"max_new_tokens": 24}},
+    ],
+    "claims": [
+        {"id": "one", "text": "SDPO differs.", "tests": [
+            {"measure": "score", "on": "ood", "arm": "sdpo", "versus": "base", "expect": "below"},
+            {"measure": "train_reward", "on": "training", "arm": "sdpo", "versus": "grpo", "expect": "not_below"},
+        ]},
+    ],
+    "controls": [
+        {"id": "two", "text": "Shorter.", "tests": [
+            {"measure": "length_tokens", "on": "sibling", "arm": "teacher", "versus": "teacher",
+             "versus_on": "none", "expect": "below"},
+        ]},
+    ],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("study") / "toy"
+    path = run_study(StudySpec.model_validate(SPEC), out, workers=2)
+    return out, path
+
+
+def report_of(out):
+    return json.loads((out / "report.json").read_text())
+
+
+def test_everything_is_reported(finished):
+    out, path = finished
+    report = report_of(out)
+    assert path == out / "report.html"
+    assert (report["runs_finished"], report["runs_total"]) == (10, 10)
+    assert [c["id"] for c in report["claims"]] == ["one"]
+    for c in (*report["claims"], *report["controls"]):
+        assert set(c) == {"id", "text", "verdict", "numbers"}
+        assert c["verdict"] in ("reproduced", "not reproduced", "not distinguishable")
+        assert all(n["difference"] is not None for n in c["numbers"])
+    for arm in report["arms"]:
+        assert arm["seeds"] == [0, 1]
+        assert arm["evaluations"]["ood"]["score"]["problems"] == 5
+    assert report["arms"][1]["curves"]["reward"]["steps"] == [0, 1, 2]
+    assert [p["step"] for p in report["arms"][1]["evaluation_curve"]["0"]] == [0, 2]
+    assert set(report["probes"][0]["contexts"]) == set(SPEC["probes"][0]["contexts"])
+    assert report["settings"]["run"]["steps"] == 3
+    assert report["environment"]["packages"]["torch"]
+
+
+def test_the_page_repeats_the_json_and_escapes_everything(finished):
+    _, path = finished
+    html = path.read_text()
+    assert "<script>alert(1)" not in html
+    assert "&lt;script&gt;alert(1)" in html
+    assert "Does &lt;b&gt;this&lt;/b&gt; work?" in html
+    assert "SDPO differs." in html
+
+
+def test_nothing_outside_is_referred_to(finished):
+    _, path = finished
+    html = re.sub(r"<script>.*?</script>", "", path.read_text(), flags=re.DOTALL)
+    assert not re.search(r"""(src|href)\s*=""", html)
+    assert "default-src 'none'" in html
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+def test_in_a_browser_every_plot_has_data_and_nothing_is_fetched(finished, tmp_path):
+    _, path = finished
+    done = subprocess.run(
+        [
+            CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
+            "--no-first-run", "--disable-background-networking", "--disable-component-update",
+            "--disable-sync", f"--user-data-dir={tmp_path}", "--virtual-time-budget=10000",
+            "--dump-dom", path.as_uri(),
+        ],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    facts = dict(re.findall(r'data-([a-z-]+)="(\d+)"', re.search(r"<body[^>]*>", done.stdout)[0]))
+    assert int(facts["plots"]) == 5  # probe, two curve plots, change, coverage
+    assert facts["plots-with-data"] == facts["plots"]
+    assert facts["requests"] == "0"
+    assert "<mark>" in done.stdout  # highlighted traces were filled in by the page's script
+
+
+def test_a_finished_study_is_not_done_again(finished):
+    out, _ = finished
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("metrics.jsonl")}
+    run_study(StudySpec.model_validate(SPEC), out, workers=2)
+    assert {p: p.stat().st_mtime_ns for p in out.rglob("metrics.jsonl")} == before
+
+
+def test_an_unfinished_study_goes_on_and_ends_with_the_same_numbers(finished, tmp_path):
+    out, _ = finished
+    copy = tmp_path / "toy"
+    shutil.copytree(out, copy)
+    shutil.rmtree(copy / "runs" / "sdpo" / "seed-1")
+    (copy / "runs" / "grpo" / "seed-0" / "result.json").unlink()
+    run_study(StudySpec.model_validate(SPEC), copy, workers=1)  # also: workers change nothing
+    for part in ("claims", "controls", "arms", "probes"):
+        one, other = report_of(out)[part], report_of(copy)[part]
+        for arm in (*one, *other):
+            arm.pop("seconds", None)
+        assert one == other
+
+
+def test_other_settings_are_refused(finished):
+    out, _ = finished
+    changed = StudySpec.model_validate({**SPEC, "seeds": [0]})
+    with pytest.raises(EpistillError, match="a study with other settings"):
+        run_study(changed, out)
+
+
+def test_a_second_process_on_one_study_is_refused(finished):
+    out, _ = finished
+    with RunStore(out).locked(), pytest.raises(EpistillError, match="in use by another process"):
+        run_study(StudySpec.model_validate(SPEC), out)
+
+
+def test_a_study_of_an_older_version_is_migrated_or_refused_with_the_way_out(finished, tmp_path):
+    out, _ = finished
+    copy = shutil.copytree(out, tmp_path / "toy")
+    old = json.loads((copy / "study.json").read_text())
+    del old["resources"]  # a setting that it did not have: its default is what it did
+    (copy / "study.json").write_text(json.dumps(old))
+    run_study(StudySpec.model_validate(SPEC), copy)
+    (copy / "study.json").write_text(json.dumps({**old, "scheduler": "greedy"}))
+    with pytest.raises(EpistillError, match=r"begun by another version .* choose another --out"):
+        run_study(StudySpec.model_validate(SPEC), copy)
+
+
+def test_a_mistake_in_one_arm_is_reported_as_such(tmp_path):
+    settings = {
+        **SPEC,
+        "run": {**SPEC["run"], "model": str(tmp_path / "none")},
+        "probes": [],
+        "controls": [],
+    }
+    with pytest.raises(EpistillError, match=r"no such directory"):
+        run_study(StudySpec.model_validate(settings), tmp_path / "out", workers=1)
+
+
+def test_shipped_studies_are_valid():
+    assert {"lab", "lab-phase"} <= set(shipped_studies())
+    lab = load_study("lab")
+    assert len(lab.seeds) >= 3
+    assert [c.id[0] for c in lab.claims] == list("123456")
+    quick = lab.with_preset("quick")
+    assert quick.note
+    assert len(quick.seeds) == 1
+    assert 0 < len(quick.arms) < len(lab.arms)
+
+
+def test_the_grid_is_multiplied_out(tmp_path):
+    phase = load_study("lab-phase")
+    assert phase.grid is not None
+    assert len(phase.worlds) == len(phase.grid.points()) == 25
+    assert len(phase.arms) == 25 * len(phase.grid.arms)
+    jobs = jobs_of(phase, tmp_path)
+    models = {job.payload["run"]["model"] for job in jobs}
+    assert models == {str(tmp_path / "worlds" / world.id / "model") for world in phase.worlds}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"arms": []}, "names 'sdpo'"),
+        ({"arms": [*SPEC["arms"], SPEC["arms"][0]]}, "repeat"),
+        ({"claims": [{"id": "x", "text": "y", "tests": [
+            {"measure": "score", "on": "ood", "arm": "nobody", "versus": "base", "expect": "below"}]}]}, "names 'nobody'"),
+        ({"seeds": []}, "at least 1"),
+        ({"what": 1}, "Extra inputs"),
+    ],
+)  # fmt: skip
+def test_a_study_that_does_not_fit_is_refused(change, words, tmp_path):
+    with pytest.raises(ValueError, match=words):
+        StudySpec.model_validate({**SPEC, **change})
+
+
+def test_arms_that_want_gpus_run_one_at_a_time_without_ray(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(64))
+    assert workers_at_once(Resources(cpus=16)) == 4
+    assert workers_at_once(Resources(cpus=100)) == 1
+    assert workers_at_once(Resources(cpus=16, gpus=4)) == 1
