@@ -1,9 +1,9 @@
 """One optimiser step, for every method: rows with their signal in, gradients and numbers out.
 
 Enters: `TrainingRow`s (who wrote them does not matter here), a `Method`, student and teachers.
-Leaves: accumulated gradients in the student and the sums behind every logged number. No branch is on
-a method's name: GRPO is distillation 0, SFT is rows with advantage 1 and a log-likelihood surrogate.
-Rows without a signal cost no forward pass of either network.
+Leaves: accumulated gradients in the student and the sums behind every logged number. No branch is
+on a method's name: GRPO is distillation 0, SFT is rows with advantage 1 and a log-likelihood
+surrogate. Rows without a signal cost no forward pass of either network.
 
     loss = sum_t d_t D_t + sum_t g_t surrogate(A_t) + sum_t r_t (log p_t - log p_start,t)^2 / 2
 

@@ -1,8 +1,8 @@
 """Which rows and tokens carry a signal, and with what weight: the plan of one optimiser step.
 
 Enters: `TrainingRow`s, the evidence about them, a `Method`, where training stands. Leaves: for
-every row, per completion token, the weights of the distillation term and of the policy gradient and the
-advantage. No network is touched here, and nothing here knows a method's name.
+every row, per completion token, the weights of the distillation term and of the policy gradient and
+the advantage. No network is touched here, and nothing here knows a method's name.
 """
 
 from __future__ import annotations
