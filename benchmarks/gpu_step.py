@@ -21,9 +21,9 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from epistill.axes import FullVocabulary
 from epistill.methods import method
+from epistill.rollouts.align import align
 from epistill.rollouts.load_model import load_model
 from epistill.rollouts.model import LanguageModel
-from epistill.teacher.align import align
 from epistill.teacher.weights import CopiedTeacher
 from epistill.training.step import accumulate_gradients
 from epistill.training.step_records import TrainingRow

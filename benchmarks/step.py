@@ -21,10 +21,10 @@ from common import medians_in_turn, report
 
 from epistill.config import RunConfig, SamplingConfig, StarSearchTask
 from epistill.methods import METHODS
+from epistill.rollouts.align import align, micro_batches
 from epistill.rollouts.load_model import load_model
 from epistill.tasks.coverage import make_curriculum
 from epistill.tasks.grading import Grader
-from epistill.teacher.align import align, micro_batches
 from epistill.teacher.weights import CopiedTeacher
 from epistill.training.batches import on_policy_batch
 from epistill.training.step import accumulate_gradients

@@ -13,8 +13,8 @@ from epistill.preflights.preflight_config import PreflightConfig
 from epistill.preflights.preflight_run import run_preflight
 from epistill.preflights.scoring_engine import InProcess
 from epistill.preflights.served_scores import Served
+from epistill.rollouts.align import align
 from epistill.rollouts.sampler import sample
-from epistill.teacher.align import align
 
 
 class FakePool:

@@ -11,10 +11,10 @@ import torch
 from epistill.config import SamplingConfig
 from epistill.errors import EpistillError
 from epistill.preflights.scoring_engine import InProcess, top_k_scores, weights_fingerprint
+from epistill.rollouts.align import align
 from epistill.rollouts.prompts import render_prompt
 from epistill.rollouts.sampler import PromptRequest, sample
 from epistill.tasks.star_search import star_problem
-from epistill.teacher.align import align
 
 
 @pytest.fixture(scope="module")

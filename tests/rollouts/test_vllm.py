@@ -14,9 +14,9 @@ from epistill.config import SamplingConfig
 from epistill.errors import EpistillError
 from epistill.rollouts.reply_cache import KeptReplies
 from epistill.rollouts.sampler import PromptRequest
+from epistill.rollouts.scoring import score_completions
 from epistill.rollouts.vllm import VllmPool
 from epistill.rollouts.vllm_client import ServersLost
-from epistill.teacher.score import score_completions
 
 MODEL = make_tiny_model()
 SAMPLING = SamplingConfig(max_new_tokens=6)

@@ -22,11 +22,11 @@ from epistill.methods import method
 from epistill.rollouts.load_model import lab_directory, load_model
 from epistill.rollouts.prompts import render_prompt
 from epistill.rollouts.sampler import PromptRequest, sample
+from epistill.rollouts.scoring import score_completions
 from epistill.rollouts.vllm import VllmPool
 from epistill.store import RunStore
 from epistill.studies.run_arm import run
 from epistill.tasks.star_search import star_problem
-from epistill.teacher.score import score_completions
 
 ENVIRONMENT = os.environ.get("EPISTILL_TEST_VLLM")
 pytestmark = pytest.mark.skipif(

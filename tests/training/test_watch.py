@@ -178,9 +178,9 @@ def test_the_pull_is_split_at_markers(lab_model):
     """Against a sum written out from the teacher's and the student's own scores."""
     import torch
 
+    from epistill.rollouts.scoring import score_completions
     from epistill.tasks.coverage import make_curriculum
     from epistill.tasks.grading import Grader
-    from epistill.teacher.score import score_completions
     from epistill.teacher.weights import make_teacher
     from epistill.training.batches import on_policy_batch
     from epistill.training.step import accumulate_gradients

@@ -11,9 +11,9 @@ from epistill.config import RunConfig
 from epistill.methods import METHODS, method
 from epistill.objective import clipped_surrogate, distillation_nats, token_log_probs
 from epistill.rollouts.load_model import load_model
+from epistill.rollouts.scoring import TokenScores
 from epistill.store import RunStore
 from epistill.tasks.grading import Grader
-from epistill.teacher.score import TokenScores
 from epistill.teacher.weights import LiveTeacher
 from epistill.training.entropy_gate import EntropyGate
 from epistill.training.loop import train

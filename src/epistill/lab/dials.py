@@ -10,12 +10,12 @@ import random
 import torch
 
 from epistill.records import Message
+from epistill.rollouts.align import align
 from epistill.rollouts.model import LanguageModel
 from epistill.rollouts.prompts import render_prompt
 from epistill.seeds import named_random
 from epistill.tasks.star_search import Star, make_star
 from epistill.tasks.star_traces import DEFAULT_DIALS, searching_trace
-from epistill.teacher.align import align
 from epistill.teacher.context import insert_context
 
 STARS = 200

@@ -20,7 +20,7 @@ from epistill.records import Rollout
 from epistill.rollouts.engine import Drawing, Speaker
 from epistill.rollouts.model import LanguageModel
 from epistill.rollouts.sampler import PromptRequest, sample
-from epistill.teacher.score import score_completions
+from epistill.rollouts.scoring import score_completions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -115,7 +115,7 @@ class InProcess:
     def score(
         self, prompts: Sequence[Ids], completions: Sequence[Ids], *, mass_of: Ids
     ) -> list[Scores]:
-        """`teacher.score`, the path that training's teacher takes."""
+        """`rollouts.scoring`, the path that training's teacher takes."""
         found = score_completions(
             self._model,
             prompts,

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from epistill.axes import Method, PurifiedTarget, SampledToken, TopK
 from epistill.objective import distillation_nats, purified_target, token_log_probs
+from epistill.rollouts.align import align
 from epistill.rollouts.model import Head
-from epistill.teacher.align import align
 from epistill.teacher.weights import Teacher
 from epistill.training.step_records import TrainingRow
 

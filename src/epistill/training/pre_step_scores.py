@@ -14,7 +14,7 @@ from torch import Tensor
 from epistill.axes import Method, TeacherConfidence
 from epistill.blends import EntropyDirectedShape, Regularised
 from epistill.rollouts.model import LanguageModel
-from epistill.teacher.score import TokenScores, score_completions
+from epistill.rollouts.scoring import TokenScores, score_completions
 from epistill.teacher.weights import Teacher
 from epistill.training.step_records import Evidence, TrainingRow
 

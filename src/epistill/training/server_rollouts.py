@@ -27,9 +27,9 @@ from epistill.records import GradedRollout
 from epistill.rollouts.load_model import lab_directory
 from epistill.rollouts.model import LanguageModel
 from epistill.rollouts.remote_engine import RemoteEngine
+from epistill.rollouts.scoring import score_completions
 from epistill.rollouts.vllm import VllmPool
 from epistill.rollouts.vllm_client import API_KEY
-from epistill.teacher.score import score_completions
 
 WEIGHTS_FOLDER = "engine_weights"
 

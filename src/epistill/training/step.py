@@ -21,8 +21,8 @@ from torch import Tensor
 from epistill.axes import ImportanceClip, Method
 from epistill.objective import clipped_surrogate, importance_weight, token_log_probs
 from epistill.objective.fused import head_loss
+from epistill.rollouts.align import align, micro_batches
 from epistill.rollouts.model import LanguageModel
-from epistill.teacher.align import align, micro_batches
 from epistill.teacher.weights import Teacher
 from epistill.training.distillation_target import DistillationTarget
 from epistill.training.pre_step_scores import gather_evidence

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from epistill.teacher.score import TokenScores
+from epistill.rollouts.scoring import TokenScores
 
 
 @dataclass(frozen=True, slots=True)

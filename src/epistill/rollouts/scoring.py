@@ -14,8 +14,8 @@ from torch import Tensor
 
 from epistill.objective import entropy, token_log_probs
 from epistill.objective.fused import chunk_rows
+from epistill.rollouts.align import align, micro_batches
 from epistill.rollouts.model import LanguageModel
-from epistill.teacher.align import align, micro_batches
 from epistill.world import World, current_world
 
 

@@ -5,8 +5,8 @@ import torch
 from epistill.config import SamplingConfig
 from epistill.rollouts.prompts import render_prompt
 from epistill.rollouts.sampler import PromptRequest, sample
+from epistill.rollouts.scoring import score_completions
 from epistill.tasks.star_search import star_problem
-from epistill.teacher.score import score_completions
 
 
 def test_scores_equal_what_the_sampler_recorded(lab_model):

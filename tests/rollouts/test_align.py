@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from epistill.objective import token_log_probs
 from epistill.records import Message
+from epistill.rollouts.align import align, micro_batches
 from epistill.rollouts.prompts import render_prompt
-from epistill.teacher.align import align, micro_batches
 from epistill.teacher.context import insert_context
 
 OPENING = (
