@@ -45,22 +45,9 @@ def lab_model():
 @pytest.fixture
 def tiny_model():
     """A random one-layer Qwen3 with the lab's tokenizer, fresh for every test, float32."""
+    from tests.helpers.models import make_tiny_model
+
     return make_tiny_model()
-
-
-def make_tiny_model(seed: int = 0, layers: int = 1):
-    from transformers import Qwen3ForCausalLM
-
-    from epistill.lab.build import build_config, build_tokenizer
-    from epistill.rollouts.model import LanguageModel
-
-    tokenizer = build_tokenizer()
-    config = build_config(tokenizer)
-    config.num_hidden_layers = layers
-    config.layer_types = ["full_attention"] * layers
-    config.hidden_size, config.intermediate_size = 32, 48
-    torch.manual_seed(seed)
-    return LanguageModel(Qwen3ForCausalLM(config).eval(), tokenizer, "tiny")
 
 
 def zstd(data):

@@ -184,3 +184,18 @@ def test_every_setting_is_read_somewhere():
             for field in record.model_fields:
                 used = f".{field}" in code or f"{field}=" in code or f'"{field}"' in code
                 assert used, f"{record.__name__}.{field}"
+
+
+def test_what_tests_share_is_a_helper():
+    """One test file never imports another: each runs, moves and fails on its own."""
+    tests = Path(__file__).parent
+    for path in sorted(tests.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            for name in names:
+                shared = name.startswith("tests.helpers")
+                assert shared or name.split(".")[0] not in ("tests", "conftest"), path
+                assert not name.split(".")[-1].startswith("test_"), path
+            if isinstance(node, ast.Attribute):
+                assert ast.unparse(node) != "sys.path", path

@@ -12,7 +12,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import make_tiny_model
 
 from epistill.axes import EmaWeights, FrozenWeights
 from epistill.config import Lora
@@ -24,6 +23,7 @@ from epistill.teacher.context import remove_thinking
 from epistill.teacher.weights import CopiedTeacher, make_teacher
 from epistill.training.step import accumulate_gradients
 from epistill.training.step_records import TrainingRow
+from tests.helpers.models import make_tiny_model
 
 trl = pytest.importorskip("trl")
 from accelerate import Accelerator  # noqa: E402

@@ -24,10 +24,8 @@ from epistill.rollouts.prompts import render_prompt
 from epistill.rollouts.sampler import PromptRequest
 from epistill.rollouts.served_model import load_outline
 from epistill.tasks.coverage import load_eval_problems
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "rollouts"))
-from fake_vllm import FakeVllm
-from served import serving, stop, widen_heads
+from tests.helpers.fake_vllm import FakeVllm
+from tests.helpers.served import serving, stop, widen_heads
 
 ENVIRONMENT = os.environ.get("EPISTILL_TEST_VLLM")
 real = pytest.mark.skipif(

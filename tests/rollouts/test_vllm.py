@@ -7,8 +7,6 @@ from email.utils import formatdate
 
 import pytest
 import torch
-from conftest import make_tiny_model
-from fake_vllm import FakeVllm
 
 from epistill.config import SamplingConfig
 from epistill.errors import EpistillError
@@ -17,6 +15,8 @@ from epistill.rollouts.sampler import PromptRequest
 from epistill.rollouts.scoring import score_completions
 from epistill.rollouts.vllm import VllmPool
 from epistill.rollouts.vllm_client import ServersLost
+from tests.helpers.fake_vllm import FakeVllm
+from tests.helpers.models import make_tiny_model
 
 MODEL = make_tiny_model()
 SAMPLING = SamplingConfig(max_new_tokens=6)

@@ -12,9 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fake_vllm import FakeVllm
 from scipy.stats import chisquare
-from served import serving, stop, widen_heads, with_misleading_defaults
 
 from epistill.config import RunConfig, SamplingConfig
 from epistill.errors import EpistillError
@@ -27,6 +25,8 @@ from epistill.rollouts.vllm import VllmPool
 from epistill.store import RunStore
 from epistill.studies.run_arm import run
 from epistill.tasks.star_search import star_problem
+from tests.helpers.fake_vllm import FakeVllm
+from tests.helpers.served import serving, stop, widen_heads, with_misleading_defaults
 
 ENVIRONMENT = os.environ.get("EPISTILL_TEST_VLLM")
 pytestmark = pytest.mark.skipif(

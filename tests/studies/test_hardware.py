@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from conftest import make_tiny_model
 
 from epistill.config import Lora
 from epistill.describe import extra_forwards
@@ -21,6 +20,7 @@ from epistill.studies.hardware import GIB, Architecture, adapter_parameters, tea
 from epistill.studies.plan import Memory, plan_study
 from epistill.studies.spec import RECIPES, load_study, shipped_studies
 from epistill.teacher.weights import make_teacher
+from tests.helpers.models import make_tiny_model
 
 NAMES = [name for name in shipped_studies() if name.startswith(RECIPES)]
 ARCHITECTURES = {

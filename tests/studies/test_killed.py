@@ -12,12 +12,12 @@ import time
 
 import pytest
 from safetensors.torch import load_file
-from test_study import SPEC
 
 from epistill.store import RunStore, read_json, read_jsonl
 from epistill.studies.lab_world import run_world
 from epistill.studies.runner import run_study
 from epistill.studies.spec import LabWorld, StudySpec
+from tests.helpers.toy_study import SPEC
 
 TOY = {
     **SPEC,

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import make_tiny_model
 
 from epistill.axes import EmaWeights, FrozenWeights, LiveWeights, SnapshotWeights
 from epistill.teacher.weights import EmaTeacher, make_teacher
+from tests.helpers.models import make_tiny_model
 
 
 def change(model, by=0.1):

@@ -6,11 +6,9 @@ import json
 import math
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_tiny_model
 
 from epistill.config import RunConfig
 from epistill.errors import EpistillError
@@ -22,9 +20,9 @@ from epistill.studies.run_arm import run
 from epistill.training.server_rollouts import correct, open_engine
 from epistill.training.step_records import Evidence, Progress, TrainingRow
 from epistill.training.token_signals import plan_signals
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "rollouts"))
-from fake_vllm import FakeVllm
+from tests.helpers.fake_vllm import FakeVllm
+from tests.helpers.models import make_tiny_model
+from tests.helpers.two_processes import on_two
 
 
 def config(urls, name="grpo", steps=3, **more):
@@ -174,8 +172,6 @@ def test_all_servers_lost_stops_with_a_checkpoint_and_goes_on_elsewhere(tmp_path
 
 def test_two_processes_and_servers(tmp_path):
     """The first process asks for both; when the servers are lost, both stop with a checkpoint."""
-    from test_parallel import on_two
-
     one, two, lost = (tmp_path / name for name in ("one", "two", "lost"))
     with FakeVllm(load_model("lab")) as server:
         settings = config([server.url], "grpo", steps=2)
@@ -183,7 +179,7 @@ def test_two_processes_and_servers(tmp_path):
         asked = len(server.bodies)
         jobs = tmp_path / "jobs.json"
         jobs.write_text(json.dumps([[str(two), settings.model_dump(mode="json")]]))
-        on_two("runs.py", jobs)
+        on_two("runs", jobs)
         assert len(server.bodies) == 2 * asked
     for first, second in zip(metrics(one), metrics(two), strict=True):
         assert first["reward"] == second["reward"]
@@ -193,7 +189,7 @@ def test_two_processes_and_servers(tmp_path):
         json.dumps([[str(lost), config(["http://127.0.0.1:9"]).model_dump(mode="json")]])
     )
     with pytest.raises(AssertionError, match="stopped after 0 steps, with a checkpoint"):
-        on_two("runs.py", jobs)
+        on_two("runs", jobs)
     assert (lost / "checkpoints" / "step-000000").is_dir()
 
 

@@ -11,14 +11,11 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from drivers.steps import write_step
 from safetensors.torch import load_file
 
 from epistill.config import RunConfig
@@ -26,33 +23,14 @@ from epistill.methods import method
 from epistill.store import RunStore
 from epistill.studies.run_arm import run
 from epistill.world import World
-
-DRIVERS = Path(__file__).parent / "drivers"
-LIMIT_S = 240  # a hang is a failure
+from tests.helpers.drivers.steps import write_step
+from tests.helpers.two_processes import LIMIT_S, on_two, start_two
 
 METHODS = {
     "grpo": {},
     "sdpo": {"teacher": {"type": "ema", "rate": 0.2}},
     "sft-unguided": {"traces": {"count": 8}},
 }
-
-
-def start_two(driver, *arguments):
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    return subprocess.Popen(
-        [*torchrun, str(DRIVERS / driver), *map(str, arguments)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-
-
-def on_two(driver, *arguments):
-    process = start_two(driver, *arguments)
-    try:
-        _, said = process.communicate(timeout=LIMIT_S)
-    except subprocess.TimeoutExpired:
-        process.terminate()  # torchrun ends its processes with itself
-        raise
-    assert process.returncode == 0, said[-3000:]
 
 
 def on_one(runs):
@@ -108,7 +86,7 @@ def trained(tmp_path_factory):
     for p, (name, steps) in itertools.product(LAYOUTS, SPOILED.items()):
         jobs.append([str(folder / f"{p}-{name}"), settings("sft-unguided", parallel=p), *steps])
     job.write_text(json.dumps(jobs))
-    on_two("runs.py", job)
+    on_two("runs", job)
     return folder
 
 
@@ -193,7 +171,7 @@ def test_one_process_killed_ends_the_other_and_nothing_is_lost(tmp_path):
     config = settings("grpo", steps=12, checkpoint_every=1, evaluations=[])
     one, two, job = tmp_path / "one", tmp_path / "two", tmp_path / "job.json"
     job.write_text(json.dumps([[str(two), config]]))
-    process, metrics = start_two("runs.py", job), two / "metrics.jsonl"
+    process, metrics = start_two("runs", job), two / "metrics.jsonl"
     deadline = time.monotonic() + LIMIT_S
     while not (metrics.is_file() and metrics.read_bytes().count(b"\n") >= 2):
         assert process.poll() is None, process.stderr.read()[-3000:]
@@ -205,7 +183,7 @@ def test_one_process_killed_ends_the_other_and_nothing_is_lost(tmp_path):
     assert process.returncode != 0
     assert RunStore(two).result is None
     finished = RunStore(two).metrics()[:2]
-    on_two("runs.py", job)
+    on_two("runs", job)
     assert RunStore(two).metrics()[:2] == finished
     on_one([(one, config)])
     assert_same_run(one, two, steps=12)
@@ -218,7 +196,7 @@ def assert_same_alarms(one, other):
 
 @pytest.mark.parametrize("parallel", LAYOUTS)
 def test_an_alarm_stops_all_processes_at_one_step(trained, parallel):
-    """One process alone would not stop by its own numbers (drivers/runs.py): a hang, if it decided."""
+    """One process alone would not stop by its own numbers (helpers/drivers/runs.py): a hang, if it decided."""
     one, two = trained / "one-stop", trained / f"{parallel}-stop"
     stopped = RunStore(one).result["stopped_by"]
     assert stopped["step"] < 7
@@ -263,7 +241,7 @@ def stepped(tmp_path_factory):
 
     job = folder / "two.json"
     job.write_text(json.dumps(cases("replicate") | cases("shard")))
-    on_two("steps.py", folder, job)
+    on_two("steps", folder, job)
     for name, case in cases("replicate").items():
         write_step(folder, name.replace("replicate", "one"), case, World())
     return folder

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import make_tiny_model
 
 from epistill.methods import METHODS, method
 from epistill.objective import clipped_surrogate, self_distillation_loss, token_log_probs
 from epistill.teacher.weights import LiveTeacher
 from epistill.training.step import accumulate_gradients
 from epistill.training.step_records import TrainingRow
-
-PROMPTS = [(5, 6, 7), (8, 9), (10, 11, 12, 13), (5, 6, 7)]
-COMPLETIONS = [(20, 21, 22), (23, 24, 25, 26, 27), (28,), (29, 30)]
-CONTEXTS = [(5, 6, 7, 40, 41), None, (10, 11, 50), (5, 6, 7, 42)]
-ADVANTAGES = [0.5, -0.5, 0.0, 0.25]
+from tests.helpers.models import make_tiny_model
+from tests.helpers.training_rows import COMPLETIONS, PROMPTS, logits, make_rows
 
 
 @pytest.fixture
@@ -24,20 +20,6 @@ def models():
     student.network.double()
     teacher.network.double()
     return student, teacher
-
-
-def logits(model, prompt, completion):
-    out = model.network(torch.tensor([[*prompt, *completion]])).logits[0]
-    return out[len(prompt) - 1 : len(prompt) - 1 + len(completion)]
-
-
-def make_rows(student, shift=0.1):
-    rows = []
-    for i, (p, c) in enumerate(zip(PROMPTS, COMPLETIONS, strict=True)):
-        with torch.no_grad():
-            old = token_log_probs(logits(student, p, c), torch.tensor(c)) + shift * (-1) ** i
-        rows.append(TrainingRow(p, c, tuple(old.tolist()), ADVANTAGES[i], CONTEXTS[i]))
-    return rows
 
 
 def gradient_of(model):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import make_tiny_model
-from test_step import COMPLETIONS, CONTEXTS, PROMPTS, logits, make_rows
 
 from epistill.config import RunConfig
 from epistill.methods import METHODS, method
@@ -21,6 +19,8 @@ from epistill.training.pre_step_scores import gather_evidence
 from epistill.training.step import accumulate_gradients
 from epistill.training.step_records import Evidence, Progress, TrainingRow
 from epistill.training.token_signals import plan_signals
+from tests.helpers.models import make_tiny_model
+from tests.helpers.training_rows import COMPLETIONS, CONTEXTS, PROMPTS, logits, make_rows
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -14,10 +14,6 @@ import torch
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-from conftest import make_tiny_model
-
 from epistill.config import Lora, RunConfig
 from epistill.methods import method
 from epistill.rollouts.model import with_lora
@@ -26,6 +22,7 @@ from epistill.training.sharding import gathered, sum_gradients
 from epistill.training.step_records import TrainingRow
 from epistill.training.train_state import make_learner
 from epistill.world import joined
+from tests.helpers.models import make_tiny_model
 
 PROMPTS = [(5, 6, 7), (8, 9), (10, 11, 12, 13), (5, 6, 7), (8, 9, 14)]
 COMPLETIONS = [(20, 21, 22), (23, 24, 25, 26, 27), (28,), (29, 30), (31, 32, 33, 34)]
