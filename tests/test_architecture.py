@@ -13,12 +13,13 @@ import pytest
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "epistill"
 FREE = {
     "errors", "seeds", "settings", "records", "blends", "axes", "config", "environment", "methods",
-    "monitor",
+    "monitor", "thinking",
 }  # fmt: skip
 # Which folders (or modules) of the package each may import. `lab` is the lab's model.
 ALLOWED = {
     "errors": set(),
     "seeds": set(),
+    "thinking": set(),
     "records": set(),
     "settings": set(),
     "world": {"errors"},
@@ -31,9 +32,9 @@ ALLOWED = {
     "methods": {"axes", "blends", "errors"},
     "store": {"errors", "records"},
     "objective": set(),
-    "tasks": {"records", "config", "errors", "seeds"},
-    "metrics": {"records", "errors"},
-    "rollouts": {"records", "config", "errors", "seeds", "objective", "tasks", "world"},
+    "tasks": {"records", "config", "errors", "seeds", "thinking"},
+    "metrics": {"records", "errors", "thinking"},
+    "rollouts": {"thinking", "records", "config", "errors", "seeds", "objective", "tasks", "world"},
     "teacher": FREE | {"objective", "rollouts", "tasks", "world"},
     "training": FREE | {"store", "objective", "tasks", "metrics", "rollouts", "teacher", "world"},
     "evaluation": FREE | {"store", "tasks", "metrics", "rollouts"},
@@ -45,7 +46,7 @@ ALLOWED = {
         "store",
         "metrics",
         "tasks",
-        "rollouts.prompts",
+        "thinking",
         "evaluation.stats",
         "evaluation.paired",
     },
@@ -57,7 +58,7 @@ ALLOWED = {
         "metrics",
         "tasks",
         "traces",
-        "rollouts.prompts",
+        "thinking",
         "evaluation.stats",
         "evaluation.paired",
     },

@@ -14,9 +14,9 @@ from epistill.integrations.transformers import EpistemicMonitor
 from epistill.metrics.epistemic import total_markers
 from epistill.monitor import Fall, Monitor
 from epistill.rollouts.load_model import load_model
-from epistill.rollouts.prompts import split_thinking
 from epistill.tasks.coverage import load_eval_problems
 from epistill.tasks.grading import grade_exact
+from epistill.thinking import split_thinking
 
 # Fires as soon as it can and at any fall, so that what an alarm does shows within a few steps.
 EASY = {"rules": (Fall(measure="length_tokens", share=1e-9),), "baseline_steps": 2, "window_steps": 2, "standard_errors": 0.0}  # fmt: skip

@@ -1,42 +1,10 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from epistill.errors import EpistillError
 from epistill.records import Message
-from epistill.rollouts.prompts import opens_thinking, render_prompt, split_thinking
-
-
-@pytest.mark.parametrize(
-    ("text", "opened", "form", "thinking", "answer"),
-    [
-        ("<think> a </think> b", False, "paired", " a ", "b"),
-        ("a </think> b", True, "opened", "a ", "b"),
-        ("a </think> b", False, "opened", "a ", "b"),  # nobody told us: the tag does
-        ("<think> a", False, "unclosed", " a", ""),
-        ("a b c", True, "unclosed", "a b c", ""),
-        ("a b c", False, "absent", "", "a b c"),
-        ("well <think>a</think> b", False, "paired", "a", "well\nb"),
-        ("4<think>no</think>2", False, "paired", "no", "4\n2"),  # not 42
-        ("<think>a</think> <think>b", False, "unclosed", "a b", ""),
-        ("so 5. <think>b", False, "unclosed", "so 5. b", ""),
-        ("a</think> b <think>c", True, "unclosed", "a b c", ""),
-        ("x </think> y </think> z", True, "opened", "x </think> y ", "z"),
-        ("", False, "absent", "", ""),
-    ],
-)
-def test_splitting_in_every_case(text, opened, form, thinking, answer):
-    found = split_thinking(text, opened_in_prompt=opened)
-    assert (found.form, found.thinking, found.answer) == (form, thinking, answer)
-
-
-@given(st.text(alphabet="ab ", max_size=20), st.text(alphabet="ab ", max_size=20))
-def test_a_template_that_opened_the_tag_loses_no_thinking(thinking, answer):
-    found = split_thinking(f"{thinking}</think>{answer}", opened_in_prompt=True)
-    assert found.thinking == thinking
-    assert found.answer == answer.strip()
+from epistill.rollouts.prompts import render_prompt
 
 
 def test_the_lab_template_opens_thinking(lab_model):
@@ -45,20 +13,6 @@ def test_the_lab_template_opens_thinking(lab_model):
     assert prompt.text.endswith("<think>\n")
     assert lab_model.tokenizer.convert_ids_to_tokens(list(prompt.ids))[-1] == "<think>"
     assert lab_model.tokenizer.unk_token_id not in prompt.ids
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("<assistant><think>\n", True),
-        ("<assistant>", False),
-        ("<assistant><think>\n\n</think>\n\n", False),
-        ("solution: <think> a </think> b <assistant>", False),
-        ("solution: <think> a </think> b <assistant><think>", True),
-    ],
-)
-def test_whether_the_prompt_opens_thinking(text, expected):
-    assert opens_thinking(text) is expected
 
 
 def test_thinking_mode_reaches_the_template(lab_model):

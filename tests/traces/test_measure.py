@@ -22,7 +22,7 @@ from epistill.metrics import (
     official_substring_count,
 )
 from epistill.metrics.words import WORD, fold
-from epistill.rollouts.prompts import split_thinking
+from epistill.thinking import split_thinking
 from epistill.traces import tabulate
 from epistill.traces.measure import Options, measure_files
 from epistill.traces.measure_summary import summarise_measured, warnings_of

@@ -277,7 +277,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
         code = (
             "from pathlib import Path\n"
             "from epistill.traces.measure import Options, measure_files\n"
-            f"measure([Path({str(path)!r})], Options())\n"
+            f"measure_files([Path({str(path)!r})], Options())\n"
             "status = Path('/proc/self/status').read_text()\n"  # ru_maxrss survives exec
             "print(status.partition('VmHWM:')[2].split()[0])"
         )

@@ -20,9 +20,9 @@ from epistill.comparison.sources import Source
 from epistill.config import EvalSet
 from epistill.metrics.words import WORD
 from epistill.records import GraderName
-from epistill.rollouts.prompts import CLOSE, OPEN, split_thinking
 from epistill.tasks.files import grader_of
 from epistill.tasks.grading import Grader
+from epistill.thinking import begins_inside, blank_tags, split_thinking
 from epistill.traces.fields import Trace
 from epistill.traces.measure import Options
 from epistill.traces.references import Lookup, by_problem
@@ -84,8 +84,7 @@ def cut_points(
     ends: list[list[int]] = []
     if tokenizer is None:
         for text in texts:
-            bare = text.replace(OPEN, " " * len(OPEN)).replace(CLOSE, " " * len(CLOSE))
-            ends.append([word.end() for word in WORD.finditer(bare)])
+            ends.append([word.end() for word in WORD.finditer(blank_tags(text))])
     else:
         encoded = tokenizer.encode_batch(list(texts), add_special_tokens=False)
         ends = [[stop for _, stop in one.offsets] for one in encoded]
@@ -108,7 +107,7 @@ def answer_of_prefix(trace: Trace, stop: int, *, opened: bool = False) -> str:
         ('', 'answer 3')
     """
     whole = split(trace, opened=opened)
-    inside = whole.form == "opened" or (whole.form == "unclosed" and OPEN not in trace.text)
+    inside = begins_inside(trace.text, opened_in_prompt=whole.form == "unclosed")
     return split_thinking(trace.text[:stop], opened_in_prompt=inside).answer
 
 

@@ -20,8 +20,8 @@ import orjson
 from epistill.comparison.sources import Source
 from epistill.errors import EpistillError
 from epistill.records import GraderName
-from epistill.rollouts.prompts import SplitResponse
 from epistill.tasks.answers import extract_answer
+from epistill.thinking import SplitResponse
 from epistill.traces import fields
 from epistill.traces.fields import Trace
 from epistill.traces.file_counts import Reading, hash64, identity_key

@@ -20,11 +20,12 @@ from epistill.preflights.scoring_engine import Engine, Scores
 from epistill.preflights.token_classes import FirstTokens, TokenClasses, classify
 from epistill.records import GradedRollout, Message, Problem
 from epistill.rollouts.collect import sample_and_grade
-from epistill.rollouts.prompts import RenderedPrompt, render_prompt, thinking_mode
+from epistill.rollouts.prompts import RenderedPrompt, render_prompt
 from epistill.seeds import derive_seed
 from epistill.tasks.grading import Grader
 from epistill.teacher.context import NAMED_CONTEXTS, SUCCESS_THRESHOLD, teacher_messages
 from epistill.teacher.guided import contexts_of, guided_chats
+from epistill.thinking import thinking_mode
 
 Ids = tuple[int, ...]
 

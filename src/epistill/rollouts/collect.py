@@ -23,10 +23,11 @@ from epistill.records import (
 )
 from epistill.rollouts.engine import Drawing, Speaker
 from epistill.rollouts.model import LanguageModel
-from epistill.rollouts.prompts import render_prompt, split_thinking
+from epistill.rollouts.prompts import render_prompt
 from epistill.rollouts.remote_engine import RemoteEngine
 from epistill.rollouts.sampler import PromptRequest, sample
 from epistill.tasks.grading import Grader
+from epistill.thinking import split_thinking
 from epistill.world import World, current_world
 
 

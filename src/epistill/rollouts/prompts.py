@@ -1,8 +1,8 @@
-"""THE ONLY place that applies a chat template, and the only one that splits thinking from answer.
+"""THE ONLY place that applies a chat template.
 
-Enters: messages and a tokenizer, or a response's text. Leaves: prompt text and ids, and whether
-the template already opened `<think>`; a response as (thinking, answer). It decides nothing about
-contexts: `teacher.context` writes the messages, this module renders them.
+Enters: messages and a tokenizer. Leaves: prompt text and ids, and whether the template already
+opened thinking. It decides nothing about contexts: `teacher.context` writes the messages, this
+module renders them; `thinking` cuts what comes back.
 """
 
 from __future__ import annotations
@@ -10,15 +10,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from epistill.errors import EpistillError
 from epistill.records import Message
+from epistill.thinking import opens_thinking
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-OPEN, CLOSE = "<think>", "</think>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,71 +76,3 @@ def render_prompt(
     assert isinstance(text, str)
     ids = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
     return RenderedPrompt(text, ids, opens_thinking(text))
-
-
-def opens_thinking(prompt_text: str) -> bool:
-    """Whether a rendered prompt ends inside an open `<think>` block of the assistant's turn."""
-    return prompt_text.rfind(OPEN) > prompt_text.rfind(CLOSE) and prompt_text.rstrip().endswith(
-        OPEN
-    )
-
-
-def thinking_mode(prompt_text: str) -> Literal["open", "closed", "absent"]:
-    """How a rendered prompt leaves thinking: inside the tag, after an emptied pair, or untouched.
-
-    Two prompts of different modes ask for different kinds of response: comparing them compares the
-    modes, not the contexts.
-    """
-    if opens_thinking(prompt_text):
-        return "open"
-    return "closed" if prompt_text.rstrip().endswith(CLOSE) else "absent"
-
-
-@dataclass(frozen=True, slots=True)
-class SplitResponse:
-    """A response cut at its thinking tags.
-
-    Attributes:
-        thinking: Text between the tags, without them; "" where there was none; all of a text whose
-            thinking was never closed.
-        answer: Text before the first and after the last tag; "" where thinking was never closed.
-        form: "paired" (both tags), "opened" (the prompt opened it), "unclosed" (cut inside
-            thinking), "absent" (no thinking at all).
-    """
-
-    thinking: str
-    answer: str
-    form: Literal["paired", "opened", "unclosed", "absent"]
-
-
-def split_thinking(text: str, *, opened_in_prompt: bool = False) -> SplitResponse:
-    r"""Split a response into thinking and answer, in all four cases.
-
-    A closing tag without an opening one means the prompt opened it, whether or not the caller
-    knew; so the s\think context never silently becomes c=s (the paired-regex bug of TRL and of
-    the paper's code).
-
-    Args:
-        text: The response, tags kept.
-        opened_in_prompt: The prompt ended inside `<think>`; only then does a text without any tag
-            count as unclosed thinking.
-
-    Example:
-        >>> split_thinking("so 18 </think> answer 18").form
-        'opened'
-        >>> split_thinking("answer 18").thinking
-        ''
-    """
-    opening, closing = text.find(OPEN), text.rfind(CLOSE)
-    if text.find(OPEN, closing + 1) >= 0:  # opened, perhaps again, and never closed after that
-        return SplitResponse(text.replace(OPEN, "").replace(CLOSE, ""), "", "unclosed")
-    if closing >= 0:
-        after = text[closing + len(CLOSE) :].strip()
-        if 0 <= opening < closing:
-            prose = text[:opening].strip()
-            answer = f"{prose}\n{after}" if prose and after else prose or after
-            return SplitResponse(text[opening + len(OPEN) : closing], answer, "paired")
-        return SplitResponse(text[:closing], after, "opened")
-    if opened_in_prompt:
-        return SplitResponse(text, "", "unclosed")
-    return SplitResponse("", text.strip(), "absent")

@@ -246,9 +246,10 @@ def _model(
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
-    from epistill.rollouts.prompts import render_prompt, split_thinking
+    from epistill.rollouts.prompts import render_prompt
     from epistill.tasks.coverage import load_eval_problems
     from epistill.teacher.context import teacher_messages
+    from epistill.thinking import split_thinking
 
     if not sys.stderr.isatty():
         disable_progress_bar()

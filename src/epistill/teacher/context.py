@@ -13,8 +13,8 @@ from dataclasses import replace
 from epistill.axes import Context
 from epistill.errors import EpistillError
 from epistill.records import GradedRollout, Message, Problem
-from epistill.rollouts.prompts import split_thinking
 from epistill.seeds import named_random
+from epistill.thinking import split_thinking
 
 # {question} and {context} are filled in; the closing sentence is SDPO's (2601.20802).
 SUCCESS_THRESHOLD = 0.5  # a rollout above it may be shown; the paper's success threshold

@@ -17,8 +17,8 @@ from typing import Any
 import orjson
 
 from epistill.errors import EpistillError
-from epistill.rollouts.prompts import CLOSE, OPEN, opens_thinking
 from epistill.tasks.files import ID_FIELDS, QUESTION_FIELDS
+from epistill.thinking import opens_thinking, with_thinking
 
 # In this order; the first that is there and not null is used.
 RESPONSE_FIELDS = (
@@ -218,7 +218,7 @@ def _text(value: Any) -> str:
         if isinstance(content, list):  # parts, as multimodal servers return them
             content = "".join(p.get("text") or "" for p in content if isinstance(p, Mapping))
         if isinstance(thinking, str):
-            return f"{OPEN}{thinking}{CLOSE}{_text(content) if content is not None else ''}"
+            return with_thinking(thinking, "" if content is None else _text(content))
         return _text(content)
     raise Unusable(f"response is a {type(value).__name__}, not text")
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from epistill.errors import EpistillError
-from epistill.rollouts.prompts import SplitResponse
+from epistill.thinking import SplitResponse
 from epistill.traces import fields
 from epistill.traces.fields import Trace, Unusable
 from epistill.traces.file_counts import Reading, hash64, identity_key

@@ -20,7 +20,7 @@ from epistill.metrics.corrections import correction_episodes, correction_evidenc
 from epistill.metrics.lexicon import load_lexicon
 from epistill.metrics.scan import Hits, Scanner
 from epistill.metrics.words import Buffer, Ints, make_buffer
-from epistill.rollouts.prompts import SplitResponse, split_thinking
+from epistill.thinking import SplitResponse, split_thinking
 from epistill.traces.fields import Trace, cut_of, opened_in_prompt, tokens_of
 
 Floats = NDArray[np.float64]

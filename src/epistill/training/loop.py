@@ -16,12 +16,12 @@ from epistill.config import RunConfig
 from epistill.metrics.epistemic import official_substring_count, total_markers
 from epistill.records import GradedRollout, GradeStatus
 from epistill.rollouts.model import LanguageModel
-from epistill.rollouts.prompts import split_thinking
 from epistill.rollouts.vllm_client import ServersLost
 from epistill.seeds import derive_seed
 from epistill.store import RunStore
 from epistill.tasks.coverage import make_curriculum
 from epistill.tasks.grading import Grader
+from epistill.thinking import split_thinking
 from epistill.training.batches import Batch, on_policy_batch, trace_batch
 from epistill.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from epistill.training.optimiser_steps import mean, update
