@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,10 +22,10 @@ class Notation:
     """How some models write thinking; the fields are those of the data file."""
 
     name: str
-    open: tuple[str, ...]
-    close: tuple[str, ...]
+    open: Sequence[str]
+    close: Sequence[str]
     models: str
-    drop: tuple[str, ...] = ()
+    drop: Sequence[str] = ()
     prose: bool = False
 
 
@@ -32,11 +33,7 @@ class Notation:
 def notations() -> tuple[Notation, ...]:
     """All notations that are known."""
     text = Path(__file__).with_name("thinking_notations.toml").read_text(encoding="utf-8")
-    lists = ("open", "close", "drop")
-    return tuple(
-        Notation(**{name: tuple(v) if name in lists else v for name, v in entry.items()})
-        for entry in tomllib.loads(text)["notation"]
-    )
+    return tuple(Notation(**entry) for entry in tomllib.loads(text)["notation"])
 
 
 _TAGS = {
@@ -138,8 +135,8 @@ def _cut(text: str) -> SplitResponse | None:
             end = closing.search(text, start.end())
             if end is None:
                 return SplitResponse(text[start.end() :], "", "unclosed")
-            parts = text[start.end() : end.start()], text[end.end() :].strip()
-            return SplitResponse(*(_without(part, notation) for part in parts), "paired")
+            thinking, answer = text[start.end() : end.start()], text[end.end() :].strip()
+            return SplitResponse(_without(thinking, notation), _without(answer, notation), "paired")
     tags = _tags(text)
     if not tags:
         return None
