@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from epistill.methods import METHODS
+from epistill.studies.load_study import RECIPES, load_study, shipped_studies
 from epistill.studies.plan import plan_study
-from epistill.studies.spec import RECIPES, load_study, shipped_studies
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

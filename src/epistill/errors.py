@@ -4,6 +4,11 @@ Enters: what was found, what was expected, what to do. Leaves: one line on stder
 (`cli`), or an ordinary `ValueError` for callers of the library. Programming errors stay assertions.
 """
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
 
 class EpistillError(ValueError):
     """A mistake in the input or its surroundings that the user can correct.
@@ -27,3 +32,9 @@ class StoppedElsewhere(EpistillError):
 def first_line(error: Exception) -> str:
     """What went wrong, on one line."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def did_you_mean(name: str, choices: Iterable[str]) -> str:
+    """The end of an error line: "; did you mean 'score'?", or nothing where no choice is near."""
+    near = difflib.get_close_matches(name, list(choices), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""

@@ -6,16 +6,17 @@ import json
 import re
 import tomllib
 from collections.abc import Mapping
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from epistill.config import EvalSet, FileTask, RunConfig, SamplingConfig, StarSearchTask, TaskConfig
-from epistill.errors import EpistillError
+from epistill.errors import EpistillError, first_line
 from epistill.methods import method
 from epistill.preflights.preflight_config import PreflightConfig
-from epistill.settings import Settings
+from epistill.settings import Settings, first_fault
 
 _STAR = re.compile(r"star-search(?::(\d+)x(\d+))?")
 
@@ -56,6 +57,24 @@ def describe_task(source: str, split: str) -> dict[str, Any]:
     }
 
 
+def read_settings(path: Path | Traversable) -> dict[str, Any]:
+    """A TOML or JSON file of settings.
+
+    Raises:
+        EpistillError: It cannot be read, is no TOML (JSON), or no settings by name.
+    """
+    form, parse = ("JSON", json.loads) if path.name.endswith(".json") else ("TOML", tomllib.loads)
+    try:
+        settings = parse(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise EpistillError(f"could not read {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise EpistillError(f"{path} is not {form}: {first_line(error)[:200]}") from error
+    if not isinstance(settings, dict):
+        raise EpistillError(f"{path} is a {type(settings).__name__}; expected settings by name")
+    return settings
+
+
 def load_run_config(path: Path | None, flags: Mapping[str, Any]) -> RunConfig:
     """A run's configuration from a TOML file (or JSON, as a run writes it), flags on top.
 
@@ -66,16 +85,12 @@ def load_run_config(path: Path | None, flags: Mapping[str, Any]) -> RunConfig:
     if path is not None:
         if not path.is_file():
             raise EpistillError(f"no file {path}; expected a TOML run configuration")
-        form, parse = ("JSON", json.loads) if path.suffix == ".json" else ("TOML", tomllib.loads)
-        try:
-            settings = parse(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise EpistillError(f"{path} is not {form}: {error}") from error
-        if not isinstance(settings, dict):
-            raise EpistillError(f"{path} is a {type(settings).__name__}; expected settings by name")
+        settings = read_settings(path)
     flags = dict(flags)
-    if "task" in flags:
-        flags["task"] = task_from_name(flags["task"]).model_dump()
+    task = flags.pop("task", None) or settings.get("task") or settings.get("data")
+    if isinstance(task, str):
+        settings.pop("data", None)
+        settings["task"] = task_from_name(task).model_dump()
     if "max_new_tokens" in flags:
         limit = flags.pop("max_new_tokens")
         settings["sampling"] = {**settings.get("sampling", {}), "max_new_tokens": limit}
@@ -146,7 +161,4 @@ def _validated(kind: type[_Record], settings: Mapping[str, Any]) -> _Record:
     try:
         return kind.model_validate(settings)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        found = f" (found {first['input']!r})" if where and "input" in first else ""
-        raise EpistillError(f"{where or 'the settings'}: {first['msg']}{found}"[:400]) from error
+        raise EpistillError(first_fault(error)) from error

@@ -41,7 +41,8 @@ from epistill.blends import (
     Routed,
     Shaped,
 )
-from epistill.errors import EpistillError
+from epistill.errors import EpistillError, did_you_mean
+from epistill.settings import first_fault, merged
 
 PAPER = "arXiv 2603.24472"
 _NONE, _SIBLING, _SOLUTION = (Context(source=s) for s in ("none", "sibling", "solution"))
@@ -241,23 +242,12 @@ def method(name: str, **changes: Any) -> Method:
     if name not in METHODS:
         raise EpistillError(
             f"no method {name!r}; expected one of {', '.join(METHODS)}; `epistill methods` shows "
-            "them"
+            f"them{did_you_mean(name, METHODS)}"
         )
     settings = METHODS[name].model_dump()
     for key, value in changes.items():
-        settings[key] = _merged(settings.get(key), value)
+        settings[key] = merged(settings.get(key), value)
     try:
         return Method.model_validate(settings)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or name
-        raise EpistillError(f"method {name!r}: {where}: {first['msg']}") from error
-
-
-def _merged(old: Any, new: Any) -> Any:
-    """Change the fields that `new` names; a record of another `type` replaces the old one whole."""
-    if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
-        return new
-    if "type" in new and new["type"] != old.get("type"):
-        return new
-    return {**old, **{key: _merged(old.get(key), value) for key, value in new.items()}}
+        raise EpistillError(f"method {name!r}: {first_fault(error)}") from error

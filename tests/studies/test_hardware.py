@@ -17,8 +17,8 @@ from epistill.errors import EpistillError
 from epistill.methods import METHODS, method
 from epistill.rollouts.model import with_lora
 from epistill.studies.hardware import GIB, Architecture, adapter_parameters, teacher_bytes
+from epistill.studies.load_study import RECIPES, load_study, shipped_studies
 from epistill.studies.plan import Memory, plan_study
-from epistill.studies.spec import RECIPES, load_study, shipped_studies
 from epistill.teacher.weights import make_teacher
 from tests.helpers.models import make_tiny_model
 

@@ -16,9 +16,10 @@ from epistill.preflights.verdict import (
     load_thresholds,
     verdict_of,
 )
+from epistill.studies.load_study import load_study
 from epistill.studies.prediction import prediction_of, spearman, threshold_of
 from epistill.studies.runner import run_study
-from epistill.studies.spec import StudySpec, load_study
+from epistill.studies.spec import StudySpec
 
 
 def test_rho_is_scipys_with_ties():

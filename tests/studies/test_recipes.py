@@ -16,9 +16,9 @@ from epistill.inputs import load_run_config
 from epistill.methods import METHODS
 from epistill.store import RunStore, read_json, write_json
 from epistill.studies.executors import run_job
+from epistill.studies.load_study import RECIPES, load_study, shipped_studies
 from epistill.studies.plan import plan_study
 from epistill.studies.runner import jobs_of, run_study
-from epistill.studies.spec import RECIPES, load_study, shipped_studies
 from epistill.studies.tiny import PROBLEMS, tiny_study
 from epistill.tasks.grading import Grader
 

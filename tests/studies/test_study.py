@@ -13,8 +13,9 @@ import pytest
 from epistill.errors import EpistillError
 from epistill.store import RunStore
 from epistill.studies.executors import workers_at_once
+from epistill.studies.load_study import load_study, shipped_studies
 from epistill.studies.runner import jobs_of, run_study
-from epistill.studies.spec import Resources, StudySpec, load_study, shipped_studies
+from epistill.studies.spec import Resources, StudySpec
 from tests.helpers.toy_study import SPEC
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")

@@ -42,8 +42,8 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Reckon a study's memory per GPU, tokens and GPU hours from its own numbers."""
+    from epistill.studies.load_study import RECIPES, load_study, shipped_studies
     from epistill.studies.plan import plan_study
-    from epistill.studies.spec import RECIPES, load_study, shipped_studies
 
     at_least("--gpus", gpus, 1)
     names = [n for n in shipped_studies() if n.startswith(RECIPES)] if name is None else [name]

@@ -9,7 +9,6 @@ import typer
 from rich.table import Table
 
 from epistill.cli.common import Json, app, at_least, lab, print_evaluations, say, terminal
-from epistill.errors import EpistillError
 
 
 @app.command()
@@ -30,7 +29,7 @@ def study(
     as_json: Json = False,
 ) -> None:
     """Train, compare and report: arms x coverage x seeds. The same command resumes."""
-    from epistill.studies.spec import load_study
+    from epistill.studies.load_study import load_study
 
     spec = load_study(name)
     if preset is not None:
@@ -160,16 +159,9 @@ def report(
     out: Annotated[Path | None, typer.Option(help="Default: report.html in the folder.")] = None,
 ) -> None:
     """Draw a study's page again from its report.json."""
-    from epistill.store import read_json
+    from epistill.studies.runner import draw_again
 
-    source = folder / "report.json"
-    if not source.is_file():
-        raise EpistillError(
-            f"no report.json in {folder}; expected a study's folder; run `epistill study` first"
-        )
-    from epistill.report.study_page import write_report
-
-    print(write_report(read_json(source), out or folder / "report.html"))
+    print(draw_again(folder, out))
 
 
 @lab.command("pretrain")

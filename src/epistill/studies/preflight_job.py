@@ -11,14 +11,15 @@ from epistill.environment import describe_environment
 from epistill.preflights.open_scoring_engine import make_engine
 from epistill.preflights.preflight_run import run_preflight
 from epistill.store import RunStore
-from epistill.studies.spec import Preflight
+from epistill.studies.spec import Preflight, without_analysis
 
 
 def run_preflight_job(preflight: Preflight, folder: Path) -> RunStore:
     """Carry out a preflight, or go on with it; a finished one is returned as it is."""
     store, settings = RunStore(folder), preflight.settings
     with store.locked():
-        store.begin({"preflight": preflight.model_dump(mode="json")}, describe_environment())
+        asked = without_analysis({"preflight": preflight.model_dump(mode="json")})
+        store.begin(asked, describe_environment(), migrate=without_analysis)
         if store.result is not None:
             return store
         engine = make_engine(settings, folder / "cache")

@@ -16,7 +16,7 @@ from epistill.rollouts.collect import sample_and_grade
 from epistill.rollouts.load_model import load_model
 from epistill.seeds import derive_seed
 from epistill.store import RunStore
-from epistill.studies.spec import Probe
+from epistill.studies.spec import Probe, without_analysis
 from epistill.tasks.coverage import load_eval_problems
 from epistill.tasks.grading import Grader
 from epistill.teacher.context import NAMED_CONTEXTS
@@ -27,7 +27,8 @@ def run_probe(probe: Probe, seed: int, folder: Path) -> RunStore:
     """Carry out a probe; a finished one is returned as it is."""
     store = RunStore(folder)
     with store.locked():
-        store.begin({"probe": probe.model_dump(mode="json"), "seed": seed}, describe_environment())
+        asked = without_analysis({"probe": probe.model_dump(mode="json"), "seed": seed})
+        store.begin(asked, describe_environment(), migrate=without_analysis)
         if store.result is not None:
             return store
         model = load_model(probe.model, dtype=probe.dtype, device=probe.device)

@@ -8,6 +8,7 @@ are: each has the threads that the study gives it.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -15,15 +16,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jinja2 import UndefinedError
+from pydantic import TypeAdapter
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from epistill.errors import EpistillError
+from epistill.config import TaskConfig
+from epistill.errors import EpistillError, first_line
+from epistill.inputs import read_settings
 from epistill.report.study_page import write_report
-from epistill.store import RunStore, read_json, write_json
+from epistill.rollouts.load_model import model_source
+from epistill.store import RunStore, write_json
 from epistill.studies.executors import Executor, Handle, LocalProcesses, WorkerLost
-from epistill.studies.spec import Arm, LabWorld, Preflight, Probe, StudySpec
+from epistill.studies.spec import Arm, LabWorld, Preflight, Probe, StudySpec, without_analysis
 from epistill.studies.study_summary import summarise_study
+from epistill.tasks.coverage import make_curriculum
 
 FIRST_REPORT_S = 120.0
 REPORT_EVERY_S = 120.0
@@ -114,9 +121,11 @@ def run_study(
     """
     out = out.resolve()  # a relative and an absolute path name the same study
     with RunStore(out).locked():
+        worlds, jobs = world_jobs(spec, out), jobs_of(spec, out)
+        if ray is None:  # a cluster's nodes may have what this machine has not
+            _check_inputs(jobs, out)
         _claim_folder(spec, out)
         clock = _Clock(out)
-        worlds, jobs = world_jobs(spec, out), jobs_of(spec, out)
 
         def render() -> Path:
             return _render(spec, out, worlds, jobs, clock)
@@ -140,21 +149,45 @@ def run_study(
         return render()
 
 
+def _check_inputs(jobs: Sequence[Job], out: Path) -> None:
+    """Models and data of the jobs that are still to be done are there, before the first begins."""
+    seen: set[tuple[str, int | None]] = set()
+    for job in jobs:
+        settings = next(iter(job.payload.values()))
+        settings = settings.get("settings", settings)
+        if isinstance(job.item, LabWorld) or RunStore(job.folder).result is not None:
+            continue
+        key = (json.dumps([settings["model"], settings["task"]]), settings.get("coverage"))
+        if key in seen:
+            continue
+        seen.add(key)
+        try:
+            if not Path(settings["model"]).is_relative_to(out):  # its worlds come first
+                model_source(settings["model"])
+            task = TypeAdapter[TaskConfig](TaskConfig).validate_python(settings["task"])
+            make_curriculum(task, settings.get("coverage"), job.seed)
+        except EpistillError as error:
+            raise EpistillError(f"{job.name}: {error}") from error
+
+
 def _claim_folder(spec: StudySpec, out: Path) -> None:
-    path, settings = out / "study.json", spec.model_dump(mode="json")
-    if path.is_file():
-        if _as_of_now(read_json(path), out) != settings:
-            raise EpistillError(
-                f"{out} holds a study with other settings; choose another --out, or remove it"
-            )
-        return
-    write_json(path, settings)
+    """Keep the settings in the folder; only what the analysis uses may differ from those there."""
+    path = out / "study.json"
+    if path.is_file() and _as_of_now(read_settings(path), out) != _trained(spec):
+        raise EpistillError(
+            f"{out} holds a study with other settings; choose another --out, or remove it"
+        )
+    write_json(path, spec.model_dump(mode="json"))
 
 
-def _as_of_now(settings: Any, out: Path) -> Any:
+def _trained(spec: StudySpec) -> dict[str, Any]:
+    return without_analysis(spec.model_dump(mode="json"))
+
+
+def _as_of_now(settings: dict[str, Any], out: Path) -> dict[str, Any]:
     """Settings of an older version in this one's form: what it did not have yet has its default."""
     try:
-        return StudySpec.model_validate(settings).model_dump(mode="json")
+        return _trained(StudySpec.model_validate({**settings, "claims": (), "controls": ()}))
     except ValueError as error:
         raise EpistillError(
             f"{out} was begun by another version of epistill, whose settings this one does not "
@@ -168,7 +201,8 @@ class _Clock:
 
     def __init__(self, out: Path) -> None:
         self._path = out / "duration.json"
-        self._before = read_json(self._path)["seconds"] if self._path.is_file() else 0.0
+        before = read_settings(self._path).get("seconds") if self._path.is_file() else None
+        self._before = before if isinstance(before, int | float) else 0.0
         self._start = time.monotonic()
 
     def seconds(self) -> float:
@@ -262,3 +296,26 @@ def _render(
     )
     write_json(out / "report.json", data)
     return write_report(data, out / "report.html")
+
+
+def draw_again(folder: Path, out: Path | None = None) -> Path:
+    """The page of a study from its report.json; None draws it into the folder.
+
+    Raises:
+        EpistillError: No report.json, or none that this version can draw.
+    """
+    source = folder / "report.json"
+    if not source.is_file():
+        raise EpistillError(
+            f"no report.json in {folder}; expected a study's folder; run `epistill study` first"
+        )
+    data = read_settings(source)
+    try:
+        return write_report(data, out or folder / "report.html")
+    except EpistillError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, UndefinedError) as error:
+        raise EpistillError(
+            f"{source} is not a report as `epistill study` writes it ({type(error).__name__}: "
+            f"{first_line(error)[:120]}); the study's command writes it anew"
+        ) from error

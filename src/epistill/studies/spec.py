@@ -9,24 +9,26 @@ model's own generations by context, each `[[claims]]` is a sentence with the tes
 from __future__ import annotations
 
 import itertools
-import tomllib
 from collections.abc import Mapping
-from importlib import resources
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
 from epistill.config import EvalSet, RunConfig, SamplingConfig, TaskConfig
-from epistill.errors import EpistillError
+from epistill.errors import EpistillError, did_you_mean
 from epistill.methods import method
 from epistill.preflights.preflight_config import Preflight
-from epistill.settings import Settings
+from epistill.settings import Settings, first_fault, merged
 from epistill.studies.hardware import Architecture, Hardware, Lengths
 
-RECIPES = "recipes/"
 WORLD = "world:"  # an arm's model "world:ID" is one of the study's own worlds
+
+# Of a study and its items: text, comparisons, and what only a plan or a preset reads.
+ANALYSIS = {
+    "question", "about", "note", "label", "series", "baseline", "reference", "claims", "controls",
+    "presets", "architectures", "hardware", "lengths", "grid",
+}  # fmt: skip
 
 Expectation = Literal["above", "below", "not_above", "not_below"]
 
@@ -122,10 +124,8 @@ class Grid(Settings):
 
     def points(self) -> list[dict[str, float]]:
         """Every combination of dial values."""
-        return [
-            dict(zip(self.dials, values, strict=True))
-            for values in itertools.product(*self.dials.values())
-        ]
+        combined = itertools.product(*self.dials.values())
+        return [dict(zip(self.dials, values, strict=True)) for values in combined]
 
 
 def point_id(dials: Mapping[str, float]) -> str:
@@ -137,9 +137,9 @@ class ClaimComparison(Settings):
     """One comparison that a claim rests on.
 
     Attributes:
-        measure: A measure of evaluation records (score, length_tokens, density_per_1k_tokens...),
-            or of the training curve: "train_reward" (mean over all steps: how fast it rises) and
-            "train_length_tokens", "train_density_per_1k_tokens" (last tenth of the steps).
+        measure: Of evaluation records (`evaluate.MEASURES`: score, length_tokens...), or of the
+            training curve: "train_reward" (mean over all steps: how fast it rises) and the other
+            `check_names.TRAINING_MEASURES` (last tenth of the steps).
         on: "in_domain" or "ood" pools the sets of that kind; "training" for curve measures; or a
             context of a probe.
         arm, versus: What is compared: value of `arm` minus value of `versus`.
@@ -212,7 +212,10 @@ class StudySpec(Settings):
         """Write the grid out as worlds and arms, once."""
         if not isinstance(settings, dict) or not settings.get("grid") or settings.get("worlds"):
             return settings
-        grid = Grid.model_validate(settings["grid"])
+        try:
+            grid = Grid.model_validate(settings["grid"])
+        except ValidationError as error:
+            raise ValueError(f"grid: {first_fault(error)}") from error
         worlds, arms = [], [*settings.get("arms", ())]
         for dials in grid.points():
             name = point_id(dials)
@@ -222,34 +225,27 @@ class StudySpec(Settings):
                 changed["id"] = f"{name}-{arm.id}"
                 changed["label"] = f"{arm.label}, {name}"
                 changed["changes"] = {**changed["changes"], "model": f"{WORLD}{name}"}
-                changed["baseline"] = f"{name}-{arm.baseline}"
+                if arm.baseline is not None:
+                    changed["baseline"] = f"{name}-{arm.baseline}"
                 arms.append(changed)
         return {**settings, "worlds": worlds, "arms": arms}
 
     @model_validator(mode="after")
     def _names_exist(self) -> StudySpec:
-        known = [item.id for item in (*self.arms, *self.probes, *self.preflights)]
-        if not known:
-            raise ValueError("a study needs at least one arm or probe")
-        if len(set(known)) != len(known):
-            raise ValueError(f"ids of arms, probes and preflights repeat: {sorted(known)}")
-        for claim in (*self.claims, *self.controls):
-            for test in claim.tests:
-                for name in (test.arm, test.versus):
-                    if name not in known:
-                        raise ValueError(
-                            f"claim {claim.id!r} names {name!r}; expected an arm or probe of this "
-                            f"study: {', '.join(known)}"
-                        )
+        from epistill.studies.check_names import check_names
+
+        check_names(self)
         return self
+
+    def evaluations_of(self, arm: Arm) -> tuple[EvalSet, ...]:
+        """The arm's own sets, or the study's."""
+        return self.evaluations if arm.evaluations is None else arm.evaluations
 
     def config_of(self, arm: Arm, seed: int, worlds: Path = Path("worlds")) -> RunConfig:
         """The resolved run of one arm and seed; `worlds` is the folder of the study's worlds."""
-        evaluations = self.evaluations if arm.evaluations is None else arm.evaluations
-        settings = _merge(self.run, arm.changes)
-        if settings["model"].startswith(WORLD):
-            name = settings["model"].removeprefix(WORLD)
-            settings["model"] = str(worlds / name / "model")
+        settings = merged(self.run, arm.changes)
+        if (world := world_of(settings)) is not None:
+            settings["model"] = str(worlds / world / "model")
         if arm.method is None:
             chosen, settings["steps"] = method("grpo"), 0
         else:
@@ -261,7 +257,7 @@ class StudySpec(Settings):
                 **settings,
                 "method": chosen.model_dump(),
                 "coverage": arm.coverage,
-                "evaluations": [e.model_dump() for e in evaluations],
+                "evaluations": [e.model_dump() for e in self.evaluations_of(arm)],
                 "seed": seed,
             }
         )
@@ -276,73 +272,42 @@ class StudySpec(Settings):
             raise EpistillError(
                 f"study {self.name!r} has no preset {name!r}; expected one of "
                 f"{', '.join(self.presets) or 'none'}, or leave it out for the whole study"
+                f"{did_you_mean(name, self.presets)}"
             )
         preset = self.presets[name]
         arms = tuple(arm for arm in self.arms if arm.id in preset.arms)
         probes = tuple(probe for probe in self.probes if probe.id in preset.probes)
         there = {item.id for item in (*arms, *probes)}
-
-        def possible(claims: tuple[Claim, ...]) -> tuple[Claim, ...]:
-            return tuple(c for c in claims if all({t.arm, t.versus} <= there for t in c.tests))
-
+        claims, controls = (
+            tuple(c for c in some if all({t.arm, t.versus} <= there for t in c.tests))
+            for some in (self.claims, self.controls)
+        )
         return self.model_copy(
             update={
                 "name": f"{self.name}-{name}",
                 "arms": arms,
                 "probes": probes,
                 "seeds": preset.seeds,
-                "run": _merge(self.run, preset.changes),
-                "claims": possible(self.claims),
-                "controls": possible(self.controls),
+                "run": merged(self.run, preset.changes),
+                "claims": claims,
+                "controls": controls,
                 "note": preset.note,
             }
         )
 
 
-def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in changes.items():
-        old = merged.get(key)
-        merged[key] = (
-            _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
-        )
-    return merged
+def world_of(settings: Mapping[str, Any]) -> str | None:
+    """The id of the study's world that a run starts from, or None."""
+    model = str(settings.get("model"))
+    return model.removeprefix(WORLD) if model.startswith(WORLD) else None
 
 
-def shipped_studies() -> list[str]:
-    """Names of the studies in the package: presets, and recipes as "recipes/NAME"."""
-    return sorted(_shipped())
+def without_analysis(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a study, or of a probe's or preflight's run, without what only pages show."""
 
+    def kept(key: str, value: Any) -> Any:
+        if key in ("arms", "probes", "preflights"):
+            return [without_analysis(item) for item in value]
+        return without_analysis(value) if key in ("probe", "preflight") else value
 
-def _shipped() -> dict[str, Traversable]:
-    folder = resources.files("epistill.studies")
-    return {
-        prefix + entry.name.removesuffix(".toml"): entry
-        for kind, prefix in (("presets", ""), ("recipes", RECIPES))
-        for entry in (folder / kind).iterdir()
-    }
-
-
-def load_study(name: str) -> StudySpec:
-    """Load a shipped study by name, or a TOML file by path.
-
-    Raises:
-        EpistillError: Not found, not TOML, or settings that do not fit.
-    """
-    found: Traversable = _shipped().get(name.removesuffix(".toml"), Path(name))
-    if not found.is_file():
-        raise EpistillError(
-            f"no study {name!r}; expected one of {', '.join(shipped_studies())}, or a TOML file"
-        )
-    text = found.read_text(encoding="utf-8")
-    try:
-        spec = StudySpec.model_validate(tomllib.loads(text))
-        for arm in spec.arms:
-            spec.config_of(arm, spec.seeds[0])
-        return spec
-    except tomllib.TOMLDecodeError as error:
-        raise EpistillError(f"study {name!r} is not TOML: {error}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise EpistillError(f"study {name!r}: {where}: {first['msg']}") from error
+    return {key: kept(key, value) for key, value in settings.items() if key not in ANALYSIS}

@@ -1,0 +1,162 @@
+"""Every name in a study file that refers to something else in it is there, before anything trains.
+
+Enters: a `StudySpec`. Leaves: nothing, or one line that says where a name leads nowhere.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from epistill.errors import EpistillError, did_you_mean
+from epistill.methods import METHODS
+from epistill.tasks.star_traces import Dials
+from epistill.teacher.context import NAMED_CONTEXTS
+
+if TYPE_CHECKING:
+    from epistill.studies.spec import Arm, Claim, ClaimComparison, Grid, StudySpec
+
+TRAINING = "training"
+# Of every step's record (`training.loop`): numbers of the responses, on policy or not.
+TRAINING_MEASURES = tuple(
+    f"train_{name}"
+    for name in (
+        "reward", "length_tokens", "density_per_1k_tokens", "markers_per_response",
+        "truncated_share", "unreadable_share",
+    )
+)  # fmt: skip
+MOST_SHOWN = 12
+
+
+def check_names(spec: StudySpec) -> None:
+    """Resolve what arms, grids, worlds, presets, probes and claims refer to.
+
+    Raises:
+        EpistillError: Names repeat, or one leads nowhere.
+    """
+    from epistill.studies.spec import world_of
+
+    runs = [item.id for item in (*spec.arms, *spec.probes, *spec.preflights)]
+    if not runs:
+        raise EpistillError("a study needs at least one arm or probe")
+    _once("ids of arms, probes and preflights", runs)
+    _once("ids of claims and controls", (c.id for c in (*spec.claims, *spec.controls)))
+    _once("ids of worlds", (world.id for world in spec.worlds))
+    _once("seeds", spec.seeds)
+    arms = {arm.id: arm for arm in spec.arms}
+    for claim in (*spec.claims, *spec.controls):
+        _check_claim(claim, spec, arms)
+    for name in spec.learning_rates:
+        _exists(name, METHODS, "learning_rates", "a method")
+    if spec.grid is not None:
+        _check_grid(spec.grid)
+    for known in spec.worlds:
+        _dials(f"world {known.id!r}", known.dials)
+    _belong_elsewhere("[run]", spec.run)
+    for arm in spec.arms:
+        where = f"arm {arm.id!r}"
+        _belong_elsewhere(where, arm.changes)
+        if (world := world_of({**spec.run, **arm.changes})) is not None:
+            _exists(world, [w.id for w in spec.worlds], where, "a world")
+        if arm.baseline is not None and arm.baseline != "base":  # "base" is only the default
+            _exists(arm.baseline, arms, f"{where}: baseline", "an arm")
+        _once(f"{where}: names of evaluations", (e.name for e in spec.evaluations_of(arm)))
+    for probe in spec.probes:
+        _once(f"probe {probe.id!r}: contexts", probe.contexts)
+        for context in probe.contexts:
+            _exists(context, NAMED_CONTEXTS, f"probe {probe.id!r}", "a context")
+    for preflight in spec.preflights:
+        for context in preflight.settings.contexts:
+            _exists(context, NAMED_CONTEXTS, f"preflight {preflight.id!r}", "a context")
+    for name, preset in spec.presets.items():
+        where = f"preset {name!r}"
+        for arm_id in preset.arms:
+            _exists(arm_id, arms, where, "an arm")
+        for probe_id in preset.probes:
+            _exists(probe_id, [probe.id for probe in spec.probes], where, "a probe")
+        _once(f"{where}: seeds", preset.seeds)
+
+
+def _belong_elsewhere(where: str, settings: Mapping[str, Any]) -> None:
+    for key in ("method", "coverage", "evaluations", "seed"):
+        if key in settings:
+            raise EpistillError(
+                f"{where} changes {key!r}; expected it in the arm itself, or in the study's "
+                "evaluations and seeds"
+            )
+
+
+def _check_grid(grid: Grid) -> None:
+    _dials("grid", grid.dials)
+    ids = [arm.id for arm in grid.arms]
+    for arm in grid.arms:
+        if arm.baseline is not None:
+            _exists(arm.baseline, ids, f"grid: arm {arm.id!r}: baseline", "an arm of it")
+    for label, pair in grid.pairs.items():
+        for name in pair:
+            _exists(name, ids, f"grid: pair {label!r}", "an arm of it")
+
+
+def _dials(where: str, dials: Iterable[str]) -> None:
+    for name in dials:
+        _exists(name, [field.name for field in fields(Dials)], where, "a dial")
+
+
+def _check_claim(claim: Claim, spec: StudySpec, arms: Mapping[str, Arm]) -> None:
+    contexts = {probe.id: probe.contexts for probe in spec.probes}
+    for test in claim.tests:
+        where = f"claim {claim.id!r}"
+        measures = _measures()
+        if test.measure not in measures:
+            raise EpistillError(
+                f"{where} has no measure {test.measure!r}; expected one of "
+                f"{', '.join(measures)}{did_you_mean(test.measure, measures)}"
+            )
+        for name, on in ((test.arm, test.on), (test.versus, test.versus_on or test.on)):
+            _exists(name, [*arms, *contexts], where, "an arm or probe")
+            if name in contexts:
+                places = [*contexts[name]]
+            elif test.measure in TRAINING_MEASURES:
+                places = [TRAINING] if arms[name].method is not None else []
+            else:
+                places = list(dict.fromkeys(e.kind for e in spec.evaluations_of(arms[name])))
+            if on not in places:
+                raise EpistillError(
+                    f"{where}: {test.measure} of {name!r} is not measured on {on!r}; expected "
+                    f"{_some(places) or 'another arm: this one does not train'}"
+                    f"{did_you_mean(on, places)}"
+                )
+        _is_measured_there(where, test, contexts)
+
+
+def _is_measured_there(where: str, test: ClaimComparison, probes: Mapping[str, object]) -> None:
+    if test.measure in TRAINING_MEASURES and {test.arm, test.versus} & set(probes):
+        raise EpistillError(f"{where}: {test.measure} is of training; a probe does not train")
+
+
+def _measures() -> tuple[str, ...]:
+    from epistill.evaluation.evaluate import MEASURES  # imports torch
+
+    return (*MEASURES, *TRAINING_MEASURES)
+
+
+def _exists(name: str, choices: Iterable[str], where: str, what: str) -> None:
+    known = list(choices)
+    if name not in known:
+        raise EpistillError(
+            f"{where} names {name!r}; expected {what} of this study: "
+            f"{_some(known) or 'it has none'}{did_you_mean(name, known)}"
+        )
+
+
+def _some(names: Iterable[str]) -> str:
+    known = list(names)
+    more = len(known) - MOST_SHOWN
+    return ", ".join(known[:MOST_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def _once(what: str, names: Iterable[object]) -> None:
+    if repeated := [name for name, count in Counter(names).items() if count > 1]:
+        raise EpistillError(f"{what} repeat: {_some(map(str, repeated))}")
