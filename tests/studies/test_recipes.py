@@ -210,7 +210,7 @@ def toy(tmp_path_factory):
     """
     folders: dict[str, Path] = {}
     with Grader() as grader, pytest.MonkeyPatch.context() as patch:
-        for module in ("run", "probe"):
+        for module in ("run_arm", "probe"):
             patch.setattr(f"epistill.studies.{module}.Grader", lambda: nullcontext(grader))
 
         def run(name: str) -> Path:
