@@ -167,12 +167,59 @@ def test_avg_at_k():
 
 
 def test_the_bootstrap_is_scipys():
-    """scipy's percentile bootstrap of a mean, with its own draws."""
+    """scipy's BCa bootstrap of a skewed mean, with its own draws, at the level that t asks for."""
     values = np.random.default_rng(8).gamma(2, size=40)
+    level = scipy_stats.norm.cdf((40 / 39) ** 0.5 * scipy_stats.t.ppf(0.975, 39))
     theirs = scipy_stats.bootstrap(
-        (values,), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(0)
+        (values,),
+        np.mean,
+        n_resamples=20_000,
+        confidence_level=2 * level - 1,
+        method="BCa",
+        rng=np.random.default_rng(0),
     ).confidence_interval
     found = bootstrap_mean(values, resamples=20_000)
     width = theirs.high - theirs.low
     assert found.low == pytest.approx(theirs.low, abs=0.03 * width)
     assert found.high == pytest.approx(theirs.high, abs=0.03 * width)
+
+
+def test_seeds_and_problems_by_hand():
+    """Two seeds and two problems without interaction: both one-way variances, each with its t."""
+    found = bootstrap_mean(np.array([[0.0, 1.0], [0.5, 1.5]]))
+    t = scipy_stats.t.ppf(0.975, 1)
+    assert found.value == 0.75
+    assert found.high - 0.75 == pytest.approx(t * (0.5**2 / 4 + 1**2 / 4) ** 0.5)
+    only_seeds = bootstrap_mean(np.array([[1.0] * 9, [2.0] * 9, [3.0] * 9]))
+    assert only_seeds.high == pytest.approx(t_interval(np.array([1.0, 2.0, 3.0])).high)
+
+
+@pytest.mark.parametrize("deviation", [0.0, 0.03, 0.09])
+def test_three_seeds_cover_as_often_as_they_say(deviation):
+    """Drawing three seeds again would cover .96, .88 and .80."""
+    rng = np.random.default_rng(9)
+    hits = 0
+    for _ in range(600):
+        table = rng.normal(0, 0.3, (3, 200)) + rng.normal(0, 0.1, 200)
+        found = bootstrap_mean(table + rng.normal(0, deviation, (3, 1)))
+        hits += found.low <= 0 <= found.high
+    assert 0.92 <= hits / 600 <= 0.99
+
+
+def test_one_seed_near_the_ceiling_covers_as_often_as_it_says():
+    """128 problems of mean .99, 4 samples each; a percentile interval covers .86."""
+    rng = np.random.default_rng(10)
+    hits = 0
+    for world in range(400):
+        table = rng.binomial(4, rng.beta(50, 0.5, 128)) / 4
+        found = bootstrap_mean(table, seed=world, resamples=1000)
+        hits += found.low <= 50 / 50.5 <= found.high
+    assert 0.93 <= hits / 400 <= 0.995
+
+
+def test_what_differs_from_zero_by_rounding_is_zero():
+    gaps = np.array([[0.1 + 0.2 - 0.3] * 5, [0.0] * 5])
+    assert (bootstrap_mean(gaps).low, bootstrap_mean(gaps).high) == (0.0, 0.0)
+    found = bootstrap_mean(gaps[0])
+    assert (found.value, found.low, found.high) == (0.0, 0.0, 0.0)
+    assert t_interval(gaps[0]).low == 0.0

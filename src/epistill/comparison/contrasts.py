@@ -15,15 +15,9 @@ import numpy as np
 
 from epistill.comparison.paired_problems import Half, Matched
 from epistill.errors import EpistillError
+from epistill.evaluation.intervals import Floats
 from epistill.evaluation.paired import paired_ratio_tests
-from epistill.evaluation.stats import (
-    RESAMPLES,
-    Floats,
-    avg_at_k,
-    bootstrap_ratio,
-    maj_at_k,
-    pass_at_k,
-)
+from epistill.evaluation.stats import RESAMPLES, avg_at_k, bootstrap_ratio, maj_at_k, pass_at_k
 from epistill.metrics.lexicon import Lexicon
 
 CANNOT_CUT = (

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from epistill.comparison.budgets import Regraded
 from epistill.comparison.responses import Response
-from epistill.evaluation.stats import Floats
+from epistill.evaluation.intervals import Floats
 from epistill.metrics.words import Ints
 
 

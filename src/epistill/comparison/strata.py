@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from epistill.comparison.contrasts import Contrast, judged
+from epistill.evaluation.intervals import Floats
 from epistill.evaluation.paired import bootstrap_statistics
-from epistill.evaluation.stats import Floats
 from epistill.metrics.words import Ints
 
 SHARES = (1 / 3, 2 / 3)

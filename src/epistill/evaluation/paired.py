@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike
 
-from epistill.evaluation.stats import RESAMPLES, Estimate, Floats, resampled_sums
+from epistill.evaluation.intervals import Floats, bca_interval, without_rounding
+from epistill.evaluation.stats import RESAMPLES, Estimate, resampled_sums
 
 # An interval from fewer of the resamples than this would leave out the worlds that it is about.
 LEAST_VALID_SHARE = 0.95
@@ -25,7 +26,7 @@ class PairedTest:
 
     Attributes:
         difference: Ours minus theirs.
-        p_value: Two-sided, by inverting the percentile interval; None with one problem.
+        p_value: Two-sided, by inverting the interval; None with one problem.
         smallest_detectable: See `minimum_detectable_difference`; None where nothing varies.
 
     Example:
@@ -81,9 +82,6 @@ def paired_test(
     ours: ArrayLike, theirs: ArrayLike, *, seed: int = 0, resamples: int = RESAMPLES
 ) -> PairedTest:
     """`paired_bootstrap` with its p-value and the minimum detectable difference.
-
-    The p-value is twice the smaller share of resampled differences on either side of 0, so that it
-    is below .05 exactly where the interval leaves 0 out.
 
     Args:
         ours, theirs: [problems], aligned.
@@ -188,7 +186,7 @@ def bootstrap_statistics(
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> list[PairedTest]:
-    """Functions of sums over problems, with percentile intervals and p-values against 0.
+    """Functions of sums over problems, with 95 % intervals and p-values against 0.
 
     Args:
         table: [problems, columns], what each problem adds to each sum.
@@ -212,7 +210,7 @@ def bootstrap_statistics(
     sums = resampled_sums(table, seed=seed, resamples=resamples) if len(table) > 1 else None
     found: list[PairedTest] = []
     for statistic, n in zip(statistics, clusters, strict=True):
-        value = float(statistic(whole)[0])
+        value = without_rounding(float(statistic(whole)[0]))
         found.append(PairedTest(Estimate(value, None, None, n), None, None))
         if sums is None or n < 2:
             continue
@@ -221,10 +219,10 @@ def bootstrap_statistics(
         draws = draws[np.isfinite(draws)]
         if draws.size < LEAST_VALID_SHARE * resamples:
             continue
-        low, high = np.quantile(draws, [0.025, 0.975])
-        tail = min(np.count_nonzero(draws <= 0), np.count_nonzero(draws >= 0))
-        p_value = min(1.0, 2 * (tail + 1) / (draws.size + 1))
-        found[-1] = PairedTest(Estimate(value, float(low), float(high), n), p_value, None)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            left_out = statistic(whole - table)
+        low, high, p_value = bca_interval(value, draws, left_out, n)
+        found[-1] = PairedTest(Estimate(value, low, high, n), p_value, None)
     return found
 
 

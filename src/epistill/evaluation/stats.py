@@ -1,8 +1,8 @@
-"""avg@k, pass@k, maj@k and the problem-cluster bootstrap. Imports no torch.
+"""avg@k, pass@k, maj@k and means with intervals over problems and seeds. Imports no torch.
 
 Enters: outcomes as [problems, samples], or per seed. Leaves: an `Estimate` (value, n, interval): a
 number never travels alone. Responses to one problem are not independent, so problems are what is
-resampled; over several training seeds, seeds are resampled too.
+resampled; several training seeds add their own spread.
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ from math import comb
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from epistill.evaluation.intervals import Floats, bca_interval, crossed_interval, without_rounding
 from epistill.seeds import derive_seed, named_random
 
-Floats = NDArray[np.float64]
 RESAMPLES = 10_000
 MAX_SUBSETS = 500
 CACHED_ENTRIES = 5_000_000  # 40 MB: the most that one cached resampling takes
@@ -141,12 +140,11 @@ def _majority(
 
 
 def bootstrap_mean(per_problem: Floats, *, seed: int = 0, resamples: int = RESAMPLES) -> Estimate:
-    """Mean over problems with a 95 % percentile interval.
+    """Mean over problems with a 95 % interval.
 
     Args:
-        per_problem: [problems], or [seeds, problems] with the same problems for every seed; then
-            seeds and problems are resampled independently (crossed). With three seeds the seeds'
-            share of the interval is too narrow by about a third; see `docs/metrics.md`.
+        per_problem: [problems], whose interval is `bca_interval`; or [seeds, problems] with the
+            same problems for every seed: `crossed_interval`, which draws nothing.
         seed: Names the resampling.
         resamples: Draws.
 
@@ -161,20 +159,15 @@ def bootstrap_mean(per_problem: Floats, *, seed: int = 0, resamples: int = RESAM
     seeds, problems = table.shape
     if problems == 0 or np.isnan(table).any():
         raise ValueError(f"expected at least one problem and no NaN; found shape {table.shape}")
-    value = float(table.mean())
+    value = without_rounding(float(table.mean()))
     if problems == 1:
         return Estimate(value, None, None, problems, seeds)
-    low, high = np.quantile(_resampled_means(table, seed, resamples), [0.025, 0.975])
-    return Estimate(value, float(low), float(high), problems, seeds)
-
-
-def _resampled_means(table: Floats, seed: int, resamples: int) -> Floats:
-    """[resamples] means of [seeds, problems], problems (and seeds, crossed) drawn again."""
-    seeds, problems = table.shape
-    by_seed = resampled_sums(table.T, seed=seed, resamples=resamples) / problems
-    if seeds == 1:
-        return by_seed[:, 0]
-    return (by_seed * _shares(seeds, resamples, derive_seed("seeds", seed))).sum(1)
+    if seeds > 1:
+        return Estimate(value, *crossed_interval(table), problems, seeds)
+    draws = resampled_sums(table.T, seed=seed, resamples=resamples)[:, 0] / problems
+    left_out = (table.sum() - table[0]) / (problems - 1)
+    low, high, _ = bca_interval(value, draws, left_out, problems)
+    return Estimate(value, low, high, problems)
 
 
 def resampled_sums(table: Floats, *, seed: int = 0, resamples: int = RESAMPLES) -> Floats:
@@ -213,7 +206,7 @@ def _shares(clusters: int, resamples: int, seed: int) -> Floats:
 def bootstrap_ratio(
     numerators: Floats, denominators: Floats, *, seed: int = 0, resamples: int = RESAMPLES
 ) -> list[Estimate | None]:
-    """Ratios of sums over clusters (a density, a share of responses) with percentile intervals.
+    """Ratios of sums over clusters (a density, a share of responses) with 95 % intervals.
 
     Args:
         numerators, denominators: [clusters, ratios], what each cluster adds to both sums.
@@ -245,8 +238,10 @@ def bootstrap_ratio(
             found.append(Estimate(float(above / below), None, None, 1))
         else:
             ratios = sums[drawn, i] / sums[drawn, columns + i]
-            low, high = np.quantile(ratios, [0.025, 0.975])
-            found.append(Estimate(float(above / below), float(low), float(high), clusters))
+            with np.errstate(divide="ignore", invalid="ignore"):
+                left_out = (above - numerators[:, i]) / (below - denominators[:, i])
+            low, high, _ = bca_interval(float(above / below), ratios, left_out, clusters)
+            found.append(Estimate(float(above / below), low, high, clusters))
     return found
 
 
@@ -269,7 +264,8 @@ def t_interval(per_seed: Floats) -> Estimate:
     if values.size == 1:
         return Estimate(mean, None, None, 0, 1)
     half = float(stats.t.ppf(0.975, values.size - 1) * values.std(ddof=1) / np.sqrt(values.size))
-    return Estimate(mean, mean - half, mean + half, 0, int(values.size))
+    ends = without_rounding(mean - half), without_rounding(mean + half)
+    return Estimate(mean, *ends, 0, int(values.size))
 
 
 def paired_bootstrap(
