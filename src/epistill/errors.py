@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
+
+_REMEDY = "; restore it from a copy, or remove "
 
 
 class EpistillError(ValueError):
@@ -19,6 +22,15 @@ class EpistillError(ValueError):
 
 class FolderInUse(EpistillError):
     """Another process holds a run directory."""
+
+
+class Damaged(EpistillError):
+    """A file that was whole when it was written is not what it was."""
+
+    @property
+    def found(self) -> str:
+        """Which file, and what is wrong with it."""
+        return str(self).partition(_REMEDY)[0]
 
 
 class BudgetExceeded(EpistillError):
@@ -38,3 +50,17 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """The end of an error line: "; did you mean 'score'?", or nothing where no choice is near."""
     near = difflib.get_close_matches(name, list(choices), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def damaged(path: Path, what: str, folder: Path | None = None) -> Damaged:
+    """The error about a file that is not as it was written; `folder` is what may be removed."""
+    return Damaged(f"{path} is damaged: {what}{_REMEDY}{folder or path.parent} to begin again")
+
+
+def why_unread(error: Exception) -> str:
+    """What reading a file raised, in words."""
+    if isinstance(error, OSError):
+        return f"it cannot be read ({error.strerror})"
+    if isinstance(error, UnicodeDecodeError):
+        return "it is no UTF-8 text"
+    return f"it is no JSON ({first_line(error)})"

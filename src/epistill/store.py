@@ -5,76 +5,51 @@
     metrics.jsonl      one line per step, no wall-clock in it: equal configs give equal files
     alarms.jsonl       what the monitor raised, if anything
     timing.jsonl       seconds per step, apart from the metrics for that reason
-    evaluations/*.jsonl, rollouts/*.jsonl, traces.jsonl
-    checkpoints/step-N/   see train.checkpoint
+    evaluations/*.jsonl, traces/traces.jsonl
+    checkpoints/step-N/   see training/checkpoint.py
+    manifest.json      the SHA-256 of files that are final; of all of them once the run is finished
     result.json        written last: its presence means the run is finished
 
-Files are written to a temporary name and renamed. A lock keeps a second process out.
+Files are written to a temporary name and renamed. A lock keeps a second process out. What is read
+again is checked: a damaged file is an error that names it, never a number.
 """
 
 from __future__ import annotations
 
 import fcntl
-import json
+import hashlib
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from epistill.errors import EpistillError, FolderInUse
+from epistill.errors import EpistillError, FolderInUse, damaged
+from epistill.integrity import (
+    MANIFEST,
+    Mark,
+    check_against_manifest,
+    head,
+    read_sealed,
+    require,
+    sealed,
+    sha256_of,
+)
+from epistill.json_files import (
+    append_jsonl,
+    json_bytes,
+    read_json,
+    read_jsonl,
+    remove_file,
+    write_atomic,
+    write_json,
+    write_jsonl,
+)
 
+LOGS = ("metrics.jsonl", "timing.jsonl", "alarms.jsonl", "evaluations/curve.jsonl")  # they grow
+TRACES = "traces/traces.jsonl"  # of a supervised run
 _BEFORE_A_RUN = {"config.json", "environment.json", ".lock"}
-
-
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a whole file or nothing: temporary file in the same folder, flush, rename."""
-    if os.path.isdir(path):  # pathlib's raises where a folder above cannot be entered
-        raise EpistillError(f"could not write {path}: it is a folder; name a file in it")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    # Models can write lone surrogates, which UTF-8 cannot hold: they become question marks.
-    data = content.encode("utf-8", "replace") if isinstance(content, str) else content
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as out:
-            out.write(data)
-            out.flush()
-            os.fsync(out.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
-        raise EpistillError(
-            f"could not write {path}: {error.strerror}; make room or choose another folder"
-        ) from error
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON that keeps nulls and never holds NaN."""
-    write_atomic(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
-
-
-def read_json(path: Path) -> Any:
-    """Read JSON."""
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def write_jsonl(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """Write records, one per line, whole or not at all."""
-    lines = [json.dumps(r, allow_nan=False, ensure_ascii=False) + "\n" for r in records]
-    write_atomic(path, "".join(lines))
-
-
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Read records; a half-written last line (a killed writer) is left out."""
-    if not path.is_file():
-        return []
-    records = []
-    text = path.read_text(encoding="utf-8")
-    for line in text.split("\n")[:-1]:
-        records.append(json.loads(line))
-    return records
+_WORKING_FILES = {"checkpoints", "cache", MANIFEST}
 
 
 class RunStore:
@@ -116,7 +91,7 @@ class RunStore:
                 whose settings this one does not know.
         """
         path = self.folder / "config.json"
-        if path.is_file():
+        if path.exists():
             there = read_json(path)
             try:
                 there = migrate(there)
@@ -134,6 +109,8 @@ class RunStore:
                 )
             if not different:
                 return
+        elif any((self.folder / name).exists() for name in ("checkpoints", "result.json")):
+            raise damaged(path, "it is missing, and the folder holds a run")
         self._write(write_json, "config.json", config)
         self._write(write_json, "environment.json", environment)
 
@@ -142,19 +119,20 @@ class RunStore:
         return any(p.name not in _BEFORE_A_RUN for p in self.folder.iterdir())
 
     def _version(self) -> str:
-        path = self.folder / "environment.json"
-        found = read_json(path).get("packages", {}).get("epistill") if path.is_file() else None
-        return found or "of an unknown version"
+        try:
+            return self.environment["packages"]["epistill"]
+        except (EpistillError, KeyError, TypeError):
+            return "of an unknown version"
 
     @property
     def config(self) -> dict[str, Any]:
         """The resolved configuration."""
-        return read_json(self.folder / "config.json")
+        return self._checked("config.json", read_json)
 
     @property
     def environment(self) -> dict[str, Any]:
         """Versions, commit and machine of the process that began the run."""
-        return read_json(self.folder / "environment.json")
+        return self._checked("environment.json", read_json)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -176,57 +154,130 @@ class RunStore:
         with handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+            except BlockingIOError as error:
                 raise FolderInUse(
                     f"{self.folder} is in use by another process; wait for it, or use another "
                     "folder"
                 ) from error
+            except OSError as error:
+                raise EpistillError(
+                    f"could not lock {self.folder}: {error.strerror}; expected a file system with "
+                    "file locks (of a network file system: mounted with them)"
+                ) from error
             yield
+
+    # ---- files that are final
+
+    def check(self, name: str) -> None:
+        """Damaged where manifest.json lists a file and it is another one now."""
+        check_against_manifest(self.folder, name)
+
+    def _checked(self, name: str, read: Callable[..., Any]) -> Any:
+        self.check(name)
+        return read(self.folder / name, folder=self.folder)
+
+    def write_final(self, write: Callable[[Path, Any], None], name: str, value: Any) -> None:
+        """Write one file, and manifest.json with its checksum; a kill leaves no wrong checksum."""
+        if self._writes:
+            remove_file(self.folder / MANIFEST)
+            write(self.folder / name, value)
+            self._write_manifest({name: sha256_of(self.folder / name)})
+
+    def read_final(self, name: str) -> list[dict[str, Any]] | None:
+        """Records that `write_final` wrote; None where it did not come to its end.
+
+        Raises:
+            Damaged: They, or manifest.json, are not what was written.
+        """
+        path = self.folder / MANIFEST
+        if not path.exists() or name not in read_sealed(path)["files"]:
+            return None
+        return self._checked(name, read_jsonl)
+
+    def _write_manifest(self, files: Mapping[str, str]) -> None:
+        self._write(write_json, MANIFEST, sealed({"files": dict(files)}))
 
     # ---- metrics
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         """Add one step's numbers."""
-        self._write(_append, "metrics.jsonl", record)
+        self._write(append_jsonl, "metrics.jsonl", record)
 
     def append_timing(self, record: Mapping[str, Any]) -> None:
         """Add one step's seconds."""
-        self._write(_append, "timing.jsonl", record)
+        self._write(append_jsonl, "timing.jsonl", record)
 
     def append_alarm(self, record: Mapping[str, Any]) -> None:
         """Add one alarm of the monitor."""
-        self._write(_append, "alarms.jsonl", record)
+        self._write(append_jsonl, "alarms.jsonl", record)
 
     def alarms(self) -> list[dict[str, Any]]:
         """All alarms so far."""
-        return read_jsonl(self.folder / "alarms.jsonl")
+        return self._log("alarms.jsonl", least_gap=0)
 
     def metrics(self) -> list[dict[str, Any]]:
         """All steps so far."""
-        return read_jsonl(self.folder / "metrics.jsonl")
+        return self._log("metrics.jsonl")
 
     def timing(self) -> list[dict[str, Any]]:
         """Seconds of all steps so far."""
-        return read_jsonl(self.folder / "timing.jsonl")
+        return self._log("timing.jsonl")
+
+    def _log(self, name: str, least_gap: int = 1) -> list[dict[str, Any]]:
+        rows, last = self._checked(name, read_jsonl), -1
+        for number, row in enumerate(rows, 1):
+            step = row.get("step")
+            if not isinstance(step, int) or step < max(last + least_gap, 0):
+                what = f"line {number} is of step {step!r}, after step {last}"
+                raise damaged(self.folder / name, what, self.folder)
+            last = step
+        return rows
 
     def rewind(self, step: int) -> None:
         """Drop what was recorded at or after `step`: a resumed run writes it again."""
-        for name in ("metrics", "timing", "alarms"):
-            path = self.folder / f"{name}.jsonl"
-            if path.is_file():
-                kept = [r for r in read_jsonl(path) if r["step"] < step]
-                self._write(write_jsonl, path.name, kept)
+        for name, rows in (
+            ("metrics.jsonl", self.metrics),
+            ("timing.jsonl", self.timing),
+            ("alarms.jsonl", self.alarms),
+        ):
+            if (self.folder / name).exists():
+                kept = [row for row in rows() if row["step"] < step] if step else []
+                self._write(write_jsonl, name, kept)
+
+    def marks(self) -> dict[str, Mark]:
+        """What a checkpoint remembers of the files that a resumed run goes on with."""
+        names = (*LOGS, TRACES)
+        found = ((name, self.folder / name) for name in names)
+        return {n: (path.stat().st_size, sha256_of(path)) for n, path in found if path.exists()}
+
+    def require(self, marks: Mapping[str, Mark]) -> None:
+        """Damaged where a file does not begin as it was when `marks` were taken."""
+        for name, mark in marks.items():
+            require(self.folder / name, mark, self.folder)
+
+    def restore(self, marks: Mapping[str, Mark]) -> None:
+        """Bring the logs back to what they were when `marks` were taken."""
+        traces = self.folder / TRACES  # all else that a manifest lists will be written again
+        self._write_manifest({TRACES: sha256_of(traces)} if traces.is_file() else {})
+        for name in LOGS:
+            path = self.folder / name
+            if name in marks:
+                self._write(write_atomic, name, head(path, marks[name][0]))
+            elif self._writes:
+                remove_file(path)
 
     # ---- larger records
 
     def write_records(self, kind: str, name: str, records: Iterable[Mapping[str, Any]]) -> None:
-        """Write a table under `kind/name.jsonl` ("evaluations", "rollouts", "traces")."""
+        """Write a table under `kind/name.jsonl` ("evaluations", "traces")."""
         self._write(write_jsonl, f"{kind}/{name}.jsonl", records)
 
     def read_records(self, kind: str, name: str) -> list[dict[str, Any]] | None:
         """A table, or None where it was never written."""
-        path = self.folder / kind / f"{name}.jsonl"
-        return read_jsonl(path) if path.is_file() else None
+        table = f"{kind}/{name}.jsonl"
+        self.check(table)
+        path = self.folder / table
+        return read_jsonl(path, self.folder) if path.exists() else None
 
     def record_names(self, kind: str) -> list[str]:
         """Tables of a kind, sorted."""
@@ -240,25 +291,32 @@ class RunStore:
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Write the result; the run counts as finished from here."""
-        self._write(write_json, "result.json", result)
+        content = json_bytes(result)
+        files = {name: sha256_of(self.folder / name) for name in self._whole_files()}
+        files["result.json"] = hashlib.sha256(content).hexdigest()
+        self._write_manifest(files)
+        self._write(write_atomic, "result.json", content)
+
+    def _whole_files(self) -> list[str]:
+        """Names of everything that a report or another run may read."""
+        paths = (p.relative_to(self.folder) for p in self.folder.rglob("*") if p.is_file())
+        return sorted(
+            str(path)
+            for path in paths
+            if path.parts[0] not in _WORKING_FILES
+            and not any(part.startswith(".") for part in path.parts)
+        )
 
     @property
     def result(self) -> dict[str, Any] | None:
         """The result, or None while the run is unfinished."""
         path = self.folder / "result.json"
-        return read_json(path) if path.is_file() else None
-
-
-def _append(path: Path, record: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    line = json.dumps(record, allow_nan=False, ensure_ascii=False) + "\n"
-    try:
-        with path.open("a", encoding="utf-8") as out:
-            out.write(line)
-    except OSError as error:
-        raise EpistillError(
-            f"could not write {path}: {error.strerror}; make room or choose another folder"
-        ) from error
+        if not path.exists():
+            return None
+        found = self._checked("result.json", read_json)
+        if not found:
+            raise damaged(path, "it is empty", self.folder)
+        return found
 
 
 def _spelled_out(value: Any) -> Any:

@@ -266,7 +266,7 @@ def test_a_checkpoint_of_another_format_is_refused_with_the_way_out(tmp_path):
     path = folder / "checkpoints" / "step-000001" / "state.json"
     write_json(path, {**read_json(path), "format": 1})
     with pytest.raises(
-        EpistillError, match="has checkpoint format 1, this version reads 2; finish"
+        EpistillError, match="has checkpoint format 1, this version reads 3; finish"
     ):
         run(config, folder)
 

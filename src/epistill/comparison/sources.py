@@ -72,6 +72,8 @@ def _source(path: Path) -> Source:
                 "run, and give it evaluation sets"
             )
         sampling = run.config.get("eval_sampling") or run.config.get("sampling") or {}
+        for name in names:
+            run.check(f"evaluations/{name}.jsonl")
         files = {n.removeprefix(FINAL): (path / "evaluations" / f"{n}.jsonl",) for n in names}
         return Source(path, files, sampling, run)
     files = find_files([path])

@@ -2,7 +2,8 @@
 
 Enters: an engine and a folder. Leaves: the same engine, asking only for what is not in the folder.
 A chunk's name is the hash of the model's identity, the prompts' ids (so also of the contexts in
-them) and every setting that decides the numbers; a file is written whole or not at all.
+them) and every setting that decides the numbers; a file is written whole or not at all, and its
+SHA-256 lies beside it: a chunk that is not what was written is asked for again.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -18,11 +20,11 @@ from typing import TYPE_CHECKING, Any, Unpack
 import numpy as np
 import polars as pl
 
+from epistill.json_files import write_atomic
 from epistill.preflights.scoring_engine import Engine, Ids, Scores
 from epistill.records import Rollout, rollout_from_json, rollout_to_json
 from epistill.rollouts.engine import Drawing
 from epistill.rollouts.sampler import PromptRequest
-from epistill.store import write_atomic
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -123,14 +125,28 @@ class Cached:
         whole = {"format": FORMAT, "identity": dict(self.identity), **key}
         text = json.dumps(whole, sort_keys=True)
         path = self._folder / f"{hashlib.sha256(text.encode()).hexdigest()}.parquet"
-        if path.is_file():
+        rows = _kept(path)
+        if rows is not None:
             self.found += 1
-            rows = pl.read_parquet(path).to_dicts()
         else:
             self.asked += 1
             rows = ask()
             buffer = io.BytesIO()
             pl.DataFrame(rows, infer_schema_length=None).write_parquet(buffer)
-            write_atomic(path, buffer.getvalue())
+            content = buffer.getvalue()
+            write_atomic(path.with_suffix(".sha256"), hashlib.sha256(content).hexdigest())
+            write_atomic(path, content)
         self._on_chunk(self.found, self.asked)
         return rows
+
+
+def _kept(path: Path) -> list[dict[str, Any]] | None:
+    """The rows of a chunk; None where it is not there, or not what was written."""
+    try:
+        content, sha256 = path.read_bytes(), path.with_suffix(".sha256").read_bytes()
+    except OSError:
+        return None
+    if hashlib.sha256(content).hexdigest().encode() != sha256:
+        logging.getLogger("epistill").warning("%s is damaged; it is asked for again", path)
+        return None
+    return pl.read_parquet(io.BytesIO(content)).to_dicts()

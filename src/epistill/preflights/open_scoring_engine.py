@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from epistill.errors import EpistillError
+from epistill.errors import EpistillError, damaged
+from epistill.json_files import read_json, write_json
 from epistill.preflights.preflight_config import PreflightConfig
 from epistill.preflights.scoring_engine import Engine, InProcess
 from epistill.preflights.served_scores import Served
@@ -27,7 +28,6 @@ from epistill.rollouts.served_model import load_outline
 from epistill.rollouts.vllm import VllmPool
 from epistill.rollouts.vllm_client import API_KEY, Client, Server, UnusableReply
 from epistill.rollouts.vllm_push import probe_ids
-from epistill.store import read_json, write_json
 
 PROBES = "served-models.json"
 SAME_SERVERS_NATS = 0.05  # mean gap between servers of one model, in their own arithmetic
@@ -126,8 +126,10 @@ def _model_at(url: str, wanted: str) -> tuple[str, int | None]:
 
 def _known(path: Path, probe: Sequence[float]) -> str:
     """Name of the weights with this probe: an earlier one's where they are the same."""
-    known: list[list[float]] = read_json(path) if path.is_file() else []
+    known: list[list[float]] = read_json(path, list) if path.exists() else []
     for earlier in known:
+        if np.shape(earlier) != np.shape(probe):
+            raise damaged(path, "it holds something else than probes")
         if np.abs(np.array(earlier) - probe).max() <= SAME_CACHE_NATS:
             return _name(earlier)
     write_json(path, [*known, list(probe)])

@@ -16,6 +16,7 @@ from transformers.utils.hub import cached_file
 from transformers.utils.logging import disable_progress_bar
 
 from epistill.errors import EpistillError, first_line
+from epistill.integrity import check_against_manifest
 from epistill.rollouts.model import LanguageModel
 
 DTypeName = Literal["float32", "bfloat16"]
@@ -60,7 +61,7 @@ def load_model(
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
         )
-    except (OSError, ValueError) as error:
+    except Exception as error:  # a hostile or broken file can raise anything at all in there
         _explain_own_code(error, name)
         raise EpistillError(
             f"model {name!r} could not be loaded: {first_line(error)}; expected a causal LM with "
@@ -96,6 +97,9 @@ def model_source(name: str) -> str:
         inside = directory / "model"
         if (directory / "environment.json").is_file() and (inside / "config.json").is_file():
             raise EpistillError(f"{name!r} is the folder of a run; its model is {str(inside)!r}")
+        if directory.name == inside.name and (directory.parent / "environment.json").is_file():
+            for file in directory.iterdir():  # a run wrote it, with checksums
+                check_against_manifest(directory.parent, f"{inside.name}/{file.name}")
     return str(directory) if looks_local else name
 
 
@@ -110,7 +114,7 @@ def load_tokenizer(source: str, name: str, trust: bool) -> PreTrainedTokenizerBa
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # as above
         _explain_own_code(error, name)
         raise EpistillError(
             f"model {name!r} has no usable tokenizer: {first_line(error)}; expected "

@@ -1,18 +1,20 @@
 """Finished work of a server pool on disk, so that a command that failed goes on where it stopped.
 
-Enters and leaves: JSON values by key, one line each, appended as they come. A half-written last
-line (a killed writer) is left out and written over.
+Enters and leaves: JSON values by key, one line each with its SHA-256, appended as they come. A
+half-written last line (a killed writer) is left out and written over; a damaged one is asked again.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import threading
 from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 from typing import Any
 
-from epistill.errors import EpistillError
+from epistill.errors import EpistillError, damaged
 
 
 class KeptReplies(MutableMapping[str, Any]):
@@ -26,12 +28,23 @@ class KeptReplies(MutableMapping[str, Any]):
         self._path = path
         self._lock = threading.Lock()
         self._known: dict[str, Any] = {}
+        if path.exists() and not path.is_file():
+            raise damaged(path, "it is no file")
         if path.is_file():
-            text = path.read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8", errors="replace")
             whole, newline, torn = text.rpartition("\n")
-            for line in whole.split("\n") if newline else ():
-                key, value = json.loads(line)
-                self._known[key] = value
+            for number, line in enumerate(whole.split("\n") if newline else (), 1):
+                try:
+                    key, value, sha256 = json.loads(line)
+                    whole_line = _sha256(key, value) == sha256
+                except (ValueError, TypeError, RecursionError):
+                    whole_line = False
+                if whole_line:
+                    self._known[key] = value
+                else:
+                    logging.getLogger("epistill").warning(
+                        "%s line %d is damaged; that reply is asked for again", path, number
+                    )
             if torn:
                 self._write("w", whole + newline)
 
@@ -40,7 +53,8 @@ class KeptReplies(MutableMapping[str, Any]):
 
     def __setitem__(self, key: str, value: Any) -> None:
         with self._lock:
-            self._write("a", json.dumps([key, value], allow_nan=False) + "\n")
+            record = [key, value, _sha256(key, value)]
+            self._write("a", json.dumps(record, allow_nan=False) + "\n")
             self._known[key] = value
 
     def __delitem__(self, key: str) -> None:
@@ -68,3 +82,7 @@ class KeptReplies(MutableMapping[str, Any]):
                 f"could not write {self._path}: {error.strerror}; make room or choose another "
                 "folder"
             ) from error
+
+
+def _sha256(key: str, value: Any) -> str:
+    return hashlib.sha256(json.dumps([key, value]).encode()).hexdigest()

@@ -214,6 +214,13 @@ class _Clock:
         return time.monotonic() - self._start
 
 
+def _seconds(path: Path) -> float:
+    found = read_json(path).get("seconds")
+    if not isinstance(found, int | float) or found < 0:
+        raise damaged(path, f"seconds is {found!r}")
+    return found
+
+
 def _run_jobs(
     jobs: list[Job],
     executors: Executors,
@@ -294,7 +301,7 @@ def _render(
         total=len(jobs),
         seconds=clock.seconds(),
     )
-    write_json(out / "report.json", data)
+    RunStore(out).write_final(write_json, "report.json", data)
     return write_report(data, out / "report.html")
 
 
@@ -309,6 +316,7 @@ def draw_again(folder: Path, out: Path | None = None) -> Path:
         raise EpistillError(
             f"no report.json in {folder}; expected a study's folder; run `epistill study` first"
         )
+    RunStore(folder).check(source.name)
     data = read_settings(source)
     try:
         return write_report(data, out or folder / "report.html")

@@ -2,11 +2,15 @@
 
 Enters: a `Learner` and the number of steps done. Leaves: `checkpoints/step-000010/`. A folder that
 exists is complete: it is written under another name and renamed. Each process writes what it holds
-of sharded tensors and its part of the others; a run resumes on any number of processes.
+of sharded tensors and its part of the others; a run resumes on any number of processes. Its
+state.json holds the checksums of its files, of the run's logs up to its step, and of itself; a run
+goes on from the last checkpoint where all of them are right.
 """
 
 from __future__ import annotations
 
+import logging
+import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
@@ -25,24 +29,28 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from epistill.errors import EpistillError
+from epistill.errors import Damaged, EpistillError, damaged
+from epistill.integrity import sealed, sha256_of, unsealed
+from epistill.json_files import read_json, write_json
 from epistill.rollouts.model import LanguageModel
-from epistill.store import read_json, write_json
+from epistill.store import RunStore
 from epistill.training.sharding import refresh
 from epistill.training.train_state import Learner
 from epistill.world import World
 
 KEEP = 2
-FORMAT = 2
+FORMAT = 3  # 2 had no checksums
 STUDENT, OPTIMIZER = "student/", "optimizer/"
+_NAME = re.compile(r"step-(\d{6,})")
 
 
-def save_checkpoint(folder: Path, step: int, learner: Learner, world: World) -> None:
+def save_checkpoint(store: RunStore, step: int, learner: Learner, world: World) -> None:
     """Write everything a resumed run needs to go on bit for bit; the oldest beyond KEEP goes.
 
     Raises:
         EpistillError: It could not be written; the checkpoints before it are untouched.
     """
+    folder = store.folder / "checkpoints"
     target = folder / f"step-{step:06d}"
     temporary = folder / f".step-{step:06d}.tmp"
     generators = world.gather(torch.get_rng_state().numpy().tobytes().hex())
@@ -60,17 +68,25 @@ def save_checkpoint(folder: Path, step: int, learner: Learner, world: World) -> 
         temporary.mkdir(parents=True)
 
     def end() -> None:
-        write_json(temporary / "state.json", state)
+        state["logs"] = store.marks()
+        write_json(temporary / "state.json", sealed(state))
         _remove(target)
         temporary.rename(target)
-        for old in sorted(folder.glob("step-*"))[:-KEEP]:
-            _remove(old)
+        kept = [found for found in _found(folder) if _step(found) <= step][-KEEP:]
+        for other in set(_found(folder)) - set(kept):  # older, or damaged and of steps to come
+            _remove(other)
 
     try:
         world.on_first(lambda: _said(begin, target))
         writer = HuggingFaceStorageWriter(str(temporary), save_distributed=True)
         with _alone_is_meant():
             save(_tensors(learner), storage_writer=writer, no_dist=world.size == 1)
+        own = sorted(temporary.glob(f"shard-{world.rank + 1:05d}-*"))
+        state["files"] = {
+            name: sha256
+            for hashes in world.gather({path.name: sha256_of(path) for path in own})
+            for name, sha256 in hashes.items()
+        }
         world.on_first(lambda: _said(end, target))
     except CheckpointException as error:
         cause = next(iter(error.failures.values()))[0]
@@ -85,28 +101,104 @@ def save_checkpoint(folder: Path, step: int, learner: Learner, world: World) -> 
         raise
 
 
-def latest_checkpoint(folder: Path, world: World) -> Path | None:
-    """The last complete checkpoint, or None."""
-    found = world.on_first(lambda: [path.name for path in sorted(folder.glob("step-*"))])
-    return folder / found[-1] if found else None
+def resume(store: RunStore, learner: Learner, world: World) -> int:
+    """Go on from the last checkpoint that is whole, or from the start where there was never one.
+
+    Returns:
+        The number of steps that were done; the store's logs are those of that moment.
+
+    Raises:
+        EpistillError: Every checkpoint is damaged, or the last was written by another version, or
+            by a run of another model.
+    """
+    folder = store.folder / "checkpoints"
+    names: list[str] = world.on_first(lambda: [path.name for path in _found(folder)])
+    problem = None
+    for name in reversed(names):
+        state, found = _whole_state(folder / name, store, world)
+        if found is None:
+            if problem is not None and world.first:
+                logging.getLogger("epistill").warning("%s; it goes on from %s", problem, name)
+            world.on_first(lambda state=state: store.restore(state["logs"]))
+            return load_checkpoint(folder / name, state, learner, world)
+        problem = problem or found
+    if problem is not None:
+        world.stop(
+            f"{problem}, and no other checkpoint is whole; restore one from a copy, or remove "
+            f"{store.folder} to begin again"
+        )
+    world.on_first(lambda: store.restore({}))
+    return 0
 
 
-def load_checkpoint(path: Path, learner: Learner, world: World) -> int:
+def _whole_state(path: Path, store: RunStore, world: World) -> tuple[dict[str, Any], str | None]:
+    """What state.json of a checkpoint says, and what is wrong with the checkpoint if anything."""
+
+    def look() -> tuple[dict[str, Any], str | None]:
+        try:
+            return _state(path, store), None
+        except Damaged as error:
+            return {}, error.found
+
+    state, problem = world.on_first(look)
+    if problem is not None:
+        return state, problem
+    wrong: list[str] = []
+    for name in world.share(sorted(state["files"])):
+        try:
+            if sha256_of(path / name) != state["files"][name]:
+                raise damaged(path / name, "it is not what was written")
+        except Damaged as error:
+            wrong.append(error.found)
+    return state, next((one for some in world.gather(wrong) for one in some), None)
+
+
+def _state(path: Path, store: RunStore) -> dict[str, Any]:
+    """state.json; Damaged where it, or a log of the run, is not as it was."""
+    file = path / "state.json"
+    read = read_json(file)
+    if isinstance(form := read.get("format"), int) and form != FORMAT:
+        raise EpistillError(
+            f"{path} has checkpoint format {form}, this version reads {FORMAT}; finish the run "
+            f"with the version that began it, or remove {path.parent} to train again from the start"
+        )
+    state = unsealed(file, read)
+    if state.get("step") != _step(path):
+        raise damaged(file, f"it is of step {state.get('step')}")
+    there = {part.name for part in path.glob("*.safetensors")}
+    if there != set(state["files"]):
+        odd = sorted(there ^ set(state["files"]))[0]
+        raise damaged(path, f"{odd} is {'not its own' if odd in there else 'missing'}")
+    store.require(state["logs"])
+    return state
+
+
+def _found(folder: Path) -> list[Path]:
+    """All checkpoints, in the order of steps."""
+    if not folder.is_dir():
+        if folder.exists():
+            raise damaged(folder, "it is a file")
+        return []
+    return sorted((path for path in folder.iterdir() if _NAME.fullmatch(path.name)), key=_step)
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
+
+
+def load_checkpoint(path: Path, state: dict[str, Any], learner: Learner, world: World) -> int:
     """Restore all of it in place.
+
+    Args:
+        path: Its folder.
+        state: What its state.json says.
 
     Returns:
         The number of steps that were done.
 
     Raises:
-        EpistillError: Written by another version, or by a run of another model.
+        EpistillError: Written by a run of another model.
     """
-    state = read_json(path / "state.json")
-    if state["format"] != FORMAT:
-        world.stop(
-            f"{path} has checkpoint format {state['format']}, this version reads {FORMAT}; finish "
-            f"the run with the version that began it, or remove {path.parent} to train again from "
-            "the start"
-        )
     reader = HuggingFaceStorageReader(str(path))
     saved = {
         name: (tuple(found.size), found.properties.dtype)
@@ -177,11 +269,13 @@ def _trained(student: LanguageModel) -> dict[str, torch.nn.Parameter]:
 
 def _remove(folder: Path) -> None:
     """Remove a checkpoint; killed half-way, it leaves no folder that looks complete."""
-    if folder.exists():
+    if folder.is_dir():
         gone = folder.with_name(f".{folder.name}.old.tmp")
         shutil.rmtree(gone, ignore_errors=True)
         folder.rename(gone)
         shutil.rmtree(gone)
+    else:
+        folder.unlink(missing_ok=True)
 
 
 @contextmanager

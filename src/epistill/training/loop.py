@@ -23,7 +23,7 @@ from epistill.tasks.coverage import make_curriculum
 from epistill.tasks.grading import Grader
 from epistill.thinking import split_thinking
 from epistill.training.batches import Batch, on_policy_batch, trace_batch
-from epistill.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from epistill.training.checkpoint import resume, save_checkpoint
 from epistill.training.optimiser_steps import mean, update
 from epistill.training.run_monitor import Watch, pass_at_group_size
 from epistill.training.server_rollouts import open_engine
@@ -55,14 +55,10 @@ def train(
     torch.manual_seed(derive_seed("torch", config.seed, *([world.rank] if world.rank else [])))
     learner = make_learner(config, student, world)
     teacher = learner.teacher
-    checkpoints = store.folder / "checkpoints"
     curriculum = make_curriculum(config.task, config.coverage, config.seed)
     engine = open_engine(config, student, store.folder)
     traces = stored_traces(config, store, student, curriculum, grader, world)
-    done = 0
-    if (latest := latest_checkpoint(checkpoints, world)) is not None:
-        done = load_checkpoint(latest, learner, world)
-    world.on_first(lambda: store.rewind(done))
+    done = resume(store, learner, world)
     watch = Watch(config, store, world)
     if done == 0:
         on_step(0, student)
@@ -73,7 +69,7 @@ def train(
             try:
                 batch = on_policy_batch(student, teacher, now, curriculum, grader, done, engine)
             except ServersLost as error:
-                save_checkpoint(checkpoints, done, learner, world)
+                save_checkpoint(store, done, learner, world)
                 world.stop(f"{error}; the run stopped after {done} steps, with a checkpoint")
         else:
             batch = trace_batch(traces, config, done)
@@ -91,7 +87,7 @@ def train(
         done += 1
         on_step(done, student)  # before the checkpoint: a run killed between them does it again
         if done % config.checkpoint_every == 0 and done < config.steps:
-            save_checkpoint(checkpoints, done, learner, world)
+            save_checkpoint(store, done, learner, world)
     if engine is not None:
         engine.close()
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict
 from typing import Any
 
 from epistill.config import RunConfig
+from epistill.errors import Damaged
+from epistill.json_files import write_jsonl
 from epistill.records import (
     Grade,
     GradedRollout,
@@ -16,7 +19,7 @@ from epistill.records import (
     rollout_to_json,
 )
 from epistill.rollouts.model import LanguageModel
-from epistill.store import RunStore
+from epistill.store import TRACES, RunStore
 from epistill.tasks.coverage import Curriculum
 from epistill.tasks.grading import Grader
 from epistill.training.batches import collect_traces
@@ -34,12 +37,21 @@ def stored_traces(
     """The method's traces; None for on-policy methods."""
     if config.method.traces is None:
         return None
-    stored = world.on_first(lambda: store.read_records("traces", "traces"))
+    stored = world.on_first(lambda: _whole_traces(store))
     if stored is None:
         collected = collect_traces(student, config, curriculum, grader)
         stored = [_trace_row(item) for item in collected]
-        world.on_first(lambda: store.write_records("traces", "traces", stored or []))
+        world.on_first(lambda: store.write_final(write_jsonl, TRACES, stored or []))
     return [_trace_from(row) for row in stored]
+
+
+def _whole_traces(store: RunStore) -> list[dict[str, Any]] | None:
+    """The stored ones; None where they are to be collected (again: they come out the same)."""
+    try:
+        return store.read_final(TRACES)
+    except Damaged as error:
+        logging.getLogger("epistill").warning("%s; they are collected again", error.found)
+        return None
 
 
 def _trace_row(item: GradedRollout) -> dict[str, Any]:

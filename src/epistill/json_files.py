@@ -1,0 +1,112 @@
+"""JSON and JSON lines on disk: written whole or not at all, read or refused in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from epistill.errors import EpistillError, damaged, why_unread
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write a whole file or nothing: temporary file in the same folder, flush, rename."""
+    if os.path.isdir(path):  # pathlib's raises where a folder above cannot be entered
+        raise EpistillError(f"could not write {path}: it is a folder; name a file in it")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Models can write lone surrogates, which UTF-8 cannot hold: they become question marks.
+    data = content.encode("utf-8", "replace") if isinstance(content, str) else content
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as out:
+            out.write(data)
+            out.flush()
+            os.fsync(out.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        raise EpistillError(
+            f"could not write {path}: {error.strerror}; make room or choose another folder"
+        ) from error
+
+
+def json_bytes(value: Any) -> bytes:
+    """As `write_json` writes it."""
+    text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    return text.encode("utf-8", "replace")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON that keeps nulls and never holds NaN."""
+    write_atomic(path, json_bytes(value))
+
+
+def read_json(path: Path, kind: type = dict, folder: Path | None = None) -> Any:
+    """Read JSON; Damaged where it is absent, no JSON, or not of the expected kind."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
+    except (OSError, ValueError, RecursionError) as error:
+        raise damaged(path, why_unread(error), folder) from error
+    if not isinstance(value, kind):
+        found = type(value).__name__
+        raise damaged(path, f"it holds a {found}, expected a {kind.__name__}", folder)
+    return value
+
+
+def write_jsonl(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Write records, one per line, whole or not at all."""
+    lines = [json.dumps(r, allow_nan=False, ensure_ascii=False) + "\n" for r in records]
+    write_atomic(path, "".join(lines))
+
+
+def read_jsonl(path: Path, folder: Path | None = None) -> list[dict[str, Any]]:
+    """Read records; a half-written last line (a killed writer) is left out.
+
+    Raises:
+        Damaged: Another line is no JSON object.
+    """
+    if not path.exists():
+        return []
+    records = []
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    except (OSError, ValueError) as error:
+        raise damaged(path, why_unread(error), folder) from error
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line, parse_constant=_no_constant)
+        except (ValueError, RecursionError) as error:
+            raise damaged(path, f"line {number}: {why_unread(error)}", folder) from error
+        if not isinstance(record, dict):
+            raise damaged(path, f"line {number} is no record", folder)
+        records.append(record)
+    return records
+
+
+def append_jsonl(path: Path, record: Mapping[str, Any]) -> None:
+    """Add one line."""
+    line = json.dumps(record, allow_nan=False, ensure_ascii=False) + "\n"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8", errors="replace") as out:
+            out.write(line)
+    except OSError as error:
+        raise EpistillError(
+            f"could not write {path}: {error.strerror}; make room or choose another folder"
+        ) from error
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file if it is there."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise EpistillError(f"could not remove {path}: {error.strerror}") from error
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number")

@@ -1,0 +1,261 @@
+"""Every file that a resume, a report or another run reads, damaged in every way: never used silently.
+
+Each case ends in one line that names what is damaged, or in the numbers of the untouched run.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from epistill.config import RunConfig
+from epistill.errors import EpistillError
+from epistill.methods import method
+from epistill.rollouts.load_model import load_model
+from epistill.store import RunStore
+from epistill.studies.run_arm import run
+
+STEPS = 5
+EVALUATION = {
+    "name": "test",
+    "task": {"type": "star_search", "arms": 3, "depth": 2, "split": "test"},
+    "problems": 2, "samples": 1, "curve_problems": 1,
+}  # fmt: skip
+
+
+def configuration(seed=0):
+    return RunConfig.model_validate(
+        {
+            "model": "lab",
+            "task": {"type": "star_search", "arms": 3, "depth": 2},
+            "method": method("sft-unguided", traces={"count": 4}).model_dump(),
+            "coverage": 3, "sampling": {"max_new_tokens": 12}, "learning_rate": 1e-3,
+            "steps": STEPS, "problems_per_step": 2, "samples_per_problem": 2, "seed": seed,
+            "checkpoint_every": 1, "eval_every": 2, "evaluations": [EVALUATION],
+        }
+    )  # fmt: skip
+
+
+class Stopped(Exception):
+    pass
+
+
+def stop_in_step_four(done):
+    """With the checkpoints of steps 2 and 3, and one step that has none yet."""
+    if done == 4:
+        raise Stopped
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A finished run, one that was stopped, and a stopped one of another seed."""
+    root = tmp_path_factory.mktemp("runs")
+    run(configuration(), root / "whole")
+    for name, seed in (("stopped", 0), ("other", 1)):
+        with pytest.raises(Stopped):
+            run(configuration(seed), root / name, save_model=False, on_step=stop_in_step_four)
+    run(configuration(1), root / "other-whole", save_model=True)
+    return root
+
+
+# ---- the ways
+
+
+def flipped_bit(path, other):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def truncated(path, other):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+
+
+def last_byte_lost(path, other):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def missing(path, other):
+    path.unlink()
+
+
+def a_folder(path, other):
+    path.unlink()
+    path.mkdir()
+
+
+def not_a_number(path, other):
+    text = path.read_text()
+    start = next(i for i, c in enumerate(text) if c.isdigit() and text[i - 1] == " ")
+    path.write_text(text[:start] + "NaN" + text[start + 1 :])
+
+
+def another_runs(path, other):
+    shutil.copy(other, path)
+
+
+def lost_line(path, other):
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[1:]))
+
+
+def doubled_line(path, other):
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([lines[0], *lines]))
+
+
+def swapped_lines(path, other):
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([*lines[1:2], lines[0], *lines[2:]]))
+
+
+def edited_step(path, other):
+    path.write_text(
+        path.read_text().replace('"step": 1', '"step": 7').replace('"step": 3', '"step": 2')
+    )
+
+
+def content(data):
+    def damage(path, other):
+        path.write_bytes(data)
+
+    return damage
+
+
+EVERY_FILE = {
+    "flipped bit": flipped_bit, "truncated": truncated, "last byte lost": last_byte_lost,
+    "missing": missing, "a folder": a_folder, "another run's": another_runs,
+    "empty": content(b""), "garbage": content(bytes(range(256)) * 8), "{}": content(b"{}\n"),
+}  # fmt: skip
+MARKUP = {"[]": content(b"[]\n"), "null": content(b"null"), "deep": content(b"[" * 100_000)}
+JSON = MARKUP | {"NaN": not_a_number}
+LINES = {"lost line": lost_line, "doubled line": doubled_line, "swapped lines": swapped_lines,
+         "numbers": content(b"1\n2\n3\n4\n")}  # fmt: skip
+STEP = {"edited step": edited_step}
+
+SHARD = "checkpoints/step-000003/shard-00001-model-00001-of-00001.safetensors"
+STATE = "checkpoints/step-000003/state.json"
+STOPPED = {
+    SHARD: EVERY_FILE,
+    STATE: EVERY_FILE | JSON | STEP,
+    "metrics.jsonl": EVERY_FILE | JSON | LINES | STEP,
+    "timing.jsonl": EVERY_FILE | LINES | STEP,
+    "evaluations/curve.jsonl": EVERY_FILE | LINES,
+    "traces/traces.jsonl": EVERY_FILE | LINES,
+    "manifest.json": EVERY_FILE | MARKUP,
+    "config.json": EVERY_FILE | JSON,
+    "environment.json": EVERY_FILE | JSON,
+}
+FINISHED = {
+    "result.json": EVERY_FILE | JSON,
+    "metrics.jsonl": EVERY_FILE | JSON | LINES | STEP,
+    "timing.jsonl": EVERY_FILE | LINES,
+    "evaluations/curve.jsonl": EVERY_FILE | LINES,
+    "evaluations/final-test.jsonl": EVERY_FILE | LINES,
+    "manifest.json": EVERY_FILE | MARKUP,
+    "config.json": EVERY_FILE | JSON,
+    "environment.json": EVERY_FILE | JSON,
+}
+
+
+def cases(table):
+    return [pytest.param(name, way, id=f"{name.rpartition('/')[2]}: {told}")
+            for name, ways in table.items() for told, way in ways.items()]  # fmt: skip
+
+
+def one_line(error, name):
+    said = str(error)
+    assert "\n" not in said
+    assert Path(name).name in said or Path(name).parent.name in said, said
+
+
+def damage(folders, base, other, name, way, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(folders / base, folder)
+    way(folder / name, folders / other / name)
+    return folder
+
+
+def numbers_of(folder):
+    """All that a report reads, timing aside."""
+    store = RunStore(folder)
+    tables = {name: store.read_records("evaluations", name) for name in ("curve", "final-test")}
+    store.timing()
+    store.config, store.environment  # noqa: B018
+    return store.metrics(), tables, store.result
+
+
+@pytest.mark.parametrize(("name", "way"), cases(STOPPED))
+def test_a_stopped_run_goes_on_to_the_same_numbers_or_names_the_file(
+    name, way, folders, tmp_path, caplog
+):
+    folder = damage(folders, "stopped", "other", name, way, tmp_path)
+    a_newline = way is last_byte_lost and name.endswith(".json")
+    try:
+        run(configuration(), folder, save_model=False)
+        found = numbers_of(folder)
+    except EpistillError as error:
+        one_line(error, name)
+        return
+    assert found == numbers_of(folders / "whole")
+    if "checkpoints" in name and not a_newline:
+        assert "is damaged: " in caplog.text
+        assert "it goes on from step-000002" in caplog.text
+
+
+@pytest.mark.parametrize(("name", "way"), cases(FINISHED))
+def test_a_finished_run_gives_its_numbers_or_names_the_file(name, way, folders, tmp_path):
+    folder = damage(folders, "whole", "other-whole", name, way, tmp_path)
+    try:
+        run(configuration(), folder, save_model=False)
+        found = numbers_of(folder)
+    except EpistillError as error:
+        one_line(error, name)
+        return
+    assert found == numbers_of(folders / "whole")
+
+
+MODEL_FILES = ("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json")
+
+
+@pytest.mark.parametrize("name", MODEL_FILES)
+@pytest.mark.parametrize("told", [*EVERY_FILE, *MARKUP])
+def test_a_model_that_a_run_wrote_loads_whole_or_not_at_all(name, told, folders, tmp_path):
+    way = {**EVERY_FILE, **MARKUP}[told]
+    folder = damage(folders, "whole", "other-whole", f"model/{name}", way, tmp_path)
+    before, after = ((f / "model" / name) for f in (folders / "whole", folder))
+    if after.is_file() and before.read_bytes() == after.read_bytes():
+        return
+    if told == "missing" and name == "tokenizer_config.json":
+        return  # transformers does without it
+    with pytest.raises(EpistillError) as refused:
+        load_model(str(folder / "model"))
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", MODEL_FILES)
+@pytest.mark.parametrize(
+    "told", sorted((EVERY_FILE | MARKUP).keys() - {"flipped bit", "another run's"})
+)
+def test_a_model_without_checksums_is_refused_in_one_line(name, told, folders, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(folders / "whole" / "model", folder)
+    {**EVERY_FILE, **MARKUP}[told](folder / name, None)
+    if name == "tokenizer_config.json" and told in ("missing", "a folder", "{}"):
+        return  # transformers does without it
+    if told == "last byte lost" and json_is_whole(folder / name):
+        return  # a newline
+    with pytest.raises(EpistillError) as refused:
+        load_model(str(folder))
+    assert "\n" not in str(refused.value)
+
+
+def json_is_whole(path):
+    try:
+        json.loads(path.read_text())
+    except ValueError:
+        return False
+    return True
