@@ -36,12 +36,10 @@ class KeptReplies(MutableMapping[str, Any]):
             for number, line in enumerate(whole.split("\n") if newline else (), 1):
                 try:
                     key, value, sha256 = json.loads(line)
-                    whole_line = _sha256(key, value) == sha256
-                except (ValueError, TypeError, RecursionError):
-                    whole_line = False
-                if whole_line:
+                    if _sha256(key, value) != sha256:
+                        raise ValueError("another checksum")
                     self._known[key] = value
-                else:
+                except (ValueError, TypeError, RecursionError):
                     logging.getLogger("epistill").warning(
                         "%s line %d is damaged; that reply is asked for again", path, number
                     )

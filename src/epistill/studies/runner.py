@@ -214,13 +214,6 @@ class _Clock:
         return time.monotonic() - self._start
 
 
-def _seconds(path: Path) -> float:
-    found = read_json(path).get("seconds")
-    if not isinstance(found, int | float) or found < 0:
-        raise damaged(path, f"seconds is {found!r}")
-    return found
-
-
 def _run_jobs(
     jobs: list[Job],
     executors: Executors,
