@@ -109,10 +109,11 @@ ALLOWED = {
         "inputs",
     },
     "__main__": {"cli"},
-    "cli": None,  # opens every door, lazily
+    "library": None,  # opens every door, lazily
+    "cli": None,
 }
 TORCH_FREE = ("records", "config", "monitor", "axes", "describe", "methods", "store", "report.study_page", "evaluation.stats", "cli",
-              "metrics.epistemic", "studies.spec", "studies.hardware", "tasks.sandbox", "inputs", "tasks.files", "traces.measure_summary",
+              "metrics.epistemic", "studies.spec", "library.model_functions", "library.trace_functions", "studies.hardware", "tasks.sandbox", "inputs", "tasks.files", "traces.measure_summary",
               "comparison.compare", "report.trace_pages")  # fmt: skip
 
 

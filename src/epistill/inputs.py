@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from epistill.axes import Method
 from epistill.config import EvalSet, FileTask, RunConfig, SamplingConfig, StarSearchTask, TaskConfig
 from epistill.errors import EpistillError, first_line
 from epistill.methods import method
@@ -75,38 +76,49 @@ def read_settings(path: Path | Traversable) -> dict[str, Any]:
     return settings
 
 
-def load_run_config(path: Path | None, flags: Mapping[str, Any]) -> RunConfig:
-    """A run's configuration from a TOML file (or JSON, as a run writes it), flags on top.
+def load_run_config(config: RunConfig | str | Path | None, flags: Mapping[str, Any]) -> RunConfig:
+    """A run's configuration, or a TOML file of one (or JSON, as a run writes it), flags on top.
+
+    Args:
+        config: What is changed; None starts from nothing.
+        flags: Settings of `RunConfig` by name; `task` and `method` may be names; None changes
+            nothing; `max_new_tokens` goes to `sampling`.
 
     Raises:
         EpistillError: No such file, not TOML or JSON, or settings that do not fit.
     """
     settings: dict[str, Any] = {}
-    if path is not None:
-        if not path.is_file():
-            raise EpistillError(f"no file {path}; expected a TOML run configuration")
-        settings = read_settings(path)
-    flags = dict(flags)
+    if isinstance(config, RunConfig):
+        settings = dict(config)
+    elif config is not None:
+        if not Path(config).is_file():
+            raise EpistillError(f"no file {config}; expected a TOML run configuration")
+        settings = read_settings(Path(config))
+    flags = {name: value for name, value in flags.items() if value is not None}
     task = flags.pop("task", None) or settings.get("task") or settings.get("data")
     if isinstance(task, str):
         settings.pop("data", None)
-        settings["task"] = task_from_name(task).model_dump()
+        task = task_from_name(task)
+    if task is not None:
+        settings["task"] = task
     if "max_new_tokens" in flags:
         limit = flags.pop("max_new_tokens")
         settings["sampling"] = {**settings.get("sampling", {}), "max_new_tokens": limit}
-    chosen = settings.pop("method", {})
-    chosen = {"name": chosen} if isinstance(chosen, str) else dict(chosen)
-    if "method" in flags:
-        chosen = {"name": flags.pop("method")}
-    missing = [n for n, v in (("method", chosen.get("name")),) if v is None]
+    chosen = flags.pop("method", None) or settings.pop("method", None)
+    if isinstance(chosen, str):
+        chosen = {"name": chosen}
+    named = isinstance(chosen, Method) or bool(chosen and chosen.get("name"))
+    missing = [] if named else ["method"]
     missing += [n for n in ("model", "task") if n not in settings and n not in flags]
     if missing:
         raise EpistillError(
             f"nothing says which {' and which '.join(missing)} to use; pass --"
             f"{' and --'.join({'task': 'data'}.get(n, n) for n in missing)}, or a TOML file"
         )
-    settings["method"] = method(chosen.pop("name"), **chosen).model_dump()
-    return _validated(RunConfig, {**settings, **flags})
+    if not isinstance(chosen, Method):
+        changes = dict(chosen or {})
+        chosen = method(changes.pop("name"), **changes)
+    return _validated(RunConfig, {**settings, **flags, "method": chosen})
 
 
 def evaluation_settings(
@@ -143,13 +155,15 @@ def evaluation_settings(
     return chosen, sampling
 
 
-def preflight_settings(*, data: str, contexts: str | None, **settings: Any) -> PreflightConfig:
+def preflight_settings(
+    *, data: str, contexts: Sequence[str] | None, **settings: Any
+) -> PreflightConfig:
     """Checked settings of `epistill preflight`.
 
     Raises:
         EpistillError: Settings that do not fit.
     """
-    names = () if contexts is None else tuple(n.strip() for n in contexts.split(",") if n.strip())
+    names = tuple(name.strip() for name in contexts or () if name.strip())
     task = task_from_name(data).model_dump()
     return _validated(PreflightConfig, {**settings, "task": task, "contexts": names})
 

@@ -134,10 +134,12 @@ def current_world() -> World:
 def joined() -> Iterator[World]:
     """Join the processes that `torchrun` started; without it, this process is the whole world.
 
-    JSON travels over gloo, gradients over gloo (CPU) or nccl (CUDA).
+    JSON travels over gloo, gradients over gloo (CPU) or nccl (CUDA). Within another `joined` it is
+    that one's world.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield World()
+    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    if alone or (dist.is_available() and dist.is_initialized()):
+        yield current_world()
         return
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     if torch.cuda.is_available():

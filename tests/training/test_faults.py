@@ -20,7 +20,7 @@ from epistill.rollouts.load_model import load_model
 from epistill.store import RunStore, read_json, write_json
 from epistill.studies.run_arm import run
 from epistill.tasks.grading import Grader
-from epistill.training.loop import train
+from epistill.training.loop import train_student
 
 TOML = """
 model = "lab"
@@ -81,7 +81,7 @@ def go(folder, config, steps):
     store = RunStore(folder)
     store.begin(config.model_dump(mode="json"), {})
     with Grader() as grader:
-        train(config, store, student, grader, on_step=breaking.on_step)
+        train_student(config, store, student, grader, on_step=breaking.on_step)
     return store, breaking.weights
 
 

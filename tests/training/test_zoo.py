@@ -14,7 +14,7 @@ from epistill.store import RunStore
 from epistill.tasks.grading import Grader
 from epistill.teacher.weights import LiveTeacher
 from epistill.training.entropy_gate import EntropyGate
-from epistill.training.loop import train
+from epistill.training.loop import train_student
 from epistill.training.pre_step_scores import gather_evidence
 from epistill.training.step import accumulate_gradients
 from epistill.training.step_records import Evidence, Progress, TrainingRow
@@ -44,7 +44,7 @@ def test_every_method_trains_in_the_lab(name, tmp_path):
     store = RunStore(tmp_path)
     store.begin(config.model_dump(mode="json"), {})
     with Grader() as grader:
-        train(config, store, student, grader)
+        train_student(config, store, student, grader)
     rows = store.metrics()
     assert len(rows) == 3
     assert all(row["gradient_norm"] > 0 for row in rows)

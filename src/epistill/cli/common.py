@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from epistill.errors import EpistillError
+from epistill.library.results import Result
 
 app = typer.Typer(
     help="A laboratory for on-policy self-distillation of language models.",
@@ -51,10 +51,14 @@ def terminal(*, stderr: bool = False, quiet: bool = False, wide: bool = False) -
     return console
 
 
-def at_least(flag: str, value: int | None, least: int) -> None:
-    """Refuse a flag below its least value."""
-    if value is not None and value < least:
-        raise EpistillError(f"{flag} is {value}; expected at least {least}")
+def show(found: Result, as_json: bool, table: Callable[[Mapping[str, Any]], None]) -> None:
+    """What a function found: its warnings on stderr, its summary as JSON or as a table."""
+    for line in found.warnings:
+        warn(line)
+    if as_json:
+        say(found.summary)
+    else:
+        table(found.summary)
 
 
 def print_evaluations(evaluations: Mapping[str, Mapping[str, Any]]) -> None:

@@ -7,9 +7,8 @@ from typing import Annotated
 
 import typer
 
-from epistill.cli.common import Json, app, at_least, say, warn
+from epistill.cli.common import Json, app, show
 from epistill.cli.trace_commands import (
-    MAX_SHOWN,
     Lexicons,
     Opened,
     Page,
@@ -23,8 +22,8 @@ from epistill.errors import EpistillError
 Side = Annotated[Path, typer.Argument(help="Trace file, folder of them, or run directory.")]
 
 
-@app.command()
-def compare(
+@app.command("compare")
+def compare_command(
     a: Side,
     b: Side,
     k: Annotated[int | None, typer.Option("-k", help="For pass@k, maj@k; default: all.")] = None,
@@ -57,62 +56,29 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Differences B - A on the same problems: scores, length, doubt, budgets, with intervals."""
-    at_least("-k", k, 1)
-    cuts = _budgets(budgets)
     from epistill.cli.compare_tables import print_compared
-    from epistill.comparison.compare import CompareOptions, compare_sides
-    from epistill.store import write_json
-    from epistill.tasks.grading import Grader
-    from epistill.traces.measure import DEFAULT_LEXICONS, Options
-    from epistill.traces.measure_summary import warnings_of
-    from epistill.traces.references import look_up
+    from epistill.library.trace_functions import compare
 
-    options = CompareOptions(
-        reading=Options(
-            lexicons=tuple(lexicon or DEFAULT_LEXICONS),
-            response_field=response_field,
-            problem_field=problem_field,
-            tokenizer=tokenizer,
-            opened=opened_thinking,
-            keep=0 if report is None else MAX_SHOWN // 2,
-            seed=seed,
-        ),
+    found = compare(
+        a,
+        b,
         k=k,
-        budgets=cuts,
-        references=None if problems is None else look_up(problems),
+        problems=problems,
         regrade=regrade,
-        pool=pool,
-        allow_different_settings=allow_different_settings,
+        budgets=_budgets(budgets),
         common_problems=common_problems,
+        allow_different_settings=allow_different_settings,
+        pool=pool,
+        response_field=response_field,
+        problem_field=problem_field,
+        tokenizer=tokenizer,
+        lexicons=lexicon,
+        opened_thinking=opened_thinking,
+        out=out,
+        report=report,
+        seed=seed,
     )
-    with Grader() as grader:
-        found = compare_sides(a, b, options, grader)
-    summary = found.summary
-    for side in ("a", "b"):
-        for line in warnings_of(summary[side]):
-            warn(line)
-    for line in (*summary["differs"], *summary["unknown"]):
-        warn(line)
-    for one in summary["sets"]:
-        where = "" if len(summary["sets"]) == 1 else f"{one['set']}: "
-        for line in one["warnings"]:
-            warn(where + line)
-    if out is not None:
-        write_json(out, summary)
-    if report is not None:
-        from epistill.comparison.compared_traces import compared_traces
-        from epistill.report.trace_pages import write_compared_page
-        from epistill.traces.shift import shift_files
-
-        shown, total = compared_traces(found)
-        files = [list(side.readings) for side in found.sides]
-        moved = shift_files(files[0], files[1], options.reading)
-        lexicons = options.reading.lexicons
-        write_compared_page({**summary, "shift": moved}, shown, total, report, lexicons=lexicons)
-    if as_json:
-        say(summary)
-    else:
-        print_compared(summary)
+    show(found, as_json, print_compared)
 
 
 def _budgets(text: str | None) -> tuple[int, ...] | None:
@@ -123,4 +89,4 @@ def _budgets(text: str | None) -> tuple[int, ...] | None:
         raise EpistillError(
             f"--budgets is {text!r}; expected whole numbers above 0 such as 1000,2000,4000"
         )
-    return tuple(sorted({int(part) for part in parts}))
+    return tuple(int(part) for part in parts)

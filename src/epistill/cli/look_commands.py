@@ -12,7 +12,7 @@ from epistill.cli.common import Json, app, say, tasks, terminal
 
 
 @tasks.command("show")
-def tasks_show(
+def tasks_show_command(
     source: Annotated[str, typer.Argument(help="File, dataset, or star-search[:5x3].")],
     split: Annotated[str, typer.Option(help="Of a dataset.")] = "train",
     as_json: Json = False,
@@ -28,8 +28,8 @@ def tasks_show(
         print(f"{name}: {value}")
 
 
-@app.command()
-def methods(as_json: Json = False) -> None:
+@app.command("methods")
+def methods_command(as_json: Json = False) -> None:
     """List the published methods as points on the five axes."""
     from epistill.describe import describe_method
     from epistill.methods import METHODS
@@ -47,8 +47,8 @@ def methods(as_json: Json = False) -> None:
         console.print(f"{row['method']}: {row['source']}", highlight=False)
 
 
-@app.command()
-def env(as_json: Json = False) -> None:
+@app.command("env")
+def env_command(as_json: Json = False) -> None:
     """Versions, commit and machine, for a bug report."""
     from epistill.environment import describe_environment
 

@@ -10,7 +10,8 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from epistill.cli.common import Json, app, at_least, say, terminal
+from epistill.cli.common import Json, app, say, terminal
+from epistill.library.results import at_least
 
 if TYPE_CHECKING:
     from epistill.studies.spec import StudySpec
@@ -21,8 +22,8 @@ PARTS = (
 )  # fmt: skip
 
 
-@app.command()
-def plan(
+@app.command("plan")
+def plan_command(
     name: Annotated[
         str | None,
         typer.Argument(help="recipes/... or a TOML file; without, a list."),

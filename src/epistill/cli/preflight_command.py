@@ -12,8 +12,8 @@ from rich.table import Table
 from epistill.cli.common import Json, app, say, terminal
 
 
-@app.command()
-def preflight(
+@app.command("preflight")
+def preflight_command(
     model: Annotated[str, typer.Argument(help="Directory, hub name, or lab.")],
     data: Annotated[str, typer.Option(help="File, dataset, or star-search[:5x3].")],
     contexts: Annotated[
@@ -38,43 +38,36 @@ def preflight(
     as_json: Json = False,
 ) -> None:
     """Say before training what self-distillation would do. The same command resumes."""
-    from epistill.inputs import preflight_settings
+    from epistill.library.model_functions import preflight
 
-    config = preflight_settings(
-        model=model,
-        data=data,
-        contexts=contexts,
-        engine=engine,
-        problems=problems,
-        samples=k,
-        sampling={
-            "temperature": temperature,
-            "top_p": top_p,
-            "max_new_tokens": max_new_tokens,
-            "thinking": thinking,
-        },
-        teacher_thinking="same" if teacher_thinking is None else teacher_thinking,
-        allow_mode_mismatch=allow_mode_mismatch,
-        top_k=top_k,
-        device=device,
-        dtype=dtype,
-        seed=seed,
-    )
-    from epistill.preflights.open_scoring_engine import make_engine
-    from epistill.preflights.preflight_run import run_preflight
-    from epistill.report.preflight_page import write_preflight
-    from epistill.store import RunStore, write_json
-
-    console, cache = terminal(stderr=True), out / "cache"
-    with RunStore(out).locked(), console.status("loading") as status:
-        report = run_preflight(config, make_engine(config, cache), cache, say=status.update)
-        write_json(out / "preflight.json", report)
-        page = write_preflight(report, out / "preflight.html")
+    with terminal(stderr=True).status("loading") as status:
+        found = preflight(
+            model,
+            data,
+            out=out,
+            contexts=contexts and contexts.split(","),
+            say=status.update,
+            engine=engine,
+            problems=problems,
+            samples=k,
+            sampling={
+                "temperature": temperature,
+                "top_p": top_p,
+                "max_new_tokens": max_new_tokens,
+                "thinking": thinking,
+            },
+            teacher_thinking="same" if teacher_thinking is None else teacher_thinking,
+            allow_mode_mismatch=allow_mode_mismatch,
+            top_k=top_k,
+            device=device,
+            dtype=dtype,
+            seed=seed,
+        )
     if as_json:
-        say(report)
+        say(found.summary)
         return
-    _print(report)
-    print(page)
+    _print(found.summary)
+    print(found.path)
 
 
 def _print(report: Mapping[str, Any]) -> None:

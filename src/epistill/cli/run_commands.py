@@ -8,11 +8,12 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from epistill.cli.common import Json, app, at_least, lab, print_evaluations, say, terminal
+from epistill.cli.common import Json, app, lab, print_evaluations, say, terminal
+from epistill.library.results import at_least
 
 
-@app.command()
-def study(
+@app.command("study")
+def study_command(
     name: Annotated[
         str,
         typer.Argument(
@@ -29,31 +30,20 @@ def study(
     as_json: Json = False,
 ) -> None:
     """Train, compare and report: arms x coverage x seeds. The same command resumes."""
-    from epistill.studies.load_study import load_study
-
-    spec = load_study(name)
-    if preset is not None:
-        spec = spec.with_preset(preset)
-    at_least("--workers", workers, 1)
-    folder = out or Path("runs") / (f"{spec.name}-tiny" if tiny else spec.name)
-    if tiny:
-        from epistill.studies.tiny import tiny_study
-
-        spec = tiny_study(spec, folder)
-    from epistill.studies.runner import run_study
+    from epistill.library.model_functions import study
 
     console = terminal(stderr=True)
-    report = run_study(spec, folder, workers=workers, ray=ray, console=console)
+    found = study(
+        name, preset=preset, out=out, workers=workers, ray=ray, tiny=tiny, console=console
+    )
     if as_json:
-        from epistill.store import read_json
-
-        say({"report": str(report), "claims": read_json(folder / "report.json")["claims"]})
+        say({"report": str(found.path), "claims": found.summary["claims"]})
     else:
-        print(report)
+        print(found.path)
 
 
-@app.command()
-def train(
+@app.command("train")
+def train_command(
     config: Annotated[Path | None, typer.Argument(help="A TOML file; flags change it.")] = None,
     out: Annotated[Path, typer.Option(help="Run directory.")] = Path("runs/train"),
     model: Annotated[str | None, typer.Option(help="Directory, hub name, or lab.")] = None,
@@ -69,40 +59,41 @@ def train(
     """Train one model with one method. The same command resumes."""
     from epistill.inputs import load_run_config
 
-    flags = {
-        "model": model,
-        "task": data,
-        "method": method,
-        "steps": steps,
-        "coverage": coverage,
-        "learning_rate": learning_rate,
-        "max_new_tokens": max_new_tokens,
-        "seed": seed,
-    }
-    run_config = load_run_config(config, {k: v for k, v in flags.items() if v is not None})
-    from epistill.studies.run_arm import run
+    chosen = load_run_config(
+        config,
+        {
+            "model": model,
+            "task": data,
+            "method": method,
+            "steps": steps,
+            "coverage": coverage,
+            "learning_rate": learning_rate,
+            "max_new_tokens": max_new_tokens,
+            "seed": seed,
+        },
+    )
+    from epistill.library.model_functions import train
     from epistill.world import joined
 
     with joined() as world:
         console = terminal(stderr=True, quiet=not world.first)
         with console.status("loading") as status:
-            store = run(
-                run_config,
-                out,
-                on_step=lambda done: status.update(f"step {done} of {run_config.steps}"),
+            found = train(
+                chosen,
+                out=out,
+                on_step=lambda done: status.update(f"step {done} of {chosen.steps}"),
             )
-        if not world.first:
-            return
-    result = store.result or {}
-    if as_json:
-        say({"folder": str(store.folder), **result})
+    if not world.first:
         return
-    print_evaluations(result["evaluations"])
-    print(store.folder)
+    if as_json:
+        say(found.summary)
+    else:
+        print_evaluations(found.summary["evaluations"])
+        print(found.path)
 
 
-@app.command(name="eval")
-def evaluate(
+@app.command("eval")
+def evaluate_command(
     model: Annotated[str, typer.Argument(help="Directory, hub name, or lab.")],
     data: Annotated[str, typer.Option(help="File, dataset, or star-search[:5x3].")],
     k: Annotated[int, typer.Option("-k", "--samples", help="Samples per problem.")] = 4,
@@ -116,45 +107,28 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure avg@k, pass@k, maj@k, length and marker density of a model."""
-    from epistill.inputs import evaluation_settings
+    from epistill.library.model_functions import evaluate
 
-    chosen, sampling = evaluation_settings(
-        data, k, problems, temperature, top_p, top_k, max_new_tokens
+    found = evaluate(
+        model,
+        data,
+        samples=k,
+        problems=problems,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        out=out,
     )
-    from epistill.evaluation.evaluate import as_rows, self_contained_rows, summarise_evaluation
-    from epistill.evaluation.evaluate import evaluate as run_evaluation
-    from epistill.rollouts.load_model import load_model
-    from epistill.store import write_jsonl
-    from epistill.tasks.grading import Grader
-
-    loaded = load_model(model)
-    with Grader() as grader:
-        records = run_evaluation(
-            loaded,
-            chosen,
-            grader,
-            sampling=sampling,
-            seed=seed,
-            keep_texts=1 if out is None else k,
-        )
-    rows = as_rows(records)
-    if out is not None:
-        write_jsonl(out, self_contained_rows(records, loaded, chosen, sampling))
-    summary = {name: estimate.as_dict() for name, estimate in summarise_evaluation(rows).items()}
-    described = {
-        "problems": len({row["problem_id"] for row in rows}),
-        "samples": k,
-        "sampling": sampling.model_dump(),
-        **summary,
-    }
     if as_json:
-        say(described)
+        say(found.summary)
     else:
-        print_evaluations({chosen.name: described})
+        print_evaluations({data: found.summary})
 
 
-@app.command()
-def report(
+@app.command("report")
+def report_command(
     folder: Annotated[Path, typer.Argument(help="A study's folder (with report.json).")],
     out: Annotated[Path | None, typer.Option(help="Default: report.html in the folder.")] = None,
 ) -> None:
@@ -165,7 +139,7 @@ def report(
 
 
 @lab.command("pretrain")
-def lab_pretrain(
+def lab_pretrain_command(
     out: Annotated[Path, typer.Option(help="Folder for the model.")],
     seed: Annotated[int, typer.Option()] = 0,
     steps: Annotated[int | None, typer.Option(help="Default: the shipped model's.")] = None,
@@ -180,7 +154,7 @@ def lab_pretrain(
 
 
 @lab.command("card")
-def lab_card(as_json: Json = False) -> None:
+def lab_card_command(as_json: Json = False) -> None:
     """Measure the shipped weights again and show what the model card claims beside it."""
     from epistill.lab.card import measure_card, read_card
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from epistill.cli.common import Json, app, at_least, say, warn
-from epistill.errors import EpistillError
+from epistill.cli.common import Json, app, say, show, warn
+from epistill.library.results import at_least
 
-MAX_SHOWN = 2_000
 Traces = Annotated[
     list[Path],
     typer.Argument(help="JSON lines (any name; gzip, zstd) or parquet files, or folders of them."),
@@ -36,8 +34,8 @@ Page = Annotated[Path | None, typer.Option("--report", help="Write a page (one o
 Seed = Annotated[int, typer.Option(help="Names every random draw.")]
 
 
-@app.command()
-def measure(
+@app.command("measure")
+def measure_command(
     traces: Traces,
     by: Annotated[str | None, typer.Option(help="Field whose values make groups.")] = None,
     response_field: ResponseField = None,
@@ -52,45 +50,27 @@ def measure(
     as_json: Json = False,
 ) -> None:
     """Length, markers, controls, positions, truncation and self-corrections of any traces."""
-    at_least("--workers", workers, 1)
     from epistill.cli.trace_tables import print_measured
-    from epistill.store import write_json
-    from epistill.traces.measure import DEFAULT_LEXICONS, Options, measure_files
-    from epistill.traces.measure_summary import summarise_measured, warnings_of
+    from epistill.library.trace_functions import measure
 
-    options = Options(
-        lexicons=tuple(lexicon or DEFAULT_LEXICONS),
+    found = measure(
+        traces,
         by=by,
         response_field=response_field,
         problem_field=problem_field,
         tokenizer=tokenizer,
-        opened=opened_thinking,
-        keep=0 if report is None else MAX_SHOWN,
+        lexicons=lexicon,
+        opened_thinking=opened_thinking,
+        workers=workers,
+        out=out,
+        report=report,
         seed=seed,
     )
-    results = measure_files(traces, options, workers=workers)
-    summary = summarise_measured(results, options)
-    for line in warnings_of(summary):
-        warn(line)
-    if report is not None:
-        from epistill.report.trace_pages import write_measured_page
-        from epistill.traces.measured_traces import measured_traces
-
-        shown, total = measured_traces(results, options)
-        lines = warnings_of(summary)
-        write_measured_page(
-            summary, shown, total, report, lexicons=options.lexicons, warnings=lines
-        )
-    if out is not None:
-        write_json(out, summary)
-    if as_json:
-        say(summary)
-    else:
-        print_measured(summary)
+    show(found, as_json, print_measured)
 
 
-@app.command()
-def shift(
+@app.command("shift")
+def shift_command(
     a: Annotated[Path, typer.Argument(help="Traces, or a folder of them.")],
     b: Annotated[Path, typer.Argument(help="The others; differences are B minus A.")],
     response_field: ResponseField = None,
@@ -127,8 +107,8 @@ def shift(
         print_shift(found, top)
 
 
-@app.command()
-def grade(
+@app.command("grade")
+def grade_command(
     traces: Traces,
     out: Annotated[
         Path | None,
@@ -152,37 +132,20 @@ def grade(
     as_json: Json = False,
 ) -> None:
     """Grade every response: the same records with a verdict; agreement with older labels."""
-    at_least("--workers", workers, 1)
-    if not 0 < time_limit < math.inf:
-        raise EpistillError(f"--time-limit is {time_limit:g}; expected finite seconds above 0")
-    if grader not in (None, "math", "choice", "exact"):
-        raise EpistillError(f"--grader is {grader!r}; expected math, choice or exact")
     from epistill.cli.trace_tables import print_graded
-    from epistill.traces.grade import grade_files
-    from epistill.traces.measure_summary import skipped_of, unread_of
-    from epistill.traces.references import GradeOptions
+    from epistill.library.trace_functions import grade
 
-    options = GradeOptions(
-        response_field=response_field,
-        problem_field=problem_field,
-        opened=opened_thinking,
-        answer_field=answer_field,
+    found = grade(
+        traces,
+        out=out,
         problems=problems,
+        answer_field=answer_field,
         grader=grader,
         label_field=label_field,
-        time_limit_s=time_limit,
+        response_field=response_field,
+        problem_field=problem_field,
+        opened_thinking=opened_thinking,
+        time_limit=time_limit,
         workers=workers,
     )
-    results = grade_files(traces, out, options)
-    named = {
-        "problem": ("--problem-field", problem_field),
-        "label": ("--label-field", label_field),
-    }
-    for result in results:
-        file, reading = result["file"], result["reading"]
-        for line in (*skipped_of(file, reading), *unread_of(file, reading, named)):
-            warn(line)
-    if as_json:
-        say({"files": results})
-    else:
-        print_graded(results)
+    show(found, as_json, lambda summary: print_graded(summary["files"]))

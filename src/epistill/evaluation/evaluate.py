@@ -25,7 +25,7 @@ from epistill.tasks.coverage import load_eval_problems
 from epistill.tasks.grading import Grader
 
 
-def evaluate(
+def evaluate_model(
     model: LanguageModel,
     chosen: EvalSet,
     grader: Grader,

@@ -9,7 +9,7 @@ import json
 from typing import Any
 
 from epistill.config import EvalSet, SamplingConfig, StarSearchTask
-from epistill.evaluation.evaluate import as_rows, evaluate, summarise_evaluation
+from epistill.evaluation.evaluate import as_rows, evaluate_model, summarise_evaluation
 from epistill.lab.dials import measure_dials
 from epistill.rollouts.load_model import LAB_NAME, lab_directory, load_model
 from epistill.tasks.grading import Grader
@@ -43,7 +43,7 @@ def measure_card(name: str = LAB_NAME) -> dict[str, Any]:
             task = StarSearchTask(arms=arms, depth=depth, split="card")
             chosen = EvalSet(name=f"{arms}x{depth}", task=task, problems=PROBLEMS, samples=SAMPLES)
             rows = as_rows(
-                evaluate(
+                evaluate_model(
                     model,
                     chosen,
                     grader,

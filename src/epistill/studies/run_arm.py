@@ -19,7 +19,7 @@ from epistill.environment import describe_environment
 from epistill.errors import EpistillError
 from epistill.evaluation.evaluate import (
     as_rows,
-    evaluate,
+    evaluate_model,
     grouped,
     per_problem,
     summarise_evaluation,
@@ -29,7 +29,7 @@ from epistill.rollouts.model import LanguageModel, with_lora
 from epistill.seeds import derive_seed
 from epistill.store import RunStore
 from epistill.tasks.grading import Grader
-from epistill.training.loop import train
+from epistill.training.loop import train_student
 from epistill.world import current_world
 
 CURVE = "curve"
@@ -75,7 +75,7 @@ def run(
             if every is not None and (done % every == 0) and done < config.steps:
                 _curve_point(config, store, model, grader, done)
 
-        train(config, store, student, grader, on_step=after_step)
+        train_student(config, store, student, grader, on_step=after_step)
         final = _final(config, store, student, grader)
         world.on_first(lambda: _finish(config, store, student, final, save_model=save_model))
     return store
@@ -128,7 +128,7 @@ def _curve_point(
     for chosen in config.evaluations:
         small = chosen.model_copy(update={"problems": chosen.curve_problems, "samples": 1})
         rows = as_rows(
-            evaluate(
+            evaluate_model(
                 model,
                 small,
                 grader,
@@ -151,7 +151,7 @@ def _final(
     summaries: dict[str, dict[str, object]] = {}
     for chosen in config.evaluations:
         rows = as_rows(
-            evaluate(
+            evaluate_model(
                 model,
                 chosen,
                 grader,

@@ -34,7 +34,7 @@ from epistill.world import current_world
 OnStep = Callable[[int, LanguageModel], None]
 
 
-def train(
+def train_student(
     config: RunConfig,
     store: RunStore,
     student: LanguageModel,

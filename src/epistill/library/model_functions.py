@@ -1,0 +1,199 @@
+"""What the commands that run models do, as functions: `epistill.train(...)`.
+
+The settings are the commands' flags, whose meaning `--help` tells. Every function raises
+`EpistillError` with the line that its command prints, and imports what it needs when it is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from epistill.library.results import Place, Result, as_path, at_least, estimate_rows
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from epistill.axes import Method
+    from epistill.config import RunConfig
+
+
+def train(
+    config: RunConfig | Place | None = None,
+    *,
+    out: Place = "runs/train",
+    model: str | None = None,
+    data: str | None = None,
+    method: str | Method | None = None,
+    on_step: Callable[[int], None] = lambda done: None,
+    **settings: Any,
+) -> Result:
+    """Train one model with one method; the same call resumes. Rows: one per step.
+
+    Args:
+        config: A `RunConfig`, or a TOML or JSON file of one; what follows changes it.
+        out: Run directory; the trained model is in `model/`.
+        model: Directory, hub name, or "lab".
+        data: File, dataset, or "star-search[:5x3]".
+        method: A name (see `epistill.methods`), or what `method(...)` makes.
+        on_step: Called with the number of steps done.
+        **settings: Any other of `RunConfig`, and `max_new_tokens`.
+    """
+    from epistill.inputs import load_run_config
+
+    chosen = load_run_config(config, {"model": model, "task": data, "method": method, **settings})
+    from epistill.studies.run_arm import run
+    from epistill.world import joined
+
+    with joined():
+        store = run(chosen, Path(out), on_step=on_step)
+        summary = {"folder": str(store.folder), **(store.result or {})}
+        return Result(summary, tuple(store.metrics()), store.folder)
+
+
+def evaluate(
+    model: str,
+    data: str,
+    *,
+    samples: int = 4,
+    problems: int = 128,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int | None = None,
+    max_new_tokens: int = 256,
+    seed: int = 0,
+    out: Place | None = None,
+) -> Result:
+    """avg@k, pass@k, maj@k, length and marker density of a model. Rows: one per measure.
+
+    Args:
+        model: Directory, hub name, or "lab".
+        data: File, dataset, or "star-search[:5x3]"; of the lab's world the held-out problems.
+        samples: Per problem.
+        problems: The first so many.
+        temperature, top_p, top_k, max_new_tokens: Of sampling.
+        seed: Names every draw.
+        out: Where every record is written (JSONL); `measure`, `grade` and `compare` read it.
+    """
+    from epistill.inputs import evaluation_settings
+
+    chosen, sampling = evaluation_settings(
+        data, samples, problems, temperature, top_p, top_k, max_new_tokens
+    )
+    from epistill.evaluation.evaluate import (
+        as_rows,
+        evaluate_model,
+        self_contained_rows,
+        summarise_evaluation,
+    )
+    from epistill.rollouts.load_model import load_model
+    from epistill.store import write_jsonl
+    from epistill.tasks.grading import Grader
+
+    loaded, kept = load_model(model), 1 if out is None else samples
+    with Grader() as grader:
+        records = evaluate_model(
+            loaded, chosen, grader, sampling=sampling, seed=seed, keep_texts=kept
+        )
+    if out is not None:
+        write_jsonl(Path(out), self_contained_rows(records, loaded, chosen, sampling))
+    rows = as_rows(records)
+    found = {name: estimate.as_dict() for name, estimate in summarise_evaluation(rows).items()}
+    summary = {
+        "problems": len({row["problem_id"] for row in rows}),
+        "samples": samples,
+        "sampling": sampling.model_dump(),
+        **found,
+    }
+    return Result(summary, tuple(estimate_rows(found)), as_path(out))
+
+
+def study(
+    name: Place,
+    *,
+    preset: str | None = None,
+    out: Place | None = None,
+    workers: int | None = None,
+    ray: str | None = None,
+    tiny: bool = False,
+    console: Console | None = None,
+) -> Result:
+    """Train, compare and report: arms x coverage x seeds; the same call resumes.
+
+    Rows: one per arm, kind of evaluation and measure. `path` is the page.
+
+    Args:
+        name: "lab", "lab-phase", "lab-preflight", a recipe, or a TOML file.
+        preset: A smaller version, such as "quick".
+        out: Folder; None is runs/NAME.
+        workers: Processes; None is all cores.
+        ray: A Ray cluster's "HOST:PORT", or "auto".
+        tiny: The same at toy size, offline.
+        console: Where progress is shown; None shows none.
+    """
+    from epistill.studies.load_study import load_study
+
+    spec = load_study(str(name))
+    if preset is not None:
+        spec = spec.with_preset(preset)
+    at_least("--workers", workers, 1)
+    folder = Path(out or Path("runs") / (f"{spec.name}-tiny" if tiny else spec.name))
+    if tiny:
+        from epistill.studies.tiny import tiny_study
+
+        spec = tiny_study(spec, folder)
+    from epistill.store import read_json
+    from epistill.studies.runner import run_study
+
+    page = run_study(spec, folder, workers=workers, ray=ray, console=console)
+    summary = read_json(folder / "report.json")
+    rows = (
+        row
+        for arm in summary["arms"]
+        for kind, found in arm["evaluations"].items()
+        for row in estimate_rows(found, arm=arm["id"], on=kind)
+    )
+    return Result(summary, tuple(rows), page)
+
+
+def preflight(
+    model: str,
+    data: str,
+    *,
+    out: Place = "runs/preflight",
+    contexts: Sequence[str] | None = None,
+    say: Callable[[str], None] = lambda line: None,
+    **settings: Any,
+) -> Result:
+    """What self-distillation would do, measured before training; the same call resumes.
+
+    Rows: one per context and number. `path` is the page.
+
+    Args:
+        model: Directory, hub name, or "lab".
+        data: File, dataset, or "star-search[:5x3]".
+        out: Folder of results and cache.
+        contexts: Names; None is all that the data allow.
+        say: Told what is being done.
+        **settings: Others of `PreflightConfig`, such as `problems`, `samples`, `sampling`.
+    """
+    from epistill.inputs import preflight_settings
+
+    config = preflight_settings(model=model, data=data, contexts=contexts, **settings)
+    from epistill.preflights.open_scoring_engine import make_engine
+    from epistill.preflights.preflight_run import run_preflight
+    from epistill.report.preflight_page import write_preflight
+    from epistill.store import RunStore, write_json
+
+    folder, cache = Path(out), Path(out) / "cache"
+    with RunStore(folder).locked():
+        summary = run_preflight(config, make_engine(config, cache), cache, say=say)
+        write_json(folder / "preflight.json", summary)
+        page = write_preflight(summary, folder / "preflight.html")
+    rows = (
+        row
+        for name, found in summary["contexts"].items()
+        for row in estimate_rows(found, context=name, control=found["control"])
+    )
+    return Result(summary, tuple(rows), page)

@@ -1,0 +1,87 @@
+"""What the functions of the package give back: a frozen record that a notebook can draw."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from epistill.errors import EpistillError
+
+if TYPE_CHECKING:
+    import polars as pl
+
+Place = str | Path
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What one function found.
+
+    Attributes:
+        summary: Everything, as the command prints it with `--json`. What is not known is None.
+        rows: A flat table of it; the function's documentation says of what.
+        path: The folder or page that was written; None where nothing was.
+        warnings: What a reader must not miss, a line each; the command prints them on stderr.
+    """
+
+    summary: Mapping[str, Any] = field(repr=False)
+    rows: tuple[Mapping[str, Any], ...] = field(repr=False)
+    path: Path | None = None
+    warnings: tuple[str, ...] = ()
+
+    def to_polars(self) -> pl.DataFrame:
+        """`rows` as a polars frame; columns in the order in which they first occur."""
+        import polars as pl
+
+        names = dict.fromkeys(name for row in self.rows for name in row)
+        return pl.DataFrame(
+            {name: pl.Series([row.get(name) for row in self.rows], strict=False) for name in names}
+        )
+
+    def _repr_html_(self) -> str:
+        """The table, under the warnings and the place, for a notebook."""
+        from markupsafe import escape
+
+        lines = [*self.warnings, *([] if self.path is None else [str(self.path)])]
+        return "".join(f"<p>{escape(line)}</p>" for line in lines) + self.to_polars()._repr_html_()
+
+
+def estimate_rows(found: Any, *path: str, **labels: Any) -> Iterator[dict[str, Any]]:
+    """One row for each number with an interval anywhere in a summary.
+
+    Args:
+        found: A summary, or a part of one.
+        path: Its name, joined to `measure` in the rows.
+        labels: Columns that all rows have.
+
+    Example:
+        >>> list(estimate_rows({"score": {"value": 1.0, "low": None, "high": None}}, arm="base"))
+        [{'arm': 'base', 'measure': 'score', 'value': 1.0, 'low': None, 'high': None}]
+    """
+    if isinstance(found, Mapping):
+        if {"value", "low", "high"} <= set(found):
+            yield {**labels, "measure": "/".join(path), **found}
+            return
+        for name, part in found.items():
+            yield from estimate_rows(part, *path, str(name), **labels)
+    elif isinstance(found, list):
+        for index, part in enumerate(found):
+            yield from estimate_rows(part, *path, str(index), **labels)
+
+
+def at_least(flag: str, value: int | None, least: int) -> None:
+    """Refuse a flag below its least value."""
+    if value is not None and value < least:
+        raise EpistillError(f"{flag} is {value}; expected at least {least}")
+
+
+def interval(estimate: Mapping[str, Any] | None) -> dict[str, float | None]:
+    """The columns of a number with its interval; None in each where there is no number."""
+    return {name: (estimate or {}).get(name) for name in ("value", "low", "high")}
+
+
+def as_path(place: Place | None) -> Path | None:
+    """Where the user says; None where they do not."""
+    return None if place is None else Path(place)
