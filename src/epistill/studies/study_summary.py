@@ -26,6 +26,7 @@ CURVES = (
     "truncated_share",
 )
 TRACES_SHOWN = 4
+DIGITS = 6  # significant ones, of every number in report.json
 
 
 def summarise_study(
@@ -46,7 +47,7 @@ def summarise_study(
         finished, total: Runs.
         seconds: Wall-clock over all sittings.
     """
-    return {
+    summary = {
         "format": 1,
         "name": spec.name,
         "question": spec.question,
@@ -85,6 +86,16 @@ def summarise_study(
         "settings": spec.model_dump(mode="json"),
         "environment": describe_environment(),
     }
+    return _rounded(summary)
+
+
+def _rounded(value: Any) -> Any:
+    """The same with numbers at DIGITS: what is kept with the documentation stays small."""
+    if isinstance(value, float):
+        return float(f"{value:.{DIGITS}g}")
+    if isinstance(value, Mapping):
+        return {name: _rounded(entry) for name, entry in value.items()}
+    return [_rounded(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
 def _arm(spec: StudySpec, arm: Arm, stores: Stores) -> dict[str, Any]:
@@ -102,7 +113,8 @@ def _arm(spec: StudySpec, arm: Arm, stores: Stores) -> dict[str, Any]:
         "evaluations": {kind: _estimates(runs, kind) for kind in KINDS},
         "difference_to_baseline": {kind: _differences(arm, kind, stores) for kind in KINDS},
         "sets": _sets(runs),
-        "curves": _curves(runs),
+        # The arms of a grid are drawn as a surface, not as lines.
+        "curves": {} if spec.grid is not None else _curves(runs),
         "evaluation_curve": {
             str(seed): store.read_records("evaluations", "curve") or []
             for seed, store in sorted(runs.items())

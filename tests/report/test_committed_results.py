@@ -1,0 +1,83 @@
+"""The documentation's numbers are those of the committed data, and the data stay small."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from markupsafe import escape
+from typer.testing import CliRunner
+
+from epistill.cli import app
+from epistill.store import read_json
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "docs" / "results"
+LAB, PHASE = (read_json(RESULTS / name / "report.json") for name in ("lab", "lab-phase"))
+
+
+def test_the_documentation_weighs_at_most_4_mb_and_holds_no_page():
+    files = [path for path in (ROOT / "docs").rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 4_000_000
+    assert not [path for path in files if path.suffix == ".html"]
+
+
+def table_rows(text: str, header: str) -> list[list[str]]:
+    """Cells of the table whose header line holds these words."""
+    lines = text[text.index(header) :].split("\n\n")[0].splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_the_readme_states_the_verdicts_of_the_data():
+    rows = table_rows((ROOT / "README.md").read_text(), "| claim of the paper")
+    assert [row[1] for row in rows] == [claim["verdict"] for claim in LAB["claims"]]
+
+
+def test_numbers_of_the_readme_are_in_the_data():
+    """Every score is a value of its claim, or an arm's OOD score, rounded as it is written."""
+    rows = table_rows((ROOT / "README.md").read_text(), "| claim of the paper")
+    for row, claim in zip(rows, LAB["claims"], strict=True):
+        known = {n[side] for n in claim["numbers"] for side in ("value", "versus_value")}
+        ood = [arm["evaluations"]["ood"] for arm in LAB["arms"]]
+        known |= {estimates["score"]["value"] for estimates in ood if estimates is not None}
+        scores = re.findall(r"(?<![\d.])\.\d+|1\.00", row[2])
+        assert scores
+        for score in scores:
+            half = 0.5 * 10.0 ** -len(score.split(".")[1])
+            assert min(abs(v - float(score)) for v in known) <= half + 1e-9, (claim["id"], score)
+
+
+def test_the_surface_of_the_documentation_is_that_of_the_data():
+    rows = table_rows((ROOT / "docs" / "lab.md").read_text(), "| function of doubt: `commit`")
+    points = PHASE["surface"]["pairs"]["broad, SDPO against the untrained base"]
+    values = [point["score"]["value"] for point in points]
+    written = [float(cell) for row in rows for cell in row[1:]]
+    assert written == pytest.approx(values, abs=0.0051)
+    assert all(point["density_per_1k_tokens"]["high"] < 0 for point in points)
+
+
+@pytest.mark.parametrize("report", [LAB, PHASE], ids=["lab", "lab-phase"])
+def test_no_interval_of_the_data_leaves_out_its_estimate(report):
+    found = 0
+
+    def walk(value):
+        nonlocal found
+        if isinstance(value, dict):
+            if {"value", "low", "high"} <= set(value) and value["low"] is not None:
+                assert value["low"] <= value["value"] <= value["high"], value
+                found += 1
+            value = list(value.values())
+        for entry in value if isinstance(value, list) else []:
+            walk(entry)
+
+    walk(report)
+    assert found > 500
+
+
+def test_the_page_is_drawn_from_the_data(tmp_path):
+    page = tmp_path / "page.html"
+    done = CliRunner().invoke(app, ["report", str(RESULTS / "lab"), "--out", str(page)])
+    assert done.exit_code == 0
+    html = page.read_text()
+    assert all(str(escape(claim["text"])) in html for claim in LAB["claims"])
