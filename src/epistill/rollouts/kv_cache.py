@@ -7,10 +7,11 @@ kept, which is slower and right.
 
 from __future__ import annotations
 
-from typing import Any
+from inspect import signature
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from transformers.configuration_utils import PreTrainedConfig
 
@@ -86,10 +87,16 @@ def make_cache(config: PreTrainedConfig, room: int) -> Cache:
     return cache
 
 
+def cache_argument(decoder: nn.Module) -> str:
+    """What a decoder's forward calls its cache: a pure state-space model has no keys and values."""
+    own = "cache_params"
+    return own if own in signature(decoder.forward).parameters else "past_key_values"
+
+
 def select_rows(cache: Cache, rows: Tensor) -> None:
     """Keep (or repeat) rows of every layer."""
     for layer in cache.layers:
         if isinstance(layer, GrowingLayer):
             layer.select(rows)
         else:
-            layer.batch_select_indices(rows)  # pyright: ignore[reportAttributeAccessIssue]
+            layer.reorder_cache(cast(torch.LongTensor, rows))  # the way that every kind has

@@ -7,20 +7,28 @@ from __future__ import annotations
 
 import sys
 from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.hub import cached_file
 from transformers.utils.logging import disable_progress_bar
 
+from epistill.config import SamplingConfig
 from epistill.errors import EpistillError, first_line
 from epistill.integrity import check_against_manifest
 from epistill.rollouts.model import LanguageModel
+from epistill.rollouts.sampler import PromptRequest, sample
+
+# Mean over the tokens of a check: rounding stays far below, a lost or foreign state does not.
+MOST_GAP_NATS = {True: 0.02, False: 0.3}  # float32 or not
 
 DTypeName = Literal["float32", "bfloat16"]
 LAB_NAME = "lab"
+GGUF = ".gguf"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 
@@ -39,42 +47,60 @@ def load_model(
     """Load a model and its tokenizer from a directory, a hub name, or "lab".
 
     Args:
-        name: "lab" for the shipped model, a directory, or a name on the hub.
+        name: "lab" for the shipped model, a directory, a GGUF file (or a directory that holds only
+            one; dequantised to `dtype`), or a name on the hub.
         dtype: Of the weights.
         device: Of the weights.
         trust_remote_code: Run code that came with the model; off unless asked.
 
     Raises:
-        EpistillError: Not found, no tokenizer, pickled weights only, or a head whose logits this
-            package would compute differently from the model itself.
+        EpistillError: Not found, no tokenizer, pickled weights only, or an architecture that this
+            package would compute otherwise than the model itself.
     """
     source = model_source(name)
     if not sys.stderr.isatty():
         disable_progress_bar()  # a bar in a log file is noise
     tokenizer = load_tokenizer(source, name, trust_remote_code)
     _refuse_pickled_adapter(source, name)
-    loader: Any = AutoModelForCausalLM
+    network = _load_network(source, name, dtype, trust_remote_code)
     try:
-        network = loader.from_pretrained(
-            source,
-            dtype=getattr(torch, dtype),
-            use_safetensors=True,
-            trust_remote_code=trust_remote_code,
-        )
-    except Exception as error:  # a hostile or broken file can raise anything at all in there
-        _explain_own_code(error, name)
-        raise EpistillError(
-            f"model {name!r} could not be loaded: {first_line(error)}; expected a causal LM with "
-            "safetensors weights"
-        ) from error
-    try:
-        network = network.to(device)
+        network = cast(Any, network).to(device)
     except (RuntimeError, AssertionError) as error:
         said = f"device {device!r} cannot be used: {first_line(error)}"
         raise EpistillError(f"{said}; expected cpu, or cuda with a torch for it") from error
     model = LanguageModel(network.eval(), tokenizer, name)
-    _check_head(model)
+    check_architecture(model)
     return model
+
+
+def check_architecture(model: LanguageModel) -> None:
+    """Refuse a network that this package would compute otherwise than the network itself."""
+    _check_head(model)
+    _check_sampler(model)
+
+
+def _load_network(source: str, name: str, dtype: DTypeName, trust: bool) -> PreTrainedModel:
+    loader: Any = AutoModelForCausalLM
+    folder, form = _place(source)
+    options = {"dtype": getattr(torch, dtype), "trust_remote_code": trust, **form}
+    try:
+        if not form:
+            return loader.from_pretrained(folder, use_safetensors=True, **options)
+        read = loader.from_pretrained(folder, **options)
+        # What came from a GGUF refuses to be saved; the same weights in a fresh model do not.
+        del read.config.quantization_config
+        network = loader.from_config(read.config, dtype=read.dtype)
+        network.load_state_dict(read.state_dict())
+    except Exception as error:  # a hostile or broken file can raise anything at all in there
+        _explain_own_code(error, name)
+        expected = "a GGUF of a kind that transformers reads" if form else "safetensors weights"
+        raise EpistillError(
+            f"model {name!r} could not be loaded: {first_line(error)}; expected a causal LM with "
+            f"{expected}"
+        ) from error
+    network.tie_weights()
+    network.config.name_or_path = source
+    return network
 
 
 def model_source(name: str) -> str:
@@ -85,22 +111,49 @@ def model_source(name: str) -> str:
     """
     directory = lab_directory() if name == LAB_NAME else Path(name)
     looks_local = name.startswith((".", "/", "~")) or directory.exists() or name == LAB_NAME
-    if looks_local:
-        directory = directory.expanduser()
-        known = ("config.json", "adapter_config.json")
-        if not any((directory / file).is_file() for file in known):
-            found = "no such directory" if not directory.is_dir() else "no config.json in it"
-            raise EpistillError(
-                f"model {name!r}: {found}; expected a Hugging Face model directory, a hub name or "
-                f"{LAB_NAME!r}"
-            )
-        inside = directory / "model"
-        if (directory / "environment.json").is_file() and (inside / "config.json").is_file():
-            raise EpistillError(f"{name!r} is the folder of a run; its model is {str(inside)!r}")
-        if directory.name == inside.name and (directory.parent / "environment.json").is_file():
-            for file in directory.iterdir():  # a run wrote it, with checksums
-                check_against_manifest(directory.parent, f"{inside.name}/{file.name}")
-    return str(directory) if looks_local else name
+    if not looks_local and not name.endswith(GGUF):
+        return name
+    directory = directory.expanduser().resolve()  # an adapter's base is found from anywhere
+    known = ("config.json", "adapter_config.json")
+    if not any((directory / file).is_file() for file in known):
+        if (file := _gguf_file(directory, name)) is not None:
+            return str(file)
+        found = "no such directory" if not directory.is_dir() else "no config.json in it"
+        raise EpistillError(
+            f"model {name!r}: {found}; expected a Hugging Face model directory, a GGUF file, a hub "
+            f"name or {LAB_NAME!r}"
+        )
+    inside = directory / "model"
+    if (directory / "environment.json").is_file() and (inside / "config.json").is_file():
+        raise EpistillError(f"{name!r} is the folder of a run; its model is {str(inside)!r}")
+    if directory.name == inside.name and (directory.parent / "environment.json").is_file():
+        for file in directory.iterdir():  # a run wrote it, with checksums
+            check_against_manifest(directory.parent, f"{inside.name}/{file.name}")
+    return str(directory)
+
+
+def _gguf_file(path: Path, name: str) -> Path | None:
+    """The file, or the only one of a directory."""
+    found = [path] if path.is_file() else sorted(path.glob(f"*{GGUF}"))
+    if len(found) > 1:
+        raise EpistillError(
+            f"model {name!r} holds {len(found)} GGUF files; name one: "
+            f"{', '.join(file.name for file in found)}"
+        )
+    if found and find_spec("gguf") is None:
+        raise EpistillError(
+            f"model {name!r} is a GGUF file, which needs the package gguf; pip install "
+            "'epistill[gguf]'"
+        )
+    return found[0] if found and found[0].suffix == GGUF else None
+
+
+def _place(source: str) -> tuple[str, dict[str, str]]:
+    """Where transformers finds a `model_source`, and how it is told of a GGUF file."""
+    path = Path(source)
+    if path.suffix != GGUF:
+        return source, {}
+    return str(path.parent), {"gguf_file": path.name}
 
 
 def load_tokenizer(source: str, name: str, trust: bool) -> PreTrainedTokenizerBase:
@@ -113,7 +166,8 @@ def load_tokenizer(source: str, name: str, trust: bool) -> PreTrainedTokenizerBa
             "it; copy the tokenizer's files beside the weights"
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust)
+        place, form = _place(source)
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=trust, **form)
     except Exception as error:  # as above
         _explain_own_code(error, name)
         raise EpistillError(
@@ -165,4 +219,40 @@ def _check_head(model: LanguageModel) -> None:
             f"model {model.name!r} ({type(model.network).__name__}) computes its logits in a way "
             f"this package does not know (gap {(ours - theirs).abs().max().item():.3g}); expected "
             "hidden @ W^T with scale, bias or soft-cap; report the architecture"
+        )
+
+
+def _check_sampler(model: LanguageModel) -> None:
+    """What the sampler says of its tokens must be what a plain forward pass says of them.
+
+    A cache that rows cannot leave, state that padding disturbs: found here, not in the numbers.
+    """
+    vocabulary = model.head().weight.shape[0]
+    asked = [
+        PromptRequest("check", tuple(i % vocabulary for i in range(5, 5 + length)), index)
+        for index, length in enumerate((3, 6))
+    ]
+    options: Any = {"samples": 2, "sampling": SamplingConfig(max_new_tokens=4), "seed": 0}
+    gaps: list[float] = []
+    try:
+        drawn = [*sample(model, asked, **options), *sample(model, asked[:1], **options)]
+        for rollout in drawn:
+            ids = torch.tensor([[*rollout.prompt_ids, *rollout.completion_ids]])
+            with torch.no_grad():
+                logits = model.network(input_ids=ids.to(model.device), use_cache=False).logits
+            log_probs = logits[0, len(rollout.prompt_ids) - 1 : -1].float().log_softmax(-1).cpu()
+            own = log_probs[range(len(log_probs)), list(rollout.completion_ids)]
+            gaps += (own - torch.tensor(rollout.logprobs)).abs().tolist()
+        gap = sum(gaps) / len(gaps)
+    except Exception as error:  # as above
+        raise EpistillError(
+            f"model {model.name!r}: the architecture {type(model.network).__name__} cannot be "
+            f"sampled in batches here ({first_line(error)[:160]}); report the "
+            "architecture"
+        ) from error
+    if not gap <= MOST_GAP_NATS[model.network.dtype == torch.float32]:
+        raise EpistillError(
+            f"model {model.name!r}: sampled in a batch with a cache, the architecture "
+            f"{type(model.network).__name__} gives its tokens other log-probs than alone (gap "
+            f"{gap:.3g} nats); expected none; report the architecture"
         )

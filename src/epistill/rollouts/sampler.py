@@ -17,7 +17,7 @@ from epistill.config import SamplingConfig
 from epistill.errors import BudgetExceeded
 from epistill.objective import entropy
 from epistill.records import Rollout
-from epistill.rollouts.kv_cache import make_cache, select_rows
+from epistill.rollouts.kv_cache import cache_argument, make_cache, select_rows
 from epistill.rollouts.model import LanguageModel
 from epistill.seeds import derive_seed
 
@@ -154,11 +154,12 @@ def _decode(
     width = max(len(prompt) for prompt in prompts)
     ids, mask = _left_pad(prompts, width, model.pad_id, device)
     cache = make_cache(model.network.config, limit)
+    cached = {cache_argument(decoder): cache}
     hidden = decoder(
         input_ids=ids,
         attention_mask=mask,
         position_ids=None if mask is None else (mask.cumsum(1) - 1).clamp(min=0),
-        past_key_values=cache,
+        **cached,
         use_cache=True,
     )[0][:, -1]
     repeat = torch.arange(len(prompts), device=device).repeat_interleave(samples)
@@ -211,8 +212,8 @@ def _decode(
         hidden = decoder(
             input_ids=chosen.unsqueeze(1),
             attention_mask=mask,
-            position_ids=None if mask is None else (positions + step).unsqueeze(1),
-            past_key_values=cache,
+            position_ids=(positions + step).unsqueeze(1),  # hybrid caches do not know them
+            **cached,
             use_cache=True,
         )[0][:, -1]
     return out
