@@ -56,6 +56,43 @@ def test_a_program_is_graded_by_running_it(answer, code, status, reason):
     assert grade.extracted.strip() == code
 
 
+LENGTH = CodeTests((CodeTest('"a\u2028b\x85"', "4"),), "f").to_json()
+DEEP = "[" * 200_000
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "status"),
+    [
+        (LENGTH, "def f(x): return len(x)", "correct"),
+        (LENGTH, "def f(x):\n    a = []\n    for _ in range(990): a = [a]\n    return a", "wrong"),
+        (LENGTH, "def f(x):\n    a = []\n    a.append(a)\n    return a", "wrong"),
+        (LENGTH, "import os\ndef f(x):\n    os.write(3, b'[' * 200000)\n    os._exit(0)", "wrong"),
+        (LENGTH, "def f(x): return '\\ud800'", "wrong"),
+        (LENGTH, "def f(x): return object()", "wrong"),
+        (ADD, "print('\ud800')", "wrong"),
+        (ADD, "# \udcff\nprint(3)", "wrong"),
+        (ADD, "print('\0')", "wrong"),
+        (ADD, "import os\nfor _ in range(1500): os.mkdir('d'); os.chdir('d')\nprint(1)", "wrong"),
+        (ADD, "import sys; sys.stdout.buffer.write(b'\xff\xfe')", "wrong"),
+        (ADD, "print('1E+999999999999999999'); print('sNaN')", "wrong"),
+        (ADD, "print('3\u20283')", "wrong"),
+        ("{}", "print(3)", "unreadable"),
+        ("[1]", "print(3)", "unreadable"),
+        ("no JSON", "print(3)", "unreadable"),
+        (DEEP, "print(3)", "unreadable"),
+        ('{"tests": [{"input": 1, "output": 2}]}', "print(3)", "unreadable"),
+        (CodeTests((CodeTest("no JSON", "1"),), "f").to_json(), "def f(x): return 1", "unreadable"),
+        (CodeTests((CodeTest(DEEP, "1"),), "f").to_json(), "def f(x): return 1", "unreadable"),
+        (CodeTests((CodeTest("1", DEEP),), "f").to_json(), "def f(x): return 1", "wrong"),
+        (CodeTests((CodeTest("1", "1"),), "f", time_limit_s=float("nan")).to_json(), "def f(x): return 1", "unreadable"),
+    ],
+)  # fmt: skip
+def test_whatever_a_program_does_and_whatever_its_tests_are_a_grade_comes_out(answer, code, status):
+    grade = grade_code(answer, fenced(code))
+    assert grade.status.value == status, grade.reason
+    assert len(grade.reason.splitlines()) <= 1
+
+
 def test_a_program_that_does_not_end_is_a_timeout():
     tests = CodeTests((CodeTest("", ""),), time_limit_s=0.5).to_json()
     grade = grade_code(tests, fenced("while True: pass"))
@@ -141,7 +178,8 @@ def test_output_is_compared_by_lines_and_numbers(expected, found, same):
 @pytest.mark.parametrize(
     ("expected", "found", "same"),
     [("[1, 2]", "[1,2]", True), ("1", "1.0", True), ("true", "1", False), ("[true]", "[1]", False),
-     ("{\"a\": 1}", "{\"a\": 1}", True), ("1", "", False)],
+     ("{\"a\": 1}", "{\"a\": 1}", True), ("1", "", False), ("[[1]]", "[1]", False), ("[]", "{}", False),
+     ("[" * 900 + "]" * 900, "[ " * 900 + "]" * 900, True), ("{\"a\": [1]}", "{\"a\": [true]}", False)],
 )  # fmt: skip
 def test_results_are_compared_as_json(expected, found, same):
     assert same_value(expected, found) is same

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -146,6 +147,9 @@ SOCKETS = {
     "listening": "s = socket.socket(); s.bind(('127.0.0.1', 0)); s.listen()",
     "Unix": "socket.socket(socket.AF_UNIX).connect('/run/docker.sock')",
     "netlink": "socket.socket(socket.AF_NETLINK, socket.SOCK_RAW)",
+    "a pair, stream": "socket.socketpair()",
+    "a pair, datagram": "a, b = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM); a.sendto(b'x', '/dev/log')",
+    "a pair, packets": "socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)",
     "pip": "import urllib.request; urllib.request.urlopen('http://127.0.0.1:{port}')",
 }
 
@@ -204,6 +208,127 @@ def test_a_disk_is_not_filled_by_one_file_or_many():
     if one is not None and many is not None:
         assert "File too large" in one.stderr
         assert many.ended == "disk"
+
+
+WRITE = """
+import os, mmap, time, ctypes
+block = bytes(1 << 19)
+def fill(name, **where):
+    file = os.open(name, os.O_CREAT | os.O_RDWR, **where)
+    os.write(file, block)
+    return file
+"""
+HIDDEN = {
+    "without a name": "kept = []\nfor i in range(40): kept.append(fill('x')); os.unlink('x')",
+    "never named": "kept = []\nfor i in range(40):\n    f = os.open('.', os.O_TMPFILE | os.O_RDWR); os.write(f, block); kept.append(f)",
+    "replaced": "kept = []\nfor i in range(40): kept.append(fill('x')); open('y', 'w').close(); os.rename('y', 'x')",
+    "only mapped": "kept = []\nfor i in range(40):\n    f = fill('x'); kept.append(mmap.mmap(f, 4096)); os.close(f); os.unlink('x')",
+    "reserved": "libc = ctypes.CDLL(None)\nfor i in range(40): libc.fallocate(fill(str(i)), 1, ctypes.c_long(0), ctypes.c_long(1 << 20)) and os.write(9, b'')",
+    "beyond the longest path": "for _ in range(25): os.mkdir('d' * 200); os.chdir('d' * 200)\nfor i in range(20): os.close(fill(str(i)))",
+    "closed folder": "os.mkdir('c', 0o300)\nfor i in range(20): os.close(fill('c/%d' % i))",
+    "closed folder in a closed one": "os.mkdir('c', 0o300); os.mkdir('c/c', 0o300)\nfor i in range(20): os.close(fill('c/c/%d' % i))",
+    "a thread's own descriptors": "kept = []\nfor i in range(40): kept.append(fill('x')); os.unlink('x')\nimport threading; threading.Thread(target=time.sleep, args=(9,)).start()",
+    "many folders": "i = 0\nwhile True: os.mkdir(str(i)); i += 1",
+}
+
+
+@pytest.mark.parametrize("source", HIDDEN.values(), ids=HIDDEN)
+def test_the_disk_limit_counts_what_is_hidden(source):
+    done = attempt(f"{WRITE}{source}\ntime.sleep(9)")
+    assert done is None or done.ended == "disk", done
+
+
+def test_folders_that_nobody_may_enter_are_removed_however_deep(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    deep = "import os\nfor _ in range(1200): os.mkdir('d'); os.chdir('d')\nprint(1)"
+    closed = "import os\nos.mkdir('c', 0o700)\nos.mkdir('c/d', 0); os.mkdir('c/e', 0o500); open('c/f', 'w')\nprint(1)"
+    for done in (attempt(deep, limits=Limits()), attempt(closed)):
+        assert done is None or done.stdout == "1\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_ordinary_user_counts_and_removes_closed_folders_too():
+    if os.getuid() != 0:
+        pytest.skip("the tests above run as an ordinary user already")
+    code = """
+import os, sys
+from pathlib import Path
+import tempfile
+from epistill.tasks.sandbox_disk import FOLDER, empty_folder, folder_bytes
+os.setgroups([]); os.setgid(65534); os.setuid(65534)
+with tempfile.TemporaryDirectory() as name:
+    os.makedirs(f"{name}/a/b")
+    Path(name, "a/b/f").write_bytes(bytes(100_000))
+    os.chmod(f"{name}/a/b", 0o300); os.chmod(f"{name}/a", 0)
+    top = os.open(name, FOLDER)
+    assert folder_bytes(top, 10**9) > 100_000
+    os.chmod(f"{name}/a/b", 0); os.chmod(f"{name}/a", 0o100)
+    empty_folder(top)
+    assert os.listdir(name) == []
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("scopes", ["0b11", "0"], ids=["this kernel", "Linux 6.2 to 6.11"])
+def test_no_signal_through_the_owner_of_a_pipe(scopes, tmp_path, monkeypatch):
+    """Landlock keeps signals in from Linux 6.12 on; before that the filter alone does."""
+    from epistill.tasks import sandbox
+
+    child = tmp_path / "child.py"
+    child.write_text(sandbox._CHILD.read_text().replace("_SCOPES = 0b11", f"_SCOPES = {scopes}"))
+    monkeypatch.setattr(sandbox, "_CHILD", child)
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as victim:
+        source = f"""
+import os, fcntl, struct
+for own in ((fcntl.F_SETOWN, {victim.pid}), (15, struct.pack("ii", 1, {victim.pid}))):
+    for signal in (None, 9):
+        r, w = os.pipe()
+        try: fcntl.fcntl(r, *own)
+        except OSError: pass
+        try: signal and fcntl.fcntl(r, 10, signal)
+        except OSError: pass
+        fcntl.fcntl(r, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)
+        os.write(w, b"x")
+print("tried")
+"""
+        done = attempt(source)
+        assert victim.poll() is None
+        victim.kill()
+    assert done is None or done.stdout == "tried\n"
+
+
+def test_it_cannot_undo_what_its_supervisor_counts_on():
+    source = """
+import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+for option in (1, 4):  # parent-death signal, dumpable
+    print(libc.prctl(option, 0, 0, 0, 0), ctypes.get_errno())
+"""
+    done = attempt(source)
+    assert done is None or done.stdout == "-1 1\n-1 1\n"
+
+
+def test_a_program_dies_with_its_grader(tmp_path):
+    """Killed with SIGKILL, the grader has no moment left to end what it started."""
+    if attempt("pass") is None:
+        return
+    grader = subprocess.Popen(
+        [sys.executable, "-c", "from epistill.tasks.sandbox import *\nrun_python('import os, time\\n"
+         "open(\"started\", \"w\")\\nwhile True: time.sleep(1)', limits=Limits(wall_s=600))"],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("*/work/started")):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    children = Path(f"/proc/{grader.pid}/task/{grader.pid}/children").read_text().split()
+    assert children
+    grader.kill()
+    grader.wait()
+    while any(Path(f"/proc/{child}/exe").exists() for child in children):
+        assert time.monotonic() < deadline, "the program outlives its grader"
+        time.sleep(0.01)
 
 
 def test_no_other_process_can_be_reached():

@@ -8,9 +8,11 @@ correct only if every test passes. The program runs once per test in the sandbox
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from decimal import Decimal, InvalidOperation
-from typing import Any
+
+from pydantic import TypeAdapter
 
 from epistill.records import Grade, GradeStatus
 from epistill.tasks.answers import extract_code
@@ -52,6 +54,8 @@ class CodeTests:
     def __post_init__(self) -> None:
         if not self.tests:
             raise ValueError("a program without tests cannot be graded")
+        if not 0 < self.time_limit_s < math.inf:
+            raise ValueError(f"time_limit_s is {self.time_limit_s}; expected seconds")
 
     def to_json(self) -> str:
         """As a problem keeps it in `answer`."""
@@ -59,10 +63,8 @@ class CodeTests:
 
     @staticmethod
     def from_json(text: str) -> CodeTests:
-        """The inverse of `to_json`."""
-        read = json.loads(text)
-        read["tests"] = tuple(CodeTest(**test) for test in read["tests"])
-        return CodeTests(**read)
+        """The inverse of `to_json`; ValueError or RecursionError where the text is none of its."""
+        return TypeAdapter(CodeTests).validate_python(json.loads(text))
 
 
 def grade_code(answer: str, response: str) -> Grade:
@@ -78,19 +80,30 @@ def grade_code(answer: str, response: str) -> Grade:
     code = extract_code(response)
     if code is None:
         return Grade(GradeStatus.UNREADABLE, None, "no closed ``` block with a program was found")
-    tests = CodeTests.from_json(answer)
-    for number, test in enumerate(tests.tests, 1):
-        failure = _failure(code, tests, test)
+    try:
+        tests = CodeTests.from_json(answer)
+        inputs = [_stdin(tests, test) for test in tests.tests]
+    except (ValueError, RecursionError) as error:
+        reason = f"the problem's tests cannot be read: {type(error).__name__}"
+        return Grade(GradeStatus.UNREADABLE, code, reason)
+    for number, (test, stdin) in enumerate(zip(tests.tests, inputs, strict=True), 1):
+        failure = _failure(code, tests, test, stdin)
         if failure is not None:
             status, reason = failure
             return Grade(status, code, f"test {number} of {len(tests.tests)}: {reason}")
     return Grade(GradeStatus.CORRECT, code)
 
 
-def _failure(code: str, tests: CodeTests, test: CodeTest) -> tuple[GradeStatus, str] | None:
-    stdin = test.input
-    if tests.function is not None:
-        stdin = json.dumps([json.loads(line) for line in test.input.splitlines() if line.strip()])
+def _stdin(tests: CodeTests, test: CodeTest) -> str:
+    if tests.function is None:
+        return test.input
+    # Only "\n" ends a line: a JSON string may hold U+2028 and its like.
+    return json.dumps([json.loads(line) for line in test.input.split("\n") if line.strip()])
+
+
+def _failure(
+    code: str, tests: CodeTests, test: CodeTest, stdin: str
+) -> tuple[GradeStatus, str] | None:
     done = run_python(
         code,
         stdin=stdin,
@@ -131,7 +144,7 @@ def same_output(expected: str, found: str) -> bool:
         >>> same_output("1 2.50\n", "1 2.5 \n\n"), same_output("1\n2", "1 2")
         (True, False)
     """
-    left, right = ([line.split() for line in t.strip().splitlines()] for t in (expected, found))
+    left, right = ([line.split() for line in t.strip().split("\n")] for t in (expected, found))
     return len(left) == len(right) and all(
         len(a) == len(b) and all(map(_same_word, a, b)) for a, b in zip(left, right, strict=True)
     )
@@ -148,18 +161,27 @@ def _same_word(expected: str, found: str) -> bool:
 
 def same_value(expected: str, found: str) -> bool:
     """Equal as JSON; a tuple has become a list, and 1.0 is 1, but true is not 1."""
+    if expected.strip() == found.strip():
+        return True
     try:
-        return _plain(json.loads(expected)) == _plain(json.loads(found))
-    except ValueError:
+        pairs = [(json.loads(expected), json.loads(found))]
+    except (ValueError, RecursionError):
         return False
-
-
-def _plain(value: Any) -> Any:
-    """Python counts True as 1; JSON does not."""
-    if isinstance(value, bool):
-        return ("bool", value)
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return value
+    while pairs:  # no recursion: both may be nested as deep as JSON can be read
+        left, right = pairs.pop()
+        if isinstance(left, list) and isinstance(right, list):
+            if len(left) != len(right):
+                return False
+            pairs += zip(left, right, strict=True)
+        elif isinstance(left, dict) and isinstance(right, dict):
+            if left.keys() != right.keys():
+                return False
+            pairs += [(left[key], right[key]) for key in left]
+        elif (
+            isinstance(left, list | dict)
+            or isinstance(right, list | dict)
+            or left != right
+            or isinstance(left, bool) != isinstance(right, bool)
+        ):
+            return False
+    return True

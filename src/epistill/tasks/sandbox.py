@@ -6,12 +6,14 @@ Enters: Python source, its input, limits. Leaves: an `Execution`. It grades noth
 What each mechanism stops, and what it does not:
 
 - The supervisor (here): a run over its time, output, threads or folder size, by SIGKILL. It looks
-  every 20 ms; for so long, threads and small files may overshoot.
+  every 20 ms; for so long, threads and small files may overshoot. Files count wherever they are
+  (`tasks/sandbox_disk.py`).
 - rlimits: more memory than `memory_bytes` (of address space; there is one process, so this is all
   of it), a file over `file_bytes`, CPU time, core dumps. Not: page cache, kernel memory.
-- A seccomp filter: every new process (threads are allowed), sockets of every kind, io_uring,
-  signals to others and tracing them, shared memory, memory files, new namespaces, and changes of
-  mode, owner, time and extended attributes. Not: system calls that are not on its list.
+- A seccomp filter: every new process (threads are allowed), sockets and pairs of them, io_uring,
+  signals to others (by fcntl too) and tracing them, shared memory, memory files, new namespaces, and
+  changes of mode, owner, time and extended attributes. Not: system calls that are not on its list.
+- The parent-death signal: a program that outlives its grader, however that ended.
 - Landlock from version 3 on (Linux 6.2): writing and creating outside the folder, special files,
   and reading anything but the interpreter, its libraries and the folder. Not: `stat`, which tells
   whether a path exists and how large it is.
@@ -32,11 +34,13 @@ import sys
 import sysconfig
 import tempfile
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
 from epistill.errors import EpistillError
+from epistill.tasks.sandbox_disk import FOLDER, empty_folder, folder_bytes, unlinked_bytes
 
 UNSAFE_VARIABLE = "EPISTILL_UNSAFE_CODE"
 POLL_S = 0.02
@@ -114,10 +118,20 @@ def run_python(
         EpistillError: A mechanism is missing on this machine; nothing was run.
     """
     limits = limits or Limits()
-    with tempfile.TemporaryDirectory(prefix="epistill-sandbox-") as name:
-        folder = Path(name).resolve()
-        (folder / "main.py").write_text(source, encoding="utf-8", errors="surrogatepass")
-        (folder / "work").mkdir()
+    with ExitStack() as left:
+        try:
+            name = left.enter_context(tempfile.TemporaryDirectory(prefix="epistill-sandbox-"))
+            folder = Path(name).resolve()
+            (folder / "main.py").write_text(source, encoding="utf-8", errors="surrogatepass")
+            (folder / "work").mkdir()
+            work = os.open(folder / "work", FOLDER)
+        except OSError as error:
+            raise EpistillError(
+                f"the code sandbox has no folder to work in: {error.strerror}; make room in "
+                f"{tempfile.gettempdir()}, or name another place in TMPDIR"
+            ) from error
+        left.callback(os.close, work)
+        left.callback(empty_folder, work)
         status, status_write = os.pipe()
         try:
             settings = _settings(folder, function, prelude, limits, status_write)
@@ -136,7 +150,7 @@ def run_python(
             status_write = -1
             with process:
                 try:
-                    execution = _supervise(process, stdin, limits, folder)
+                    execution = _supervise(process, stdin, limits, work)
                 finally:
                     process.kill()
             _require_mechanisms(os.read(status, 65_536), execution)
@@ -159,6 +173,7 @@ def _settings(
         "function": function,
         "prelude": prelude,
         "status": status,
+        "parent": os.getpid(),
         "packages": sorted({sysconfig.get_path(kind) for kind in ("purelib", "platlib")}),
         "readable": [*sorted(interpreter), *system],
         "writable": [str(folder / "work"), "/dev/null"],
@@ -197,7 +212,7 @@ def _require_mechanisms(report: bytes, execution: Execution) -> None:
 
 
 def _supervise(
-    process: subprocess.Popen[bytes], stdin: str, limits: Limits, folder: Path
+    process: subprocess.Popen[bytes], stdin: str, limits: Limits, work: int
 ) -> Execution:
     """Feed, read and watch one process until it ends or oversteps."""
     assert process.stdin is not None
@@ -221,7 +236,7 @@ def _supervise(
                     written[key.fd] += chunk
                 else:
                     selector.unregister(key.fileobj)
-            overstepped = _overstepped(process.pid, limits, folder / "work", deadline)
+            overstepped = _overstepped(process.pid, limits, work, deadline)
             if sum(map(len, written.values())) > limits.output_bytes:
                 overstepped = "output"
             if overstepped is not None:
@@ -231,7 +246,7 @@ def _supervise(
     # Pipes closed, process alive: it closed them itself and is still under the clock.
     while ended == "exit" and process.poll() is None:
         time.sleep(POLL_S / 4)
-        ended = _overstepped(process.pid, limits, folder / "work", deadline) or "exit"
+        ended = _overstepped(process.pid, limits, work, deadline) or "exit"
     process.kill()
     code = process.wait()
     texts = [
@@ -254,27 +269,17 @@ def _feed(
     return pending
 
 
-def _overstepped(pid: int, limits: Limits, work: Path, deadline: float) -> Ending | None:
+def _overstepped(pid: int, limits: Limits, work: int, deadline: float) -> Ending | None:
     if time.monotonic() > deadline:
         return "time"
     try:
-        if len(os.listdir(f"/proc/{pid}/task")) > limits.threads:
-            return "threads"
+        threads = os.listdir(f"/proc/{pid}/task")
     except OSError:  # it has just ended
         return None
-    return "disk" if _size(work, limits.folder_bytes) > limits.folder_bytes else None
-
-
-def _size(folder: Path, enough: int) -> int:
-    """Bytes under a folder; a page for each entry, so that empty files count too."""
-    total, waiting = 0, [folder]
-    while waiting and total <= enough:
-        try:
-            with os.scandir(waiting.pop()) as entries:
-                for entry in entries:
-                    total += 4096 + entry.stat(follow_symlinks=False).st_size
-                    if entry.is_dir(follow_symlinks=False):
-                        waiting.append(Path(entry.path))
-        except OSError:  # removed meanwhile
-            continue
-    return total
+    if len(threads) > limits.threads:
+        return "threads"
+    used = folder_bytes(work, limits.folder_bytes)
+    used += sum(
+        unlinked_bytes([f"/proc/{pid}/task/{t}" for t in threads], limits.file_bytes).values()
+    )
+    return "disk" if used > limits.folder_bytes else None

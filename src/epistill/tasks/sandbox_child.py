@@ -14,6 +14,7 @@ import errno
 import json
 import os
 import resource
+import signal
 import struct
 import sys
 from typing import Any
@@ -22,6 +23,7 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 
 # ---- capabilities ------------------------------------------------------------------------------
 
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4
 _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP = 24, 38, 22
 _CAPABILITY_V3 = 0x20080522
 
@@ -35,6 +37,13 @@ def drop_capabilities() -> None:
     header = struct.pack("=Ii", _CAPABILITY_V3, 0)
     _check(_LIBC.capset(header, bytes(24)), "capset")
     _check(_LIBC.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
+
+
+def die_with(parent: int) -> None:
+    """The kernel kills this process when the one that started it ends, however that happens."""
+    _check(_LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "parent-death signal")
+    if os.getppid() != parent:  # it ended before the line above
+        os._exit(1)
 
 
 # ---- Landlock: files ---------------------------------------------------------------------------
@@ -95,8 +104,9 @@ _EVERYWHERE = {
     "file_setattr": 469,
 }  # fmt: skip
 _X86_64 = {
-    "shmget": 29, "shmat": 30, "socket": 41, "fork": 57, "vfork": 58, "semget": 64, "msgget": 68,
-    "chmod": 90, "fchmod": 91, "chown": 92, "fchown": 93, "lchown": 94, "ptrace": 101,
+    "shmget": 29, "shmat": 30, "socket": 41, "socketpair": 53, "fork": 57, "vfork": 58,
+    "semget": 64, "msgget": 68, "chmod": 90, "fchmod": 91, "chown": 92, "fchown": 93, "lchown": 94,
+    "ptrace": 101,
     "rt_sigqueueinfo": 129, "utime": 132, "personality": 135, "setpriority": 141,
     "sched_setparam": 142, "sched_setscheduler": 144, "setxattr": 188, "lsetxattr": 189,
     "fsetxattr": 190, "removexattr": 197, "lremovexattr": 198, "fremovexattr": 199, "tkill": 200,
@@ -113,21 +123,25 @@ _AARCH64 = {
     "fchown": 55, "utimensat": 88, "personality": 92, "unshare": 97, "ptrace": 117,
     "sched_setparam": 118, "sched_setscheduler": 119, "sched_setaffinity": 122, "tkill": 130,
     "rt_sigqueueinfo": 138, "setpriority": 140, "mq_open": 180, "msgget": 186, "semget": 190,
-    "shmget": 194, "shmat": 196, "socket": 198, "add_key": 217, "request_key": 218, "keyctl": 219,
+    "shmget": 194, "shmat": 196, "socket": 198, "socketpair": 199, "add_key": 217,
+    "request_key": 218, "keyctl": 219,
     "migrate_pages": 238, "move_pages": 239, "rt_tgsigqueueinfo": 240, "perf_event_open": 241,
     "setns": 268, "process_vm_readv": 270, "process_vm_writev": 271, "kcmp": 272,
     "sched_setattr": 274, "memfd_create": 279, "bpf": 280, "userfaultfd": 282,
 }  # fmt: skip
 _CLONE3 = 435
-# machine -> (audit number, denied calls, clone, kill, tgkill, prlimit64)
+# machine -> (audit number, denied calls, clone, kill, tgkill, prlimit64, fcntl, prctl)
 _MACHINES = {
-    "x86_64": (0xC000003E, _X86_64, 56, 62, 234, 302),
-    "aarch64": (0xC00000B7, _AARCH64, 220, 129, 131, 261),
+    "x86_64": (0xC000003E, _X86_64, 56, 62, 234, 302, 72, 157),
+    "aarch64": (0xC00000B7, _AARCH64, 220, 129, 131, 261, 25, 167),
 }
+# F_SETOWN, F_SETSIG, F_SETOWN_EX: a signal of one's choice to any process, when a pipe is written.
+_SIGNALLING_FCNTL = (8, 10, 15)
 _X32_BIT = 0x40000000
 _CLONE_THREAD = 0x00010000
 _LOAD, _IF_EQUAL, _IF_AT_LEAST, _IF_ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
-_NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT = 0, 4, 16  # offsets in struct seccomp_data
+# Offsets in struct seccomp_data; of arguments the lower half, which is all that the kernel uses.
+_NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT, _SECOND_ARGUMENT = 0, 4, 16, 24
 _ALLOW, _KILL, _ERROR = 0x7FFF0000, 0x80000000, 0x00050000
 
 Instruction = tuple[int, int, int, int]
@@ -135,7 +149,7 @@ Instruction = tuple[int, int, int, int]
 
 def call_filter(machine: str, pid: int) -> list[Instruction]:
     """The filter: no new process, no socket, no signal to anybody else, no change of metadata."""
-    audit, denied, clone, kill, tgkill, prlimit = _MACHINES[machine]
+    audit, denied, clone, kill, tgkill, prlimit, fcntl, prctl = _MACHINES[machine]
 
     def fail(code: int) -> Instruction:
         return (_RETURN, 0, 0, _ERROR | code)
@@ -147,6 +161,16 @@ def call_filter(machine: str, pid: int) -> list[Instruction]:
             test,
             fail(otherwise),
             (_RETURN, 0, 0, _ALLOW),
+        ]
+
+    def unless(number: int, argument: int, refused: tuple[int, ...]) -> list[Instruction]:
+        tests = [(_IF_EQUAL, len(refused) - place, 0, value) for place, value in enumerate(refused)]
+        return [
+            (_IF_EQUAL, 0, len(refused) + 3, number),
+            (_LOAD, 0, 0, argument),
+            *tests,
+            (_RETURN, 0, 0, _ALLOW),
+            fail(errno.EPERM),
         ]
 
     program: list[Instruction] = [
@@ -164,6 +188,9 @@ def call_filter(machine: str, pid: int) -> list[Instruction]:
     program += when_argument((_IF_ANY_BIT, 1, 0, _CLONE_THREAD), clone, errno.EAGAIN)
     for number in (kill, tgkill):
         program += when_argument((_IF_EQUAL, 1, 0, pid), number, errno.EPERM)
+    program += unless(fcntl, _SECOND_ARGUMENT, _SIGNALLING_FCNTL)
+    # What the supervisor counts on: it dies with us, and we may look at its files.
+    program += unless(prctl, _FIRST_ARGUMENT, (_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE))
     program += [
         (_IF_EQUAL, 0, 5, prlimit),
         (_LOAD, 0, 0, _FIRST_ARGUMENT),
@@ -262,12 +289,14 @@ def main() -> None:
     settings: dict[str, Any] = json.loads(sys.argv[1])
     sys.path.extend(settings["packages"])
     os.chdir(settings["folder"])
-    with open(settings["program"], encoding="utf-8") as program:
+    # A lone surrogate is an error of the program, when it is compiled.
+    with open(settings["program"], encoding="utf-8", errors="surrogatepass") as program:
         settings["source"] = program.read()
     missing: dict[str, str] = {}
     for name, restrict in (
         ("limits", lambda: restrict_use(*settings["limits"])),
         ("capabilities", drop_capabilities),
+        ("parent-death signal", lambda: die_with(settings["parent"])),
         ("Landlock", lambda: restrict_files(settings["readable"], settings["writable"])),
         ("seccomp", restrict_calls),
     ):
