@@ -11,8 +11,8 @@ What each mechanism stops, and what it does not:
 - rlimits: more memory than `memory_bytes` (of address space; there is one process, so this is all
   of it), a file over `file_bytes`, CPU time, core dumps. Not: page cache, kernel memory.
 - A seccomp filter: every new process (threads are allowed), sockets and pairs of them, io_uring,
-  signals to others (by fcntl too) and tracing them, shared memory, memory files, new namespaces, and
-  changes of mode, owner, time and extended attributes. Not: system calls that are not on its list.
+  signals to others (by fcntl too) and tracing them, shared memory, memory files, new namespaces,
+  and changes of mode, owner, time and extended attributes. Not: calls that are not on its list.
 - The parent-death signal: a program that outlives its grader, however that ended.
 - Landlock from version 3 on (Linux 6.2): writing and creating outside the folder, special files,
   and reading anything but the interpreter, its libraries and the folder. Not: `stat`, which tells
