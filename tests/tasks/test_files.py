@@ -102,7 +102,7 @@ def test_datasets_loading_code_on_local_folders(tmp_path):
     [
         ("", "no rows"),
         ("{not json\n", "line 1 is not JSON"),
-        ("[1]\n", "line 1 is a list"),
+        ("[1]\n", "line 1 is not an object"),
         ('{"question": "x"}\n', "row 0 has no answer"),
         ('{"answer": "x"}\n', "row 0 has no question"),
         ('{"question": "x", "answer": null}\n', "row 0 has no answer"),

@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from epistill.traces import read_files as read
-from epistill.traces.fields import Unusable
+from epistill.readers import record_files as read
+from epistill.readers.record_files import pieces_of, read_piece
+from epistill.readers.text_records import Unusable
 from epistill.traces.measure import Options, measure_files
-from epistill.traces.read_files import pieces_of, read_piece
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from epistill.errors import EpistillError
+from epistill.readers.record_files import Piece
 from epistill.traces import worker_pool as parallel
-from epistill.traces.read_files import Piece
 from epistill.traces.worker_pool import map_pieces
 
 

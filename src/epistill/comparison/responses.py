@@ -19,6 +19,7 @@ import orjson
 
 from epistill.comparison.sources import Source
 from epistill.errors import EpistillError
+from epistill.readers.record_files import pieces_of, read_piece
 from epistill.records import GraderName
 from epistill.tasks.answers import extract_answer
 from epistill.thinking import SplitResponse
@@ -26,7 +27,6 @@ from epistill.traces import fields
 from epistill.traces.fields import Trace
 from epistill.traces.file_counts import Reading, hash64, identity_key
 from epistill.traces.measure import Options, shorten, tabulator, usable
-from epistill.traces.read_files import pieces_of, read_piece
 from epistill.traces.references import grader_in, is_evaluation, reference_in
 
 NO_PROBLEM = "no problem named"

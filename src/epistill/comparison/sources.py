@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from epistill.errors import EpistillError
+from epistill.readers.record_files import find_files, stem_of
 from epistill.store import RunStore
-from epistill.traces.read_files import find_files, stem_of
 
 ALL = "all"
 FINAL = "final-"

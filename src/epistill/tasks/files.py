@@ -24,6 +24,8 @@ from types import MappingProxyType
 from typing import Any
 
 from epistill.errors import EpistillError, first_line
+from epistill.readers.record_files import SUFFIXES, read_records
+from epistill.readers.text_records import Unusable
 from epistill.records import GraderName, Message, Problem
 from epistill.tasks.livecodebench import is_livecodebench, read_livecodebench
 
@@ -114,13 +116,13 @@ def _read_records(source: str, split: str) -> Iterable[Mapping[str, Any]]:
     if source.startswith(HUB_FILE):
         return _read_records(_from_hub(source), split)
     path = Path(source).expanduser()
-    if path.suffix in (".jsonl", ".json", ".ndjson", ".parquet") or path.is_file():
+    if path.suffix in SUFFIXES or path.is_file():
         if not path.is_file():
             raise EpistillError(
                 f"no file {source!r}; expected a .jsonl or .parquet file, a folder, or a dataset "
                 "name; check the path"
             )
-        return _read_parquet(path) if path.suffix == ".parquet" else _read_jsonl(path)
+        return _read_file(path) if path.stat().st_size else []
     return _read_dataset(source, path, split)
 
 
@@ -153,38 +155,15 @@ def _is_older(source: str, record: Mapping[str, Any], since: str | None) -> bool
     return str(date)[:10] < since
 
 
-def _read_parquet(path: Path) -> list[dict[str, Any]]:
-    import polars as pl
-
-    try:
-        return pl.read_parquet(path).to_dicts()
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise EpistillError(
-            f"{path}: not a readable parquet file ({first_line(error)}); write it again"
-        ) from error
-
-
-def _read_jsonl(path: Path) -> list[dict[str, Any]]:
-    records: list[dict[str, Any]] = []
-    with path.open(encoding="utf-8", errors="strict") as lines:
-        try:
-            for number, line in enumerate(lines, 1):
-                if not line.strip():
-                    continue
-                record = json.loads(line)
-                if not isinstance(record, dict):
-                    raise EpistillError(
-                        f"{path}: line {number} is a {type(record).__name__}; expected one JSON "
-                        "object per line"
-                    )
-                records.append(record)
-        except json.JSONDecodeError as error:
+def _read_file(path: Path) -> list[Mapping[str, Any]]:
+    records: list[Mapping[str, Any]] = []
+    for number, record in read_records(path):
+        if isinstance(record, Unusable):
             raise EpistillError(
-                f"{path}: line {len(records) + 1} is not JSON ({error.msg}); expected one JSON "
-                "object per line"
-            ) from error
-        except UnicodeDecodeError as error:
-            raise EpistillError(f"{path}: not UTF-8 ({error.reason}); convert it first") from error
+                f"{path}: line {number} is {record}; expected one JSON object per line, an array of "
+                "them, CSV or parquet"
+            )
+        records.append(record)
     return records
 
 

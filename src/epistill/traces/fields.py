@@ -17,6 +17,7 @@ from typing import Any
 import orjson
 
 from epistill.errors import EpistillError
+from epistill.readers.text_records import Unusable
 from epistill.tasks.files import ID_FIELDS, QUESTION_FIELDS
 from epistill.thinking import opens_thinking, with_thinking
 
@@ -57,10 +58,6 @@ _REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
 _CHATS = ("messages", "conversations")
 _ASSISTANT, _USER = {"assistant", "gpt", "model", "bot"}, {"user", "human"}
 _ROLES = ("role", "from")
-
-
-class Unusable(Exception):
-    """A response that cannot be used; the message is the reason it is counted under."""
 
 
 @dataclass(frozen=True, slots=True)

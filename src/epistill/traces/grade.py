@@ -23,14 +23,15 @@ import orjson
 
 from epistill.errors import EpistillError
 from epistill.evaluation.stats import bootstrap_ratio
+from epistill.readers.record_files import find_files, stem_of
+from epistill.readers.text_records import Unusable
 from epistill.records import Grade, GraderName, GradeStatus
 from epistill.tasks.grading import Grader
 from epistill.traces import fields
-from epistill.traces.fields import Trace, Unusable
+from epistill.traces.fields import Trace
 from epistill.traces.file_counts import Reading, hash64
 from epistill.traces.measure import nothing_used
 from epistill.traces.measure_summary import describe_reading
-from epistill.traces.read_files import find_files, stem_of
 from epistill.traces.references import (
     GradeOptions,
     Lookup,

@@ -19,11 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from epistill.errors import EpistillError
+from epistill.readers.record_files import FileRecord, Piece, find_files, pieces_of, read_piece
+from epistill.readers.text_records import Unusable
 from epistill.thinking import SplitResponse
 from epistill.traces import fields
-from epistill.traces.fields import Trace, Unusable
+from epistill.traces.fields import Trace
 from epistill.traces.file_counts import Reading, hash64, identity_key
-from epistill.traces.read_files import FileRecord, Piece, find_files, pieces_of, read_piece
 from epistill.traces.tabulate import ClusterSums, Tabulator
 from epistill.traces.worker_pool import map_pieces
 

@@ -12,12 +12,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from epistill.readers.record_files import pieces_of, read_piece
+from epistill.readers.text_records import Unusable
 from epistill.records import GraderName, Problem
 from epistill.tasks.files import ANSWER_FIELDS, grader_of, load_problems, reference_answer
 from epistill.traces import fields
-from epistill.traces.fields import Trace, Unusable
+from epistill.traces.fields import Trace
 from epistill.traces.file_counts import Reading
-from epistill.traces.read_files import pieces_of, read_piece
 
 # Names that can only mean the reference; `answer` may be the model's own, so it comes after them.
 REFERENCE_FIELDS = (

@@ -31,6 +31,7 @@ from epistill.metrics.vocabulary_shift import (
     vocabulary_shift,
 )
 from epistill.metrics.words import WORD, fold
+from epistill.readers.record_files import Piece, find_files, pieces_of
 from epistill.traces.fields import Trace, problem_of
 from epistill.traces.file_counts import Reading
 from epistill.traces.measure import (
@@ -41,7 +42,6 @@ from epistill.traces.measure import (
     usable_traces,
 )
 from epistill.traces.measure_summary import describe_reading
-from epistill.traces.read_files import Piece, find_files, pieces_of
 from epistill.traces.tabulate import MAX_CLUSTERS, split
 from epistill.traces.worker_pool import map_pieces
 

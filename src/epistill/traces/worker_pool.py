@@ -15,7 +15,7 @@ from itertools import islice
 from typing import TypeVar
 
 from epistill.errors import EpistillError
-from epistill.traces.read_files import Piece
+from epistill.readers.record_files import Piece
 
 Found = TypeVar("Found")
 AHEAD = 8  # pieces for each process that are begun before the first of them is yielded

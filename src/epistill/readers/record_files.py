@@ -1,0 +1,191 @@
+"""The one reader of records: files in pieces, so that memory stays flat and processes share them.
+
+Enters: paths. Leaves: `Piece`s, and from each piece its records with their row numbers, unreadable
+ones with the reason. What a file is follows from its first bytes, not from its name. It does not
+look into records. No record may take more than MAX_RECORD_BYTES; a file that is one JSON object,
+no more than MAX_OBJECT_BYTES.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from epistill.errors import EpistillError
+from epistill.readers import binary_records, text_records
+from epistill.readers.text_records import BOM, Parsed, Unusable
+
+_MAGIC = {
+    b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"PAR1": "parquet", b"PK\x03\x04": "zip",
+}  # fmt: skip
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv", ".eval", ".gz", ".zst")
+PIECE_BYTES = 2 << 20
+BATCH_BYTES = 512 << 10
+BATCH_ROWS = 4096
+ENTRIES = 64  # of a zip, in a piece
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of a file that one process reads alone.
+
+    Attributes:
+        format: "json lines", "json array", "json object", "csv", "gzip", "zstd", "parquet", "zip".
+        start, stop: Bytes for JSON lines (lines that begin there), row groups for parquet, entries
+            for zip; the whole file for others.
+    """
+
+    path: Path
+    format: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """One record of a piece.
+
+    Attributes:
+        number: Line or row within the piece, from 1.
+        record: The record, or why there is none; None for an empty line, which is no record.
+    """
+
+    number: int
+    record: Parsed
+
+
+def find_files(paths: Iterable[Path]) -> list[Path]:
+    """The files themselves, and those with a known suffix inside folders, sorted.
+
+    Raises:
+        EpistillError: Nothing there, or a folder without trace files.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(p for p in path.iterdir() if p.suffix in SUFFIXES and p.is_file())
+            if not inside:
+                raise EpistillError(
+                    f"no trace files in folder {path}; expected {', '.join(SUFFIXES)}; name the "
+                    "files themselves if they have other suffixes"
+                )
+            found += inside
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise EpistillError(f"no file {path}; expected JSON lines or parquet; check the path")
+    return found
+
+
+def stem_of(path: Path) -> str:
+    """A file's name without the suffixes that say how it is written.
+
+    Example:
+        >>> stem_of(Path("runs/math.s0.jsonl.gz"))
+        'math.s0'
+    """
+    name = path.name
+    while (suffix := Path(name).suffix) in SUFFIXES:
+        name = name.removesuffix(suffix)
+    return name
+
+
+def pieces_of(path: Path) -> list[Piece]:
+    """Cut a file; the cuts do not depend on how many processes will read it.
+
+    Raises:
+        EpistillError: Empty or unreadable.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            head = file.read(text_records.HEAD_BYTES)
+    except OSError as error:
+        raise EpistillError(f"could not read {path}: {error.strerror}; check the path") from error
+    if not head:
+        raise EpistillError(f"{path} is empty; expected at least one record")
+    format = next((name for magic, name in _MAGIC.items() if head.startswith(magic)), None)
+    format = format or text_records.kind_of(head, path.suffix)
+    stop, step = size, size
+    if format == "parquet":
+        stop, step = binary_records.row_groups(path), 1
+    elif format == "zip":
+        stop, step = len(binary_records.zip_entries(path)), ENTRIES
+    elif format == "json lines":
+        step = PIECE_BYTES
+    return [Piece(path, format, at, min(at + step, stop)) for at in range(0, stop, step)]
+
+
+def read_piece(piece: Piece, columns: Iterable[str] | None = None) -> Iterator[list[FileRecord]]:
+    """The records of a piece, some BATCH_BYTES at a time.
+
+    Args:
+        piece: From `pieces_of`.
+        columns: Of a parquet file, those to read where they are there; None reads all.
+
+    Raises:
+        EpistillError: A parquet file that cannot be decoded.
+    """
+    rows: list[FileRecord] = []
+    size = 0
+    for number, (record, taken) in enumerate(_records(piece, columns), 1):
+        rows.append(FileRecord(number, record))
+        size += taken
+        if size >= BATCH_BYTES or len(rows) >= BATCH_ROWS:
+            yield rows
+            rows, size = [], 0
+    yield rows
+
+
+def read_records(path: Path) -> Iterator[tuple[int, Mapping[str, Any] | Unusable]]:
+    """Every record of a file with its row, from 1; empty lines are left out."""
+    before = number = 0
+    for piece in pieces_of(path):
+        for rows in read_piece(piece):
+            for row in rows:
+                number = before + row.number
+                if row.record is not None:
+                    yield number, row.record
+        before = number
+
+
+def _records(piece: Piece, columns: Iterable[str] | None) -> Iterator[tuple[Parsed, int]]:
+    if piece.format == "parquet":
+        return binary_records.parquet_records(piece.path, piece.start, columns, BATCH_BYTES)
+    if piece.format == "zip":
+        return binary_records.zip_records(piece.path, piece.start, piece.stop)
+    if piece.format in ("gzip", "zstd"):
+        return _compressed(piece)
+    return _text(piece)
+
+
+def _text(piece: Piece) -> Iterator[tuple[Parsed, int]]:
+    with piece.path.open("rb", buffering=text_records.READ_BYTES) as file:
+        if piece.format != "json lines":
+            yield from text_records.records(file, piece.format)
+            return
+        if piece.start:  # the line that the piece before this one ends in is read there
+            file.seek(piece.start - 1)
+            while file.tell() < piece.stop:
+                if file.readline(text_records.READ_BYTES).endswith(b"\n"):
+                    break
+        elif file.peek(len(BOM)).startswith(BOM):
+            file.read(len(BOM))
+        yield from text_records.json_lines(file, piece.stop, whole=not piece.start)
+
+
+def _compressed(piece: Piece) -> Iterator[tuple[Parsed, int]]:
+    stream = binary_records.decompressed(piece.path, piece.format)
+    try:
+        kind = text_records.kind_of(stream.peek(text_records.HEAD_BYTES), _inner_suffix(piece.path))
+        yield from text_records.records(stream, kind)
+    except (OSError, csv.Error) as error:
+        reason = f"broken {piece.format} stream: the rest cannot be read ({error})"
+        yield Unusable(reason), 0
+
+
+def _inner_suffix(path: Path) -> str:
+    return Path(path.stem).suffix

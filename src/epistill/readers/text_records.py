@@ -1,0 +1,262 @@
+"""Records out of text: JSON lines, one JSON array or object, CSV.
+
+Enters: a binary stream. Leaves: (record, bytes it took), one after another; what is no record is
+`Unusable` with the reason. No more than MAX_RECORD_BYTES of a record is held (MAX_OBJECT_BYTES of a
+file that is one object), and after a longer line at most MAX_SKIPPED_BYTES are searched for the
+next one: a stream that inflates for nothing ends there.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import orjson
+
+HALF_WRITTEN = "half-written last line"
+BOM = b"\xef\xbb\xbf"
+READ_BYTES = 64 << 10
+HEAD_BYTES = 64 << 10
+MAX_RECORD_BYTES = 64 << 20
+MAX_OBJECT_BYTES = 256 << 20
+MAX_SKIPPED_BYTES = 1 << 30
+_TOO_LONG = f"longer than {MAX_RECORD_BYTES >> 20} MiB"
+_HEADER = re.compile(r'"?[\w .:@/-]{0,64}"?')
+# Where an object that is a whole file keeps its records, and what a record (but no response) has.
+_HOLDERS = (
+    "results", "samples", "data", "records", "examples", "rows", "items", "instances", "details",
+    "traces", "rollouts", "request_states", "predictions", "responses", "outputs", "generations",
+)  # fmt: skip
+_OF_A_RECORD = {
+    "question", "problem", "prompt", "input", "query", "instruction", "messages", "origin_prompt",
+    "doc", "example", "full_prompt", "convo", "instance", "problem_id", "question_id", "task_id",
+    "doc_id", "custom_id", "id", "idx", "uuid",
+}  # fmt: skip
+
+
+class Unusable(Exception):
+    """What cannot be used; the message is the reason it is counted under."""
+
+
+Parsed = Mapping[str, Any] | Unusable | None
+
+
+def kind_of(head: bytes, suffix: str) -> str:
+    """What text is, by how it begins; the suffix only decides between CSV and lines of nothing."""
+    head = head.removeprefix(BOM).lstrip()
+    line, _, rest = head.partition(b"\n")
+    if head.startswith(b"["):
+        return "json array"
+    if head.startswith(b"{"):
+        # Lines are objects by themselves; the first line of a printed object is not.
+        rest = rest.lstrip()
+        opened = line.strip() == b"{" or line.rstrip().endswith((b"{", b"[", b","))
+        return "json object" if opened and rest and not rest.startswith(b"{") else "json lines"
+    cells = line.decode(errors="replace").strip().split("\t" if b"\t" in line else ",")
+    named = len(cells) > 1 and all(map(_HEADER.fullmatch, cells))
+    if named or suffix in (".csv", ".tsv"):
+        return "csv"
+    return "parquet" if suffix == ".parquet" else "json lines"
+
+
+def records(stream: Any, kind: str) -> Iterator[tuple[Parsed, int]]:
+    """All records of a stream.
+
+    Args:
+        stream: Binary, buffered, at its start.
+        kind: From `kind_of`.
+    """
+    if stream.peek(len(BOM)).startswith(BOM):
+        stream.read(len(BOM))
+    read = {"json array": _array, "json object": _object, "csv": _csv}.get(kind)
+    yield from json_lines(stream, sys.maxsize, whole=True) if read is None else read(stream)
+
+
+# ---- JSON
+
+
+def json_lines(stream: Any, stop: int, *, whole: bool) -> Iterator[tuple[Parsed, int]]:
+    """Records of the lines that begin before `stop`.
+
+    Args:
+        stream: At the beginning of a line.
+        stop: In bytes of the stream.
+        whole: This is the beginning of the file: one line may be all of it.
+    """
+    left = stop if stop == sys.maxsize else stop - stream.tell()
+    while left > 0 and (line := stream.readline(MAX_RECORD_BYTES)):
+        left -= len(line)
+        if len(line) == MAX_RECORD_BYTES and not line.endswith(b"\n"):
+            line, skipped = b"", 0
+            while left > 0 and skipped < MAX_SKIPPED_BYTES and not line.endswith(b"\n"):
+                line = stream.readline(READ_BYTES)
+                left, skipped = left - len(line), skipped + len(line)
+                if not line:
+                    break
+            yield Unusable(f"line {_TOO_LONG}"), 0
+            if skipped >= MAX_SKIPPED_BYTES:
+                yield Unusable("the rest, after a line without an end, is not read"), 0
+                return
+            continue
+        record = parse_record(line)
+        if whole and isinstance(record, dict) and not stream.peek(1):
+            yield from ((inner, 0) for inner in _inside(record) or [record])
+        else:
+            yield record, len(line)
+        whole = False
+
+
+def parse_record(line: bytes) -> Parsed:
+    """One record of JSON; what does not parse and has no end of line is half-written."""
+    if line.isspace():
+        return None
+    half = not line.endswith(b"\n")
+    try:
+        record = orjson.loads(line)
+        if isinstance(record, dict) and any(map(_is_beyond_64_bits, record.values())):
+            record = json.loads(line)
+    except ValueError:
+        # The standard reader also takes what Python writes: NaN, lone surrogates.
+        try:
+            record = json.loads(line)
+        except UnicodeDecodeError as error:
+            return Unusable(HALF_WRITTEN if half and error.end == len(line) else "not UTF-8")
+        except RecursionError:
+            return Unusable("JSON nested too deeply")
+        except ValueError:
+            return Unusable(HALF_WRITTEN if half else "not JSON")
+    return _as_record(record)
+
+
+def _as_record(value: Any) -> Mapping[str, Any] | Unusable:
+    if isinstance(value, dict):
+        return value
+    if isinstance(value, list) and value:
+        if all(isinstance(one, str) for one in value):  # several responses to one problem
+            return {"generations": value}
+        if all(isinstance(one, dict) and "role" in one for one in value):
+            return {"messages": value}
+    return Unusable("not an object")
+
+
+def _is_beyond_64_bits(value: object) -> bool:
+    """Whether orjson may have rounded a whole number, such as a long id, to a float."""
+    return isinstance(value, float) and abs(value) >= 2**63
+
+
+def _object(stream: Any) -> Iterator[tuple[Parsed, int]]:
+    data = stream.read(MAX_OBJECT_BYTES + 1)
+    if len(data) > MAX_OBJECT_BYTES:
+        yield Unusable(f"one JSON object longer than {MAX_OBJECT_BYTES >> 20} MiB"), 0
+        return
+    record = parse_record(data + b"\n")
+    if isinstance(record, Unusable) and str(record) == "not JSON":  # lines, after all
+        yield from json_lines(io.BufferedReader(io.BytesIO(data)), len(data), whole=False)  # type: ignore[arg-type]
+    else:
+        inside = _inside(record) if isinstance(record, dict) else None
+        yield from ((inner, 0) for inner in inside or [record])
+
+
+def _inside(record: Mapping[str, Any], depth: int = 3) -> list[Mapping[str, Any]] | None:
+    """The records inside an object that is a whole file; None where it is one itself."""
+    values = list(record.values())
+    if not depth or not values or not _OF_A_RECORD.isdisjoint(record):
+        return _by_row(record)
+    if all(isinstance(value, dict) for value in values) and all(map(str.isdecimal, record)):
+        return [{"idx": key, **value} for key, value in record.items()]
+    held = [record[name] for name in _HOLDERS if isinstance(record.get(name), list | dict)]
+    for value in (*held, values if all(isinstance(v, list) for v in values) else None):
+        if isinstance(value, dict):
+            if found := _inside(value, depth - 1):
+                return found
+            value = list(value.values())
+        if value and all(isinstance(one, list) for one in value):
+            value = [inner for one in value for inner in one]
+        if value and all(isinstance(v, dict) and not _OF_A_RECORD.isdisjoint(v) for v in value):
+            return value
+    return None
+
+
+def _by_row(columns: Mapping[str, Any]) -> list[Mapping[str, Any]] | None:
+    """Records of {column: {row: value}}, as data frames are written; None where it is no such."""
+    first = next(iter(columns.values()), None)
+    if not isinstance(first, dict) or not all(map(str.isdecimal, first)):
+        return None
+    if not all(isinstance(c, dict) and c.keys() == first.keys() for c in columns.values()):
+        return None
+    return [{name: column[row] for name, column in columns.items()} for row in first]
+
+
+_INNER = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|["\[\]{}]', re.DOTALL)
+_OUTER = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|["\[\]{},]', re.DOTALL)
+
+
+def _array(stream: Any) -> Iterator[tuple[Parsed, int]]:
+    """Elements of one array, each parsed when it is complete; nothing else of it is held."""
+    data, step = stream.read(READ_BYTES).lstrip(), READ_BYTES
+    at = start = 1
+    depth = number = 0
+    while True:
+        token = (_INNER if depth else _OUTER).search(data, at)
+        if token is None or token[0] == b'"':  # not all of an element, or of a string, is here
+            at = (len(data) if token is None else token.start()) - start
+            if len(data) - start > MAX_RECORD_BYTES:
+                yield Unusable(f"element {_TOO_LONG}: the rest is not read"), 0
+                return
+            more = stream.read(step)
+            step = min(2 * step, MAX_RECORD_BYTES)  # else a long string would be searched often
+            if not more:
+                if data[start:].strip():
+                    yield Unusable("half-written last element"), 0
+                return
+            data, start = data[start:] + more, 0
+            continue
+        at = token.end()
+        if token[0] in (b"[", b"{"):
+            depth += 1
+        elif token[0] in (b"]", b"}") and depth:
+            depth -= 1
+        elif token[0] in (b",", b"]"):
+            if element := data[start : token.start()].strip():
+                record = parse_record(element + b"\n")
+                number += 1
+                if isinstance(record, dict) and element.startswith(b"["):
+                    record = {"idx": number - 1, **record}
+                yield record, len(element)
+            if token[0] == b"]":
+                return
+            start, step = at, READ_BYTES
+        elif token[0] == b"}":
+            yield Unusable("not JSON"), 0
+            return
+
+
+# ---- CSV
+
+
+def _csv(stream: Any) -> Iterator[tuple[Parsed, int]]:
+    csv.field_size_limit(MAX_RECORD_BYTES)
+    line = stream.peek(HEAD_BYTES).split(b"\n", 1)[0]
+    text = io.TextIOWrapper(stream, encoding="utf-8", errors="surrogateescape", newline="")
+    lines = csv.reader(text, delimiter="\t" if b"\t" in line else ",")
+    try:
+        names = next(lines, [])
+        for row in lines:
+            if not row:
+                yield None, 0
+                continue
+            cells = dict(zip(names, row, strict=False))
+            size = sum(map(len, row))
+            if len(row) > len(names):
+                yield Unusable(f"{len(row)} cells under {len(names)} names"), size
+            elif any("\udc80" <= c <= "\udcff" for cell in row if not cell.isascii() for c in cell):
+                yield Unusable("not UTF-8"), size
+            else:
+                yield {n: cell for n, cell in cells.items() if n and cell != ""}, size
+    except csv.Error as error:
+        yield Unusable(f"not CSV from here on ({error})"), 0
