@@ -46,7 +46,7 @@ CHAT = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4
          ["<think>hmm</think>4"], "messages"),
         ({"response": [{"type": "text", "text": "x"}]}, ["x"], "response"),
         ({"completions": [CHAT[1], {"role": "assistant", "content": "5"}]}, ["4", "5"], "completions"),
-        ({"messages": [CHAT[1], {"role": "assistant", "content": "5"}]}, ["5"], "messages"),
+        ({"messages": [CHAT[1], {"role": "assistant", "content": "5"}]}, ["4\n5"], "messages"),
         ({"response": {"status_code": 200, "body": {"choices": [{"message": CHAT[1]}]}}}, ["4"],
          "response.body.choices"),
     ],

@@ -186,7 +186,7 @@ def _with_texts(side: Side, name: str, options: Options) -> Iterator[list[tuple[
     """Places and traces of the responses whose text was kept, BATCH at a time."""
     held: list[tuple[int, Trace]] = []
     place = 0
-    for batch in walk(side.source, name, options):
+    for _, batch in walk(side.source, name, options):
         for _, trace in batch:
             if side.sets[name][place].has_text:
                 held.append((place, trace))

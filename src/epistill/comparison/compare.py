@@ -10,7 +10,7 @@ None, and `reasons` says why.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,13 @@ from epistill.comparison.comparable import Agreement, agree
 from epistill.comparison.contrasts import budget_contrasts, contrasts_of, judged, markers_of
 from epistill.comparison.paired_problems import Matched, match
 from epistill.comparison.responses import Side, read_side
-from epistill.comparison.sources import find_sources
+from epistill.comparison.sources import Source, find_sources
 from epistill.comparison.strata import Outcomes, accuracy_strata
 from epistill.evaluation.paired import holm
 from epistill.evaluation.stats import RESAMPLES
 from epistill.tasks.grading import Grader
-from epistill.traces.measure import Options, tabulator
+from epistill.traces.fields import BY_QUESTION
+from epistill.traces.measure import Options, settle, tabulator
 from epistill.traces.measure_summary import describe_reading
 from epistill.traces.references import Lookup
 
@@ -84,6 +85,7 @@ def compare_sides(a: Path, b: Path, options: CompareOptions, grader: Grader) -> 
         EpistillError: Nothing to compare, or the sides differ in what was not allowed.
     """
     first, second = find_sources(a, b, pool=options.pool)
+    options = replace(options, reading=_same_problem_key(first, second, options.reading))
     sides = read_side(first, options.reading), read_side(second, options.reading)
     agreement = agree(
         *sides,
@@ -111,6 +113,13 @@ def compare_sides(a: Path, b: Path, options: CompareOptions, grader: Grader) -> 
     for family in ("measures", "budgets"):
         _correct([row for found in sets for row in found[family]])
     return Comparison(_described(sides, agreement, options, sets), sides, matched)
+
+
+def _same_problem_key(a: Source, b: Source, reading: Options) -> Options:
+    """The question's text on both sides, where one has no problem field that can be believed."""
+    files = (file for source in (a, b) for paths in source.sets.values() for file in paths)
+    keys = [settle(file, reading).problem_field for file in files]
+    return replace(reading, problem_field=BY_QUESTION) if BY_QUESTION in keys else reading
 
 
 def _budgets(sides: Sequence[Side], name: str, options: CompareOptions) -> tuple[int, ...]:

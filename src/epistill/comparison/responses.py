@@ -26,7 +26,14 @@ from epistill.thinking import SplitResponse
 from epistill.traces import fields
 from epistill.traces.fields import Trace
 from epistill.traces.file_counts import Reading, hash64, identity_key
-from epistill.traces.measure import Options, shorten, tabulator, usable
+from epistill.traces.measure import (
+    Options,
+    note_problem_key,
+    settle,
+    shorten,
+    tabulator,
+    usable,
+)
 from epistill.traces.references import grader_in, is_evaluation, reference_in
 
 NO_PROBLEM = "no problem named"
@@ -103,8 +110,10 @@ class Side:
 
 def walk(
     source: Source, name: str, options: Options, readings: dict[Path, Reading] | None = None
-) -> Iterator[list[tuple[str, Trace]]]:
+) -> Iterator[tuple[Reading, list[tuple[str, Trace]]]]:
     """The responses of a set with their problems, in batches, in the same order every time.
+
+    With each batch comes the bookkeeping of the piece that it is from.
 
     Args:
         source: From `find_sources`.
@@ -114,6 +123,7 @@ def walk(
     """
     for path in source.sets[name]:
         whole = Reading()
+        settled = settle(path, options)
         for piece in pieces_of(path):
             part = Reading()
             for rows in read_piece(piece):
@@ -125,17 +135,18 @@ def walk(
                         part.read, part.used = part.read + 1, part.used + 1
                         traces = [Trace("", counted, row.number)]
                     else:
-                        traces = usable([row], part, options)
+                        traces = usable([row], part, settled)
                     for trace in traces:
-                        problem = _problem(trace, part, options)
+                        problem = _problem(trace, part, settled)
                         if problem is not None:
                             # Rows of a piece are counted from its start, rows of a file from 1.
                             place = replace(trace, row=trace.row + whole.rows)
                             batch.append((problem, place))
                 if batch:
-                    yield batch
+                    yield part, batch
             whole.merge(part)
         if readings is not None:
+            note_problem_key(path, whole, options)
             readings[path] = whole
 
 
@@ -171,9 +182,9 @@ def read_side(source: Source, options: Options) -> Side:
         for path in files:
             side.formats[path] = next((piece.format for piece in pieces_of(path)), "parquet")
         responses = side.sets.setdefault(name, [])
-        for batch in walk(source, name, options, side.readings):
+        for reading, batch in walk(source, name, options, side.readings):
             try:
-                _add(side, name, responses, batch, options)
+                _add(side, name, responses, batch, reading, options)
             except EpistillError as error:
                 raise EpistillError(f"{' or '.join(map(str, files))}: {error}") from error
         if not responses:
@@ -195,6 +206,7 @@ def _add(
     name: str,
     responses: list[Response],
     batch: list[tuple[str, Trace]],
+    reading: Reading,
     options: Options,
 ) -> None:
     counter = tabulator(options)
@@ -207,6 +219,8 @@ def _add(
     for i, ((problem, trace), part) in enumerate(zip(batch, parts, strict=True)):
         _note_settings(trace, side.settings)
         counted = trace.record if _counted_record(trace.record) is not None else None
+        if (stop := reading.note(trace, part)) is not None:
+            reading.fields["stop"][stop] += 1
         counts: tuple[int | None, ...] = tuple(int(count) for count in markers[i])
         if counted is not None:
             counts = tuple(

@@ -9,6 +9,7 @@ no more than MAX_OBJECT_BYTES.
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,7 +164,7 @@ def _records(piece: Piece, columns: Iterable[str] | None) -> Iterator[tuple[Pars
 
 
 def _text(piece: Piece) -> Iterator[tuple[Parsed, int]]:
-    with piece.path.open("rb", buffering=text_records.READ_BYTES) as file:
+    with io.BufferedReader(io.FileIO(piece.path), text_records.READ_BYTES) as file:
         if piece.format != "json lines":
             yield from text_records.records(file, piece.format)
             return

@@ -160,8 +160,8 @@ def _read_file(path: Path) -> list[Mapping[str, Any]]:
     for number, record in read_records(path):
         if isinstance(record, Unusable):
             raise EpistillError(
-                f"{path}: line {number} is {record}; expected one JSON object per line, an array of "
-                "them, CSV or parquet"
+                f"{path}: line {number} is {record}; expected one JSON object per line, an array "
+                "of them, CSV or parquet"
             )
         records.append(record)
     return records

@@ -1,63 +1,43 @@
 """Where the parts of a trace stand in a record: one place that knows the names people use.
 
 Enters: a record (a JSON object or a parquet row). Leaves: its responses as `Trace`s, and for each
-the problem, sample number, tokens and truncation, with the name of the field that said so. A field
-may lie inside others (`rollout.text`). Beside a list of responses, a list of equal length under any
-other name is read element by element (`scores` beside `responses`).
+the problem, sample number, tokens and truncation, with the name of the field that said so. The
+names are data (`record_fields.toml`). A field may lie inside others (`rollout.text`). Beside a list
+of responses, a list of equal length under any other name is read element by element.
 """
 
 from __future__ import annotations
 
+import ast
 import math
+import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import orjson
 
 from epistill.errors import EpistillError
 from epistill.readers.text_records import Unusable
-from epistill.tasks.files import ID_FIELDS, QUESTION_FIELDS
-from epistill.thinking import opens_thinking, with_thinking
+from epistill.thinking import opens_thinking, split_thinking, with_thinking
 
-# In this order; the first that is there and not null is used.
-RESPONSE_FIELDS = (
-    "response.body.choices", "response", "completion", "output", "generation", "generated_text",
-    "model_output", "prediction", "responses", "completions", "outputs", "generations",
-    "generated_responses", "generated_texts", "predictions", "samples", "rollout.text", "rollout",
-    "choices", "messages", "conversations", "text",
-)  # fmt: skip
-PROBLEM_FIELDS = (
-    "problem_id", "question_id", "task_id", "example_id", "custom_id", "problem.id",
-)  # fmt: skip
-SAMPLE_FIELDS = ("sample", "sample_index", "sample_id", "rollout.sample")
-TOKEN_FIELDS = (
-    "n_tokens", "num_tokens", "completion_tokens", "output_tokens", "usage.completion_tokens",
-    "response.body.usage.completion_tokens", "completion_ids", "rollout.completion_ids",
-)  # fmt: skip
-STOP_FIELDS = (
-    "finish_reason", "finish_reasons", "truncated", "is_truncated", "stop_reason", "stop_reasons",
-    "rollout.stop_reason",
-)  # fmt: skip
-SCORE_FIELDS = (
-    "grade_score", "score", "correct", "is_correct", "reward", "scores", "rewards",
-)  # fmt: skip
-_OPENED_FIELDS = ("opened_thinking", "rollout.opened_thinking")
-_PROMPT_FIELDS = ("rendered_prompt", "prompt_text", "prompt")
+_DATA = tomllib.loads(Path(__file__).with_name("record_fields.toml").read_text(encoding="utf-8"))
+NAMES: dict[str, tuple[str, ...]] = {k: tuple(v) for k, v in _DATA.items() if isinstance(v, list)}
+SCORE_FIELDS, SAMPLE_FIELDS = NAMES["score"], NAMES["sample"]
 # What `measure` may look at; a parquet file's other columns are not read.
-KNOWN_FIELDS = (
-    *RESPONSE_FIELDS, *PROBLEM_FIELDS, *QUESTION_FIELDS, *ID_FIELDS, "extra_info", *SAMPLE_FIELDS,
-    *TOKEN_FIELDS, *STOP_FIELDS, *SCORE_FIELDS, *_OPENED_FIELDS, *_PROMPT_FIELDS,
-)  # fmt: skip
-CUT = {"length", "max_tokens", "max_length", "max_new_tokens", "truncated"}
-_TEXT_FIELDS = (
-    "content", "text", "message", "response", "completion", "output", "generated_text", "value",
-)  # fmt: skip
-_REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
-_CHATS = ("messages", "conversations")
-_ASSISTANT, _USER = {"assistant", "gpt", "model", "bot"}, {"user", "human"}
+KNOWN_FIELDS = ("filter", *(name for names in NAMES.values() for name in names))
+_KIND_OF_STOP: dict[str, Literal["ended", "cut", "interrupted"]] = {
+    word: kind for kind, words in _DATA["stop_words"].items() for word in words
+}
+_PLURAL, _TYPES = frozenset(NAMES["plural"]), frozenset(NAMES["reasoning_types"])
+_ASSISTANT = {"assistant", "gpt", "model", "bot", "ai", "chatbot"}
+_USER = {"user", "human"}
 _ROLES = ("role", "from")
+_VERDICTS = {"true": 1, "false": 0, "c": 1, "i": 0, "p": 0.5, "n": 0}  # Inspect's letters
+OTHER_FILTER = "the same responses under another filter"
+MAX_LITERAL = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +50,8 @@ class Trace:
         row: Line of a JSONL file, row of a parquet file, from 1.
         index: Position in the record's list of responses; None for a record with one response.
         of: Length of that list.
+        own: Names that the response itself has, where it is an object.
+        turns: Turns of the assistant that were taken as this one response.
     """
 
     text: str
@@ -77,13 +59,25 @@ class Trace:
     row: int
     index: int | None = None
     of: int = 1
+    own: frozenset[str] = field(default=frozenset(), compare=False)
+    turns: int = field(default=1, compare=False)
 
-    def first(self, names: Sequence[str]) -> tuple[Any, str | None]:
-        """The first field that is there and not null, and its name; (None, None) without one."""
+    def first(self, names: Sequence[str], *, each: bool = False) -> tuple[Any, str | None]:
+        """The first field that is there and not null, and its name; (None, None) without one.
+
+        Args:
+            names: Of fields.
+            each: One value beside several responses is said of none of them.
+        """
         for name in present(tuple(self.record), tuple(names)):
             value = get(self.record, name)
-            if self.index is not None and isinstance(value, list) and len(value) == self.of:
-                value = value if is_chat(value) else value[self.index]
+            if self.index is not None and name.partition(".")[0] not in self.own:
+                if isinstance(value, list) and len(value) == 1 and self.of > 1:
+                    value = value[0]  # one request's list of responses
+                if isinstance(value, list) and len(value) == self.of:
+                    value = value if is_chat(value) else value[self.index]
+                elif each and self.of > 1 and not isinstance(value, list):
+                    continue
             if value is not None:
                 return value, name
         return None, None
@@ -100,7 +94,9 @@ def get(record: Mapping[str, Any], name: str) -> Any:
         return record[name]
     value: Any = record
     for part in name.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
+        if not isinstance(value, Mapping):
+            return None
+        value = next(iter(value.values()), None) if part == "*" else value.get(part)
     return value
 
 
@@ -118,7 +114,7 @@ def traces_of(
     Args:
         record: A JSON object.
         row: Its number in the file.
-        field: Where the response is; None looks through RESPONSE_FIELDS.
+        field: Where the response is; None looks through the usual names.
 
     Returns:
         At least one entry: a response, or why there is none.
@@ -128,37 +124,49 @@ def traces_of(
         >>> traces[0].text, str(traces[1]), field
         ('a', 'null response', 'responses')
     """
-    names = present(tuple(record), RESPONSE_FIELDS if field is None else (field,))
+    names = present(tuple(record), NAMES["response"] if field is None else (field,))
     values = ((name, get(record, name)) for name in names)
     if field is None:
         values = ((name, value) for name, value in values if _may_be_response(name, value))
     found, value = next(((n, v) for n, v in values if v is not None), (None, None))
     if found is None:
         reason = "null response" if names else f"no field {field}" if field else "no response field"
-        return [Unusable(reason)], names[0] if names else None
-    value = _turns(value)
-    if not isinstance(value, list) or (is_chat(value) and not _are_replies(found, value)):
-        return [_trace(value, record, row)], found
-    if not value:
-        return [Unusable("empty list of responses")], found
-    return [_trace(v, record, row, i, len(value)) for i, v in enumerate(value)], found
+        return [Unusable(reason)], next((name for name in names if name in record), None)
+    value = _listed(value, several=found in _PLURAL)
+    if isinstance(value, list) and not _is_one(found, value):
+        while len(value) > 0 and all(isinstance(v, list) and not is_chat(v) for v in value):
+            value = [inner for v in value for inner in v]
+        if not value:
+            return [Unusable("empty list of responses")], found
+        return [_trace(v, record, row, i, len(value)) for i, v in enumerate(value)], found
+    return [_trace(value, record, row)], found
 
 
 def _may_be_response(name: str, value: Any) -> bool:
     # A number under `samples` is a count, and plain texts under `choices` are options to choose.
     if name.endswith("choices"):
         return isinstance(value, list) and all(isinstance(v, Mapping) for v in value)
+    if name in ("message", "content") and isinstance(value, Mapping | list):
+        return bool(value)
     return value is None or isinstance(value, str | list | Mapping)
 
 
-def _turns(value: Any) -> Any:
-    """A chat that is stored as a JSON string, as parquet files do; else the value itself."""
-    if isinstance(value, str) and value.startswith("[{"):
+def _listed(value: Any, *, several: bool = False) -> Any:
+    """A list that is stored as a string, as tables do (chats; `several` responses too)."""
+    if not isinstance(value, str) or not value.startswith("["):
+        return value
+    if value.startswith("[{"):
         try:
             turns = orjson.loads(value)
         except orjson.JSONDecodeError:
             return value
-        return turns if is_chat(turns) else value
+        return turns if several or is_chat(turns) else value
+    if several and value.endswith("]") and len(value) <= MAX_LITERAL:
+        try:
+            found = ast.literal_eval(value)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            return value
+        return found if found and all(isinstance(one, str) for one in found) else value
     return value
 
 
@@ -171,53 +179,109 @@ def is_chat(value: Any) -> bool:
     )
 
 
-def _are_replies(name: str, turns: list[Any]) -> bool:
-    """Whether several turns of the assistant alone are as many responses, not one chat."""
-    alone = all(turn.get("role", turn.get("from")) in _ASSISTANT for turn in turns)
-    return alone and len(turns) > 1 and name not in _CHATS
+def _is_one(name: str, value: list[Any]) -> bool:
+    """Whether a list is one response: a chat, or the parts of a message."""
+    if is_chat(value):
+        alone = all(_role(turn) in _ASSISTANT for turn in value)
+        return not (alone and len(value) > 1 and name in _PLURAL)
+    return bool(value) and all(isinstance(v, Mapping) and "type" in v for v in value)
 
 
-def _last_turn(turns: list[Any], roles: set[str]) -> Mapping[str, Any] | None:
-    spoken = ((next(turn[r] for r in _ROLES if r in turn), turn) for turn in reversed(turns))
-    return next((turn for role, turn in spoken if role in roles), None)
+def _role(turn: Mapping[str, Any]) -> str:
+    return str(next(turn[r] for r in _ROLES if r in turn)).lower()
 
 
 def _trace(
     value: Any, record: Mapping[str, Any], row: int, index: int | None = None, of: int = 1
 ) -> Trace | Unusable:
+    own: Mapping[str, Any] = {}
     if isinstance(value, str):
-        return Trace(value, record, row, index, of)
-    try:
-        text = _text(_turns(value))
-    except Unusable as unusable:
-        return unusable
-    if isinstance(value, Mapping):
-        # An id inside numbers the responses; the record's own says which problem they answer.
-        ids = (*PROBLEM_FIELDS, *ID_FIELDS)
-        record = {**record, **value, **{name: record[name] for name in ids if name in record}}
-    return Trace(text, record, row, index, of)
+        thinking, text, turns = "", value, 1
+    else:
+        value = _listed(value)
+        thinking, text, turns = _spoken(value)
+        if isinstance(value, Mapping):
+            own = value
+            # An id inside numbers the responses; the record's own says which problem they answer.
+            ids = (*NAMES["problem"], *NAMES["number"])
+            record = {**record, **value, **{name: record[name] for name in ids if name in record}}
+        elif value is not None and not isinstance(value, list):
+            return Unusable(f"response is a {type(value).__name__}, not text")
+        elif isinstance(value, list) and not any(isinstance(v, Mapping) for v in value):
+            return Unusable("response is a list, not text")
+        elif is_chat(value) and not any(_role(turn) in _ASSISTANT for turn in value or ()):
+            return Unusable("no assistant turn")
+    trace = Trace(text or "", record, row, index, of, frozenset(own), turns)
+    if not thinking and not present(tuple(record), NAMES["reasoning"]):
+        return trace if text is not None else Unusable("null response")
+    return _joined(trace, thinking, text)
 
 
-def _text(value: Any) -> str:
-    """The text of a response that is a chat, a message or an object."""
-    if value is None:
-        raise Unusable("null response")
+def _joined(trace: Trace, thinking: str, text: str | None) -> Trace | Unusable:
+    """The trace with thinking that stands beside its text; cut where only thinking is there."""
+    if not thinking:
+        thinking = _plain(trace.first(NAMES["reasoning"])[0])
+    if text and thinking and split_thinking(text).form != "absent":
+        return trace  # the server says it twice
+    if not thinking:
+        return trace if text is not None else Unusable("null response")
+    ended = bool(text) or stop_of(trace)[0] == "ended"
+    return replace(trace, text=with_thinking(thinking, text or "", closed=ended))
+
+
+def _spoken(value: Any) -> tuple[str, str | None, int]:
+    """Thinking, text (None without any) and turns of a chat, a message, its parts or an object."""
+    if value is None or isinstance(value, str):
+        return "", value, 1
+    if is_chat(value):
+        asked = max((i for i, turn in enumerate(value) if _role(turn) in _USER), default=-1)
+        turns = [turn for turn in value[asked + 1 :] if _role(turn) in _ASSISTANT]
+        said = [_spoken(_without_role(turn))[:2] for turn in turns]
+        said = [(thinking, text) for thinking, text in said if thinking or text]
+        if len(said) > 1:  # every turn may have thinking of its own
+            parts = [split_thinking(text or "") for _, text in said]
+            said = [
+                (f"{thinking}\n{part.thinking}".strip(), part.answer)
+                for (thinking, _), part in zip(said, parts, strict=True)
+            ]
+        elif not said and turns and any("content" in t and t["content"] == "" for t in turns):
+            return "", "", 1
+        texts = [text for _, text in said if text]
+        return _lines(t for t, _ in said), "\n".join(texts) if texts else None, max(1, len(said))
+    if isinstance(value, list):
+        said = [_spoken(part)[:2] for part in value]
+        texts = [text for _, text in said if text is not None]
+        return _lines(t for t, _ in said), "".join(texts) if texts else None, 1
+    if not isinstance(value, Mapping):
+        return "", None, 1
+    if value.get("type") in _TYPES or value.get("thought") is True:
+        return _plain(value), None, 1
+    thinking = next((t for n in NAMES["reasoning"] if (t := _plain(value.get(n)))), "")
+    content = next((value[n] for n in NAMES["text"] if value.get(n) is not None), None)
+    inner, text, turns = _spoken(_listed(content))
+    return thinking or inner, text, turns
+
+
+def _without_role(turn: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {name: value for name, value in turn.items() if name not in _ROLES}
+
+
+def _lines(parts: Any) -> str:
+    return "\n".join(part for part in parts if part)
+
+
+def _plain(value: Any) -> str:
+    """The text of reasoning, however it is wrapped; "" where there is none to read."""
     if isinstance(value, str):
         return value
-    if is_chat(value):
-        reply = _last_turn(value, _ASSISTANT)
-        if reply is None:
-            raise Unusable("no assistant turn")
-        return _text(reply)
+    if isinstance(value, list):
+        return _lines(map(_plain, value))
     if isinstance(value, Mapping):
-        content = next((value[n] for n in _TEXT_FIELDS if value.get(n) is not None), None)
-        thinking = next((value[n] for n in _REASONING_FIELDS if value.get(n)), None)
-        if isinstance(content, list):  # parts, as multimodal servers return them
-            content = "".join(p.get("text") or "" for p in content if isinstance(p, Mapping))
-        if isinstance(thinking, str):
-            return with_thinking(thinking, "" if content is None else _text(content))
-        return _text(content)
-    raise Unusable(f"response is a {type(value).__name__}, not text")
+        return next((t for n in NAMES["reasoning_texts"] if (t := _plain(value.get(n)))), "")
+    return ""
+
+
+BY_QUESTION, BY_STEM = "(question)", "(id without its last number)"
 
 
 def problem_of(trace: Trace, field: str | None = None) -> tuple[str | None, str | None]:
@@ -225,31 +289,49 @@ def problem_of(trace: Trace, field: str | None = None) -> tuple[str | None, str 
 
     A field named `id` comes last, since many files number their responses with it.
 
+    Args:
+        trace: The trace.
+        field: Where its problem is; BY_QUESTION or BY_STEM as `problem_keys` chose; None looks.
+
     Returns:
         (key, field); (None, None) where nothing tells.
     """
-    value, name = trace.first((field,) if field else PROBLEM_FIELDS)
-    if value is None and field is None:
+    if field == BY_QUESTION:
+        return question_of(trace)
+    by_stem = field == BY_STEM
+    value, name = trace.first(NAMES["problem"] if field is None or by_stem else (field,))
+    if value is None and (field is None or by_stem):
         value, name = question_of(trace)
         if value is None:
-            value, name = trace.first((*ID_FIELDS, "extra_info.index"))
+            value, name = trace.first(NAMES["number"])
     if value is None:
         return None, None
     if isinstance(value, str):
-        return value, name
+        return value.removesuffix(stem_end(value)) if by_stem else value, name
     try:
         return orjson.dumps(value, default=str, option=orjson.OPT_NON_STR_KEYS).decode(), name
     except orjson.JSONEncodeError:  # beyond 64 bits
         return str(value), name
 
 
+def stem_end(key: str) -> str:
+    """The separator and number that an id ends in; "" where it ends in none.
+
+    Example:
+        >>> stem_end("prob-12-3"), stem_end("prob")
+        ('-3', '')
+    """
+    stem = key.rstrip("0123456789")
+    return key[len(stem) - 1 :] if len(stem) < len(key) and stem[-1:] in "-_:/.#" and stem else ""
+
+
 def question_of(trace: Trace) -> tuple[str | None, str | None]:
     """The question as text: a question field, or the last user turn of a chat."""
-    value, name = trace.first((*QUESTION_FIELDS, *_CHATS))
-    value = _turns(value)
+    value, name = trace.first(NAMES["question"])
+    value = _listed(value)
     if is_chat(value):
-        asked = _last_turn(value, _USER) or {}
-        value = asked.get("content", asked.get("value"))
+        asked = next((turn for turn in reversed(value) if _role(turn) in _USER), {})
+        value = _spoken(_without_role(asked))[1]
     return (value, name) if isinstance(value, str) else (None, None)
 
 
@@ -258,42 +340,64 @@ def tokens_of(trace: Trace) -> tuple[int | None, str | None]:
 
     What a server counts over several choices is known of none of them.
     """
-    value, name = trace.first(TOKEN_FIELDS)
-    if name is not None and "usage." in name and trace.of > 1:
-        return None, None
+    value, name = trace.first(NAMES["tokens"], each=True)
     if isinstance(value, Sequence) and not isinstance(value, str):
         return len(value), name
-    finite = isinstance(value, int | float) and math.isfinite(value)
-    return (int(value), name) if finite else (None, None)
+    number = _number(value)
+    finite = number is not None and math.isfinite(number)
+    return (int(number), name) if finite and number is not None else (None, None)
+
+
+def stop_of(trace: Trace) -> tuple[str | None, str | None]:
+    """How the response ended: "ended" by itself, "cut" at a limit, "interrupted" by the server.
+
+    Returns:
+        (kind, field); a word that is not known instead of the kind; (None, None) without a field.
+    """
+    value, name = trace.first(NAMES["stop"], each=True)
+    if isinstance(value, Mapping):  # {"type": "length", "length": 10}, {"reason": "length"}
+        value = value.get("type", value.get("reason"))
+    if name is None or not isinstance(value, str | int | float):
+        return None, None
+    word = str(value).lower().replace("-", "_").replace(" ", "_")
+    if "truncated" in name:
+        if "padded" in trace.record:  # lighteval: of the prompt
+            return None, None
+        if word in ("true", "false") or not isinstance(value, str):
+            return "cut" if word not in ("false", "0", "0.0") else "ended", name
+    if not isinstance(value, str):
+        return "ended", name  # the id of the token that ended it
+    kind = _KIND_OF_STOP.get(word)
+    if kind is None and (name.endswith("status") or word in ("none", "null", "unknown", "")):
+        return None, None
+    return kind or value, name
 
 
 def cut_of(trace: Trace) -> tuple[bool | None, str | None]:
-    """Whether the response was cut at a limit, as a field says; (None, None) where none does."""
-    value, name = trace.first(STOP_FIELDS)
-    if isinstance(value, Mapping):  # SGLang's {"type": "length", "length": 10}
-        value = value.get("type")
-    value = _spelled_out(value)
-    if name is None or not isinstance(value, str | int | float):
+    """Whether the response was cut short, at a limit or by the server; None where nothing tells."""
+    kind, name = stop_of(trace)
+    if kind not in ("ended", "cut", "interrupted"):
         return None, None
-    if isinstance(value, str):
-        return value.lower() in CUT, name
-    return bool(value) and "truncated" in name, name  # a number elsewhere is the id of a token
-
-
-def _spelled_out(value: Any) -> Any:
-    """A truth value that was written as a word; anything else as it is."""
-    if isinstance(value, str) and value.lower() in ("true", "false"):
-        return value.lower() == "true"
-    return value
+    return kind != "ended", name
 
 
 def opened_in_prompt(trace: Trace) -> bool:
-    """Whether a field says, or a rendered prompt shows, that the prompt opened `<think>`."""
-    said, _ = trace.first(_OPENED_FIELDS)
+    """Whether a field says, or a rendered prompt shows, that the prompt opened thinking."""
+    said, _ = trace.first(NAMES["opened"])
     if said is not None:
         return bool(said)
-    prompt, _ = trace.first(_PROMPT_FIELDS)
+    prompt, _ = trace.first(NAMES["prompt"])
     return isinstance(prompt, str) and opens_thinking(prompt)
+
+
+def _number(value: Any) -> float | None:
+    """A number, a truth value, or one of these as a word; None for anything else."""
+    if isinstance(value, str):
+        try:
+            value = _VERDICTS.get(value.lower()) if value.isalpha() else float(value)
+        except ValueError:
+            return None
+    return value if isinstance(value, int | float) else None
 
 
 def number_of(trace: Trace, names: Sequence[str], what: str) -> tuple[float | None, str | None]:
@@ -302,15 +406,17 @@ def number_of(trace: Trace, names: Sequence[str], what: str) -> tuple[float | No
     Raises:
         EpistillError: It is something else.
     """
-    value, name = trace.first(names)
+    value, name = trace.first(names, each=True)
+    if isinstance(value, Mapping):  # Inspect: {"scorer": {"value": "C"}}
+        value = get({"of": value}, "of.*.value")
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
-    value = _spelled_out(value)
+    number = _number(value)
     if value is None:
         return None, None
-    if not isinstance(value, int | float):
+    if number is None:
         raise EpistillError(
             f"row {trace.row}: {what} {name!r} is {str(value)[:40]!r}; expected a number or a "
             "truth value"
         )
-    return (None, None) if math.isnan(value) else (float(value), name)
+    return (None, None) if math.isnan(number) else (float(number), name)

@@ -12,6 +12,9 @@ from hashlib import blake2b
 import numpy as np
 from numpy.typing import NDArray
 
+from epistill.thinking import SplitResponse, unknown_notation
+from epistill.traces.fields import Trace, stop_of
+
 # Repeated responses are looked for among so many; beyond, their keys would cost too much memory.
 MAX_KEYS = 5_000_000
 
@@ -27,6 +30,7 @@ class Reading:
         skipped: Reason to (how many, row of the first).
         fields: What was looked for (response, problem, ...) to the fields that had it, counted.
         keys: Hash and row of each response's identity, to find repeated ones.
+        notes: What a reader must know, and for how many responses (0 for the whole file).
     """
 
     rows: int = 0
@@ -36,11 +40,30 @@ class Reading:
     skipped: dict[str, tuple[int, int]] = field(default_factory=dict)
     fields: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     keys: list[NDArray[np.uint64]] = field(default_factory=list)
+    notes: Counter[str] = field(default_factory=Counter)
 
     def skip(self, reason: str, row: int, count: int = 1) -> None:
         """Count skipped responses."""
         before, first = self.skipped.get(reason, (0, row))
         self.skipped[reason] = (before + count, first)
+
+    def note(self, trace: Trace, part: SplitResponse) -> str | None:
+        """Count what is odd about a response; the field that says how it ended, if one does."""
+        kind, name = stop_of(trace)
+        if kind == "interrupted":
+            self.notes["ended by the server (abort, filter, error, ...): counted as cut"] += 1
+        elif kind not in ("ended", "cut", None):
+            word = repr(kind if len(kind) <= 40 else kind[:37] + "...")
+            self.notes[f"stop reason {word} in {name} is not known: neither an end nor a cut"] += 1
+            name = None
+        if trace.turns > 1:
+            self.notes["several turns of the assistant are one response"] += 1
+        if part.form == "absent" and (tag := unknown_notation(trace.text)) is not None:
+            self.notes[
+                f"{tag} looks like thinking in a notation that is not known: taken for answer; "
+                "write <think> and </think> instead"
+            ] += 1
+        return name
 
     def reasons(self) -> str:
         """Why responses were skipped, for an error; "" where none were."""
@@ -58,6 +81,7 @@ class Reading:
             self.keys.append(keys)
         for role, names in other.fields.items():
             self.fields[role].update(names)
+        self.notes.update(other.notes)
         self.rows += other.rows
         self.records += other.records
         self.read += other.read

@@ -13,7 +13,7 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from epistill.traces.fields import Trace
 from epistill.traces.file_counts import Reading, hash64
 from epistill.traces.measure import nothing_used
 from epistill.traces.measure_summary import describe_reading
+from epistill.traces.problem_keys import problem_key
 from epistill.traces.references import (
     GradeOptions,
     Lookup,
@@ -123,6 +124,9 @@ def _grade_file(
     grader: Grader,
 ) -> dict[str, Any]:
     totals = _Totals()
+    key = problem_key(path, options.response_field, options.problem_field)
+    if key.note is not None:
+        totals.reading.notes[key.note] = 0
     chosen = options.grader or ("math" if lookup is not None else choose_grader(path, options))
     temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
     records = records_of(path, totals.reading)
@@ -130,7 +134,8 @@ def _grade_file(
         place.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
             while batch := list(islice(records, BATCH)):
-                for record in _grade_batch(batch, chosen, options, lookup, grader, totals):
+                told = replace(options, problem_field=key.field)
+                for record in _grade_batch(batch, chosen, told, lookup, grader, totals):
                     file.write(_line(record))
         if not totals.reading.used:
             raise _nothing_graded(path, totals.reading)

@@ -9,7 +9,7 @@ depend on `workers`. `traces.summary` turns sums into numbers with intervals.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from epistill.thinking import SplitResponse
 from epistill.traces import fields
 from epistill.traces.fields import Trace
 from epistill.traces.file_counts import Reading, hash64, identity_key
+from epistill.traces.problem_keys import filter_of, problem_key
 from epistill.traces.tabulate import ClusterSums, Tabulator
 from epistill.traces.worker_pool import map_pieces
 
@@ -45,6 +46,7 @@ class Options:
         tokenizer: Folder with a `tokenizer.json`.
         opened: The prompts ended inside `<think>`, whatever the records say.
         keep: Traces to keep for the page, drawn by `seed`.
+        filter: Of lm-evaluation-harness, whose rows count; `settle` finds it.
     """
 
     lexicons: tuple[str, ...] = DEFAULT_LEXICONS
@@ -55,6 +57,7 @@ class Options:
     opened: bool = False
     keep: int = 0
     seed: int = 0
+    filter: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +114,9 @@ def measure_files(paths: Sequence[Path], options: Options, *, workers: int = 1) 
     files = {path: pieces_of(path) for path in find_files(paths)}
     tabulator(options)  # a wrong lexicon or tokenizer is said before anything is read
     results = []
+    settled = {path: settle(path, options) for path in files}
     parts = map_pieces(
-        partial(_measure_piece, options=options),
+        partial(_measure_piece, settled=settled),
         [piece for pieces in files.values() for piece in pieces],
         workers,
     )
@@ -123,19 +127,39 @@ def measure_files(paths: Sequence[Path], options: Options, *, workers: int = 1) 
         if not whole.reading.used:
             raise nothing_used(path, whole.reading)
         check_problem_field(path, whole.reading, options)
+        note_problem_key(path, whole.reading, options)
         if options.by is not None and set(whole.groups) == {NO_GROUP}:
             raise _no_field(path, "--by", options.by)
         results.append(whole)
     return results
 
 
-@cache
+def settle(path: Path, options: Options) -> Options:
+    """The options for one file: its problems may have to be told apart in another way."""
+    key = problem_key(path, options.response_field, options.problem_field)
+    return replace(options, problem_field=key.field, filter=key.filter)
+
+
+def note_problem_key(path: Path, reading: Reading, options: Options) -> None:
+    """Add to a file's notes what was settled."""
+    named = None if options.problem_field == fields.BY_QUESTION else options.problem_field
+    key = problem_key(path, options.response_field, named)
+    if key.note is not None:
+        reading.notes[key.note] = 0
+
+
 def tabulator(options: Options) -> Tabulator:
     """The tabulator of these options; each process makes its own once."""
-    return Tabulator(options.lexicons, tokenizer=options.tokenizer, opened=options.opened)
+    return _tabulator(options.lexicons, options.tokenizer, options.opened)
 
 
-def _measure_piece(piece: Piece, options: Options) -> Measured:
+@cache
+def _tabulator(lexicons: tuple[str, ...], tokenizer: Path | None, opened: bool) -> Tabulator:
+    return Tabulator(lexicons, tokenizer=tokenizer, opened=opened)
+
+
+def _measure_piece(piece: Piece, settled: Mapping[Path, Options]) -> Measured:
+    options = settled[piece.path]
     found = Measured(piece.path, piece.format)
     for traces in usable_traces(piece, found.reading, options):
         _add(traces, piece, found, options)
@@ -161,6 +185,8 @@ def usable(rows: Sequence[FileRecord], reading: Reading, options: Options) -> It
         reading.records += 1
         if isinstance(row.record, Unusable):
             entries, name = [row.record], None
+        elif filter_of(row.record) != options.filter:
+            entries, name = [Unusable(fields.OTHER_FILTER)], None
         else:
             entries, name = fields.traces_of(row.record, row.number, options.response_field)
         if name is not None:
@@ -182,10 +208,11 @@ def cluster_of(trace: Trace, piece: Piece, position: int, problem: str | None) -
 
 def _add(traces: list[Trace], piece: Piece, found: Measured, options: Options) -> None:
     problems, clusters, keys = [], [], []
+    table, parts = tabulator(options).tabulate(traces)
     for i, trace in enumerate(traces):
         problem, name = fields.problem_of(trace, options.problem_field)
         sample, _ = trace.first(fields.SAMPLE_FIELDS)
-        said = {"problem": name, "stop": fields.cut_of(trace)[1]}
+        said = {"problem": name, "stop": found.reading.note(trace, parts[i])}
         if options.tokenizer is None:
             said["tokens"] = fields.tokens_of(trace)[1]
         for role, field_name in said.items():
@@ -196,7 +223,6 @@ def _add(traces: list[Trace], piece: Piece, found: Measured, options: Options) -
         keys.append(identity_key(problem, sample, trace.text))
     rows = [trace.row for trace in traces]
     found.reading.keys.append(np.array([keys, rows], np.uint64))
-    table, parts = tabulator(options).tabulate(traces)
     groups = [_group(trace, options.by) for trace in traces]
     for group in dict.fromkeys(groups):
         members = [i for i, other in enumerate(groups) if other == group]
@@ -283,7 +309,7 @@ def nothing_used(path: Path, reading: Reading) -> EpistillError:
     return EpistillError(
         f"{path}: none of {reading.read} responses can be used: {reading.reasons()}; fields "
         f"found: {_fields_found(path)}; expected one of "
-        f"{', '.join(fields.RESPONSE_FIELDS[:6])}, ... or name it with --response-field"
+        "response, completion, output, generation, messages, ... or name it with --response-field"
     )
 
 

@@ -72,6 +72,7 @@ def describe_reading(reading: Reading) -> dict[str, Any]:
         if repeated is None
         else {"count": repeated[0], "first_row": repeated[1] or None},
         "fields": {role: dict(names) for role, names in reading.fields.items()},
+        "notes": dict(reading.notes),
     }
 
 
@@ -219,8 +220,12 @@ class _Group:
 
 
 def skipped_of(file: str, reading: Mapping[str, Any]) -> list[str]:
-    """One line for each reason why responses were skipped."""
+    """One line for each reason why responses were skipped, and for what is odd about others."""
+    used = reading["responses_used"]
     return [
+        f"{file}: {note}" + (f" ({count} of {used} responses)" if count else "")
+        for note, count in reading["notes"].items()
+    ] + [
         f"{file}: skipped {skipped['count']} of {reading['responses_read']} "
         f"({reason}; first in row {skipped['first_row']})"
         for reason, skipped in reading["skipped"].items()

@@ -12,18 +12,16 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from epistill.readers.record_files import pieces_of, read_piece
+from epistill.readers.record_files import read_records
 from epistill.readers.text_records import Unusable
 from epistill.records import GraderName, Problem
 from epistill.tasks.files import ANSWER_FIELDS, grader_of, load_problems, reference_answer
 from epistill.traces import fields
 from epistill.traces.fields import Trace
 from epistill.traces.file_counts import Reading
+from epistill.traces.problem_keys import filter_of
 
-# Names that can only mean the reference; `answer` may be the model's own, so it comes after them.
-REFERENCE_FIELDS = (
-    "ground_truth", "reference", "reference_answer", "gold_answer", "expected_answer", "gold",
-)  # fmt: skip
+REFERENCE_FIELDS = fields.NAMES["reference"]
 PEEKED = 1_000  # records that decide between letters and mathematics
 Lookup = Mapping[str, tuple[str, GraderName]]
 
@@ -69,20 +67,18 @@ def by_problem(problems: Sequence[Problem]) -> Lookup:
 
 def records_of(path: Path, reading: Reading) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """Records with their row in the file; lines that hold none are counted as skipped."""
-    before = 0
-    for piece in pieces_of(path):
-        for rows in read_piece(piece):
-            for row in rows:
-                reading.rows = before + row.number
-                if row.record is None:
-                    continue
-                reading.records += 1
-                if isinstance(row.record, Unusable):
-                    reading.read += 1
-                    reading.skip(str(row.record), reading.rows)
-                else:
-                    yield reading.rows, row.record
-        before = reading.rows
+    first_filter = None
+    for number, record in read_records(path):
+        reading.rows, reading.records = number, reading.records + 1
+        reason = record if isinstance(record, Unusable) else None
+        if reason is None and isinstance(record, Mapping):
+            first_filter = first_filter or filter_of(record)
+            if filter_of(record) == first_filter:
+                yield number, record
+                continue
+            reason = Unusable(fields.OTHER_FILTER)
+        reading.read += 1
+        reading.skip(str(reason), number)
 
 
 def choose_grader(path: Path, options: GradeOptions) -> GraderName:
@@ -107,17 +103,28 @@ def reference_in(
             return None, None
         # A worked solution that ends in GSM8K's `#### 18` is read as such.
         return reference_answer({"question": "", "answer": value})[0], answer_field
-    name = next((n for n in REFERENCE_FIELDS if record.get(n) is not None), None)
-    if name is not None:
-        return reference_answer({"question": "", "answer": record[name]})[0], name
+    for name in fields.present(tuple(record), REFERENCE_FIELDS):
+        if (value := _one(fields.get(record, name))) is not None:
+            return reference_answer({"question": "", "answer": value})[0], name
     if is_evaluation(record):
         return None, None
     answer, _ = reference_answer(record)
-    if answer is None:
-        return None, None
-    if "reward_model" in record:
-        return answer, "reward_model"
-    return answer, next(name for name in ANSWER_FIELDS if record.get(name) is not None)
+    if answer is not None:
+        if "reward_model" in record:
+            return answer, "reward_model"
+        return answer, next(name for name in ANSWER_FIELDS if record.get(name) is not None)
+    options, right = fields.get(record, "doc.choices"), _one(fields.get(record, "doc.gold_index"))
+    if isinstance(options, list) and isinstance(right, int) and 0 <= right < len(options):
+        return str(options[right]), "doc.choices"
+    for name in fields.present(tuple(record), fields.NAMES["last_reference"]):
+        if (value := _one(fields.get(record, name))) is not None:
+            return reference_answer({"question": "", "answer": value})[0], name
+    return None, None
+
+
+def _one(value: Any) -> Any:
+    """The only entry of a list, as a numpy array or a list of right answers is written."""
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
 def grader_in(trace: Trace, names: Sequence[str] = ("grader",)) -> GraderName | None:

@@ -38,7 +38,9 @@ from epistill.traces.measure import (
     Options,
     check_problem_field,
     cluster_of,
+    note_problem_key,
     nothing_used,
+    settle,
     usable_traces,
 )
 from epistill.traces.measure_summary import describe_reading
@@ -176,11 +178,14 @@ def _first_pass(
     if not whole.reading.used:
         raise nothing_used(path, whole.reading)
     check_problem_field(path, whole.reading, options)
+    for one in dict.fromkeys(piece.path for piece in pieces):
+        note_problem_key(one, whole.reading, options)
     return whole
 
 
 def _see(piece: Piece, options: Options, lexicons: tuple[Lexicon, ...]) -> _Seen:
     seen = _Seen(listed=_listed(lexicons))
+    options = settle(piece.path, options)
     for traces in usable_traces(piece, seen.reading, options):
         for i, trace in enumerate(traces):
             problem, name = problem_of(trace, options.problem_field)
@@ -254,6 +259,7 @@ def _count(
     from scipy import sparse
 
     found = _Counted(sparse.csr_array(frame.shape), np.zeros(frame.shape[0]))
+    options = settle(piece.path, options)
     for traces in usable_traces(piece, Reading(), options):
         rows, columns, values = [], [], []
         for i, trace in enumerate(traces):
