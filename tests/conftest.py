@@ -35,6 +35,15 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
+def shared_cases() -> Path:
+    """Small cases beside the checkout; tests that read them skip where they are absent."""
+    folder = SHARED / "cases"
+    if not folder.is_dir():
+        pytest.skip(f"no cases at {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def lab_model():
     """The shipped model; do not train it in place."""
     from epistill.rollouts.load_model import load_model

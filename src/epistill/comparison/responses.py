@@ -271,7 +271,7 @@ def _keep(
 def _reference(trace: Trace) -> str | None:
     """What `epistill grade` graded against, else what the record says."""
     graded, _ = trace.first(("grade_reference",))
-    return graded if isinstance(graded, str) else reference_in(trace.record)[0]
+    return graded if isinstance(graded, str) else reference_in(trace.alone())[0]
 
 
 def _answer(trace: Trace, part: SplitResponse) -> str | None:

@@ -31,6 +31,7 @@ _HEADER = re.compile(r'"?[\w .:@/-]{0,64}"?')
 _HOLDERS = (
     "results", "samples", "data", "records", "examples", "rows", "items", "instances", "details",
     "traces", "rollouts", "request_states", "predictions", "responses", "outputs", "generations",
+    "convos",
 )  # fmt: skip
 _OF_A_RECORD = {
     "question", "problem", "prompt", "input", "query", "instruction", "messages", "origin_prompt",
@@ -139,9 +140,13 @@ def _as_record(value: Any) -> Mapping[str, Any] | Unusable:
     if isinstance(value, list) and value:
         if all(isinstance(one, str) for one in value):  # several responses to one problem
             return {"generations": value}
-        if all(isinstance(one, dict) and "role" in one for one in value):
+        if _is_chat(value):
             return {"messages": value}
     return Unusable("not an object")
+
+
+def _is_chat(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(v, dict) and "role" in v for v in value)
 
 
 def _is_beyond_64_bits(value: object) -> bool:
@@ -175,6 +180,8 @@ def _inside(record: Mapping[str, Any], depth: int = 3) -> list[Mapping[str, Any]
             if found := _inside(value, depth - 1):
                 return found
             value = list(value.values())
+        if value and all(map(_is_chat, value)):
+            return [{"messages": one} for one in value]
         if value and all(isinstance(one, list) for one in value):
             value = [inner for one in value for inner in one]
         if value and all(isinstance(v, dict) and not _OF_A_RECORD.isdisjoint(v) for v in value):

@@ -8,13 +8,10 @@ of responses, a list of equal length under any other name is read element by ele
 
 from __future__ import annotations
 
-import ast
 import math
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, Literal
 
 import orjson
@@ -22,22 +19,27 @@ import orjson
 from epistill.errors import EpistillError
 from epistill.readers.text_records import Unusable
 from epistill.thinking import opens_thinking, split_thinking, with_thinking
+from epistill.traces.reply_texts import (
+    ASSISTANT,
+    FIELD_DATA,
+    NAMES,
+    is_chat,
+    listed,
+    plain,
+    question_in,
+    role_of,
+    spoken,
+)
 
-_DATA = tomllib.loads(Path(__file__).with_name("record_fields.toml").read_text(encoding="utf-8"))
-NAMES: dict[str, tuple[str, ...]] = {k: tuple(v) for k, v in _DATA.items() if isinstance(v, list)}
 SCORE_FIELDS, SAMPLE_FIELDS = NAMES["score"], NAMES["sample"]
 # What `measure` may look at; a parquet file's other columns are not read.
 KNOWN_FIELDS = ("filter", *(name for names in NAMES.values() for name in names))
 _KIND_OF_STOP: dict[str, Literal["ended", "cut", "interrupted"]] = {
-    word: kind for kind, words in _DATA["stop_words"].items() for word in words
+    word: kind for kind, words in FIELD_DATA["stop_words"].items() for word in words
 }
-_PLURAL, _TYPES = frozenset(NAMES["plural"]), frozenset(NAMES["reasoning_types"])
-_ASSISTANT = {"assistant", "gpt", "model", "bot", "ai", "chatbot"}
-_USER = {"user", "human"}
-_ROLES = ("role", "from")
+_PLURAL = frozenset(NAMES["plural"])
 _VERDICTS = {"true": 1, "false": 0, "c": 1, "i": 0, "p": 0.5, "n": 0}  # Inspect's letters
 OTHER_FILTER = "the same responses under another filter"
-MAX_LITERAL = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,16 @@ class Trace:
             if value is not None:
                 return value, name
         return None, None
+
+    def alone(self) -> Mapping[str, Any]:
+        """The record with lists beside a list of responses read element by element."""
+        lists = {
+            name: value[self.index]
+            for name, value in self.record.items()
+            if self.index is not None and isinstance(value, list) and len(value) == self.of
+            if not is_chat(value)
+        }
+        return {**self.record, **lists} if lists else self.record
 
 
 def get(record: Mapping[str, Any], name: str) -> Any:
@@ -132,7 +144,7 @@ def traces_of(
     if found is None:
         reason = "null response" if names else f"no field {field}" if field else "no response field"
         return [Unusable(reason)], next((name for name in names if name in record), None)
-    value = _listed(value, several=found in _PLURAL)
+    value = listed(value, several=found in _PLURAL)
     if isinstance(value, list) and not _is_one(found, value):
         while len(value) > 0 and all(isinstance(v, list) and not is_chat(v) for v in value):
             value = [inner for v in value for inner in v]
@@ -151,44 +163,12 @@ def _may_be_response(name: str, value: Any) -> bool:
     return value is None or isinstance(value, str | list | Mapping)
 
 
-def _listed(value: Any, *, several: bool = False) -> Any:
-    """A list that is stored as a string, as tables do (chats; `several` responses too)."""
-    if not isinstance(value, str) or not value.startswith("["):
-        return value
-    if value.startswith("[{"):
-        try:
-            turns = orjson.loads(value)
-        except orjson.JSONDecodeError:
-            return value
-        return turns if several or is_chat(turns) else value
-    if several and value.endswith("]") and len(value) <= MAX_LITERAL:
-        try:
-            found = ast.literal_eval(value)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            return value
-        return found if found and all(isinstance(one, str) for one in found) else value
-    return value
-
-
-def is_chat(value: Any) -> bool:
-    """Whether a value is a list of turns with a role each."""
-    return (
-        isinstance(value, list)
-        and bool(value)
-        and all(isinstance(turn, Mapping) and any(r in turn for r in _ROLES) for turn in value)
-    )
-
-
 def _is_one(name: str, value: list[Any]) -> bool:
     """Whether a list is one response: a chat, or the parts of a message."""
     if is_chat(value):
-        alone = all(_role(turn) in _ASSISTANT for turn in value)
+        alone = all(role_of(turn) in ASSISTANT for turn in value)
         return not (alone and len(value) > 1 and name in _PLURAL)
     return bool(value) and all(isinstance(v, Mapping) and "type" in v for v in value)
-
-
-def _role(turn: Mapping[str, Any]) -> str:
-    return str(next(turn[r] for r in _ROLES if r in turn)).lower()
 
 
 def _trace(
@@ -198,8 +178,8 @@ def _trace(
     if isinstance(value, str):
         thinking, text, turns = "", value, 1
     else:
-        value = _listed(value)
-        thinking, text, turns = _spoken(value)
+        value = listed(value)
+        thinking, text, turns = spoken(value)
         if isinstance(value, Mapping):
             own = value
             # An id inside numbers the responses; the record's own says which problem they answer.
@@ -209,7 +189,7 @@ def _trace(
             return Unusable(f"response is a {type(value).__name__}, not text")
         elif isinstance(value, list) and not any(isinstance(v, Mapping) for v in value):
             return Unusable("response is a list, not text")
-        elif is_chat(value) and not any(_role(turn) in _ASSISTANT for turn in value or ()):
+        elif is_chat(value) and not any(role_of(turn) in ASSISTANT for turn in value or ()):
             return Unusable("no assistant turn")
     trace = Trace(text or "", record, row, index, of, frozenset(own), turns)
     if not thinking and not present(tuple(record), NAMES["reasoning"]):
@@ -220,65 +200,13 @@ def _trace(
 def _joined(trace: Trace, thinking: str, text: str | None) -> Trace | Unusable:
     """The trace with thinking that stands beside its text; cut where only thinking is there."""
     if not thinking:
-        thinking = _plain(trace.first(NAMES["reasoning"])[0])
+        thinking = plain(trace.first(NAMES["reasoning"])[0])
     if text and thinking and split_thinking(text).form != "absent":
         return trace  # the server says it twice
     if not thinking:
         return trace if text is not None else Unusable("null response")
     ended = bool(text) or stop_of(trace)[0] == "ended"
     return replace(trace, text=with_thinking(thinking, text or "", closed=ended))
-
-
-def _spoken(value: Any) -> tuple[str, str | None, int]:
-    """Thinking, text (None without any) and turns of a chat, a message, its parts or an object."""
-    if value is None or isinstance(value, str):
-        return "", value, 1
-    if is_chat(value):
-        asked = max((i for i, turn in enumerate(value) if _role(turn) in _USER), default=-1)
-        turns = [turn for turn in value[asked + 1 :] if _role(turn) in _ASSISTANT]
-        said = [_spoken(_without_role(turn))[:2] for turn in turns]
-        said = [(thinking, text) for thinking, text in said if thinking or text]
-        if len(said) > 1:  # every turn may have thinking of its own
-            parts = [split_thinking(text or "") for _, text in said]
-            said = [
-                (f"{thinking}\n{part.thinking}".strip(), part.answer)
-                for (thinking, _), part in zip(said, parts, strict=True)
-            ]
-        elif not said and turns and any("content" in t and t["content"] == "" for t in turns):
-            return "", "", 1
-        texts = [text for _, text in said if text]
-        return _lines(t for t, _ in said), "\n".join(texts) if texts else None, max(1, len(said))
-    if isinstance(value, list):
-        said = [_spoken(part)[:2] for part in value]
-        texts = [text for _, text in said if text is not None]
-        return _lines(t for t, _ in said), "".join(texts) if texts else None, 1
-    if not isinstance(value, Mapping):
-        return "", None, 1
-    if value.get("type") in _TYPES or value.get("thought") is True:
-        return _plain(value), None, 1
-    thinking = next((t for n in NAMES["reasoning"] if (t := _plain(value.get(n)))), "")
-    content = next((value[n] for n in NAMES["text"] if value.get(n) is not None), None)
-    inner, text, turns = _spoken(_listed(content))
-    return thinking or inner, text, turns
-
-
-def _without_role(turn: Mapping[str, Any]) -> Mapping[str, Any]:
-    return {name: value for name, value in turn.items() if name not in _ROLES}
-
-
-def _lines(parts: Any) -> str:
-    return "\n".join(part for part in parts if part)
-
-
-def _plain(value: Any) -> str:
-    """The text of reasoning, however it is wrapped; "" where there is none to read."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, list):
-        return _lines(map(_plain, value))
-    if isinstance(value, Mapping):
-        return next((t for n in NAMES["reasoning_texts"] if (t := _plain(value.get(n)))), "")
-    return ""
 
 
 BY_QUESTION, BY_STEM = "(question)", "(id without its last number)"
@@ -327,12 +255,10 @@ def stem_end(key: str) -> str:
 
 def question_of(trace: Trace) -> tuple[str | None, str | None]:
     """The question as text: a question field, or the last user turn of a chat."""
-    value, name = trace.first(NAMES["question"])
-    value = _listed(value)
-    if is_chat(value):
-        asked = next((turn for turn in reversed(value) if _role(turn) in _USER), {})
-        value = _spoken(_without_role(asked))[1]
-    return (value, name) if isinstance(value, str) else (None, None)
+    for name in present(tuple(trace.record), NAMES["question"]):
+        if (text := question_in(trace.first((name,))[0])) is not None:
+            return text, name
+    return None, None
 
 
 def tokens_of(trace: Trace) -> tuple[int | None, str | None]:

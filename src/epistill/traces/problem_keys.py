@@ -58,6 +58,7 @@ def problem_key(path: Path, response_field: str | None, problem_field: str | Non
     keys: list[str] = []
     questions: list[str | None] = []
     fields: set[str] = set()
+    several = False
     first_filter = None
     for number, record in enumerate(islice(records, PEEKED)):
         if record is None or isinstance(record, Unusable):
@@ -66,12 +67,15 @@ def problem_key(path: Path, response_field: str | None, problem_field: str | Non
         found, _ = traces_of(record, number, response_field)
         if isinstance(found[0], Unusable) or filter_of(record) != first_filter:
             continue
+        several |= len(found) > 1
         key, name = problem_of(found[0], problem_field)
         if key is not None and name is not None:
             keys.append(key)
             fields.add(name)
             questions.append(question_of(found[0])[0])
     field, note = _judged(keys, questions, fields, problem_field)
+    if several and field is None:
+        note = None  # a record that holds all samples of a problem has an id of its own
     return ProblemKey(field, first_filter, note)
 
 

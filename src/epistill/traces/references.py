@@ -138,7 +138,7 @@ def reference_of(
 ) -> tuple[str | None, GraderName | None, str]:
     """The reference answer, the grader that comes with it, and where it is from (or is missing)."""
     if lookup is None:
-        reference, name = reference_in(trace.record, options.answer_field)
+        reference, name = reference_in(trace.alone(), options.answer_field)
         missing = "reference answer" if options.answer_field is None else options.answer_field
         return reference, grader_in(trace), name or f"no {missing}"
     known = (fields.problem_of(trace, options.problem_field)[0], fields.question_of(trace)[0])

@@ -1,10 +1,8 @@
 """`shift`: which words moved most between two sets of traces, and where the markers stand.
 
 Enters: files of set A and of set B. Leaves: one dictionary, ready for JSON, with a row for each
-word. Files are read twice, in pieces: first for the vocabulary and the problems, then for counts by
-problem. The test is `metrics.shift`'s; this module counts. A word is what `metrics.words` says; a
-word with a digit in it is a number, not vocabulary (it counts as a word of the text). Words of
-lexicons, Chinese ones and phrases too, are counted as `count_markers` counts them.
+word. Files are read twice, in pieces: for the vocabulary and the problems, then for counts by
+problem. A word with a digit in it is a number, not vocabulary (it counts as a word of the text).
 """
 
 from __future__ import annotations

@@ -1,0 +1,122 @@
+"""What a response says, however it is wrapped: a chat, a message, its parts, a list in a string.
+
+Enters: a value of a record. Leaves: its thinking and its text. `fields` knows where values stand.
+"""
+
+from __future__ import annotations
+
+import ast
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from epistill.thinking import split_thinking
+
+FIELD_DATA = tomllib.loads(
+    Path(__file__).with_name("record_fields.toml").read_text(encoding="utf-8")
+)
+NAMES: dict[str, tuple[str, ...]] = {
+    name: tuple(found) for name, found in FIELD_DATA.items() if isinstance(found, list)
+}
+_TYPES = frozenset(NAMES["reasoning_types"])
+ASSISTANT = {"assistant", "gpt", "model", "bot", "ai", "chatbot"}
+_USER = {"user", "human"}
+_ROLES = ("role", "from")
+MAX_LITERAL_BYTES = 1 << 20
+
+
+def listed(value: Any, *, several: bool = False) -> Any:
+    """A list that is stored as a string, as tables do (chats; `several` responses too)."""
+    if not isinstance(value, str) or not value.startswith("["):
+        return value
+    if value.startswith("[{"):
+        try:
+            turns = orjson.loads(value)
+        except orjson.JSONDecodeError:
+            return value
+        return turns if several or is_chat(turns) else value
+    if several and value.endswith("]") and len(value) <= MAX_LITERAL_BYTES:
+        try:
+            found = ast.literal_eval(value)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            return value
+        return found if found and all(isinstance(one, str) for one in found) else value
+    return value
+
+
+def is_chat(value: Any) -> bool:
+    """Whether a value is a list of turns with a role each."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(turn, Mapping) and any(r in turn for r in _ROLES) for turn in value)
+    )
+
+
+def role_of(turn: Mapping[str, Any]) -> str:
+    """Who speaks, in lower case."""
+    return str(next(turn[r] for r in _ROLES if r in turn)).lower()
+
+
+def question_in(value: Any) -> str | None:
+    """The question as text: a text, or the last user turn of a chat."""
+    value = listed(value)
+    if is_chat(value):
+        asked = next((turn for turn in reversed(value) if role_of(turn) in _USER), {})
+        value = spoken(_without_role(asked))[1]
+    return value if isinstance(value, str) and value.strip() else None
+
+
+def spoken(value: Any) -> tuple[str, str | None, int]:
+    """Thinking, text (None without any) and turns of a chat, a message, its parts or an object."""
+    if value is None or isinstance(value, str):
+        return "", value, 1
+    if is_chat(value):
+        asked = max((i for i, turn in enumerate(value) if role_of(turn) in _USER), default=-1)
+        turns = [turn for turn in value[asked + 1 :] if role_of(turn) in ASSISTANT]
+        said = [spoken(_without_role(turn))[:2] for turn in turns]
+        said = [(thinking, text) for thinking, text in said if thinking or text]
+        if len(said) > 1:  # every turn may have thinking of its own
+            parts = [split_thinking(text or "") for _, text in said]
+            said = [
+                (f"{thinking}\n{part.thinking}".strip(), part.answer)
+                for (thinking, _), part in zip(said, parts, strict=True)
+            ]
+        elif not said and turns and any("content" in t and t["content"] == "" for t in turns):
+            return "", "", 1
+        texts = [text for _, text in said if text]
+        return _lines(t for t, _ in said), "\n".join(texts) if texts else None, max(1, len(said))
+    if isinstance(value, list):
+        said = [spoken(part)[:2] for part in value]
+        texts = [text for _, text in said if text is not None]
+        return _lines(t for t, _ in said), "".join(texts) if texts else None, 1
+    if not isinstance(value, Mapping):
+        return "", None, 1
+    if value.get("type") in _TYPES or value.get("thought") is True:
+        return plain(value), None, 1
+    thinking = next((t for n in NAMES["reasoning"] if (t := plain(value.get(n)))), "")
+    content = next((value[n] for n in NAMES["text"] if value.get(n) is not None), None)
+    inner, text, turns = spoken(listed(content))
+    return thinking or inner, text, turns
+
+
+def _without_role(turn: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {name: value for name, value in turn.items() if name not in _ROLES}
+
+
+def _lines(parts: Any) -> str:
+    return "\n".join(part for part in parts if part)
+
+
+def plain(value: Any) -> str:
+    """The text of reasoning, however it is wrapped; "" where there is none to read."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        return _lines(map(plain, value))
+    if isinstance(value, Mapping):
+        return next((t for n in NAMES["reasoning_texts"] if (t := plain(value.get(n)))), "")
+    return ""
