@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from epistill import cli
+from epistill.cli.common import warn
 
 NAMES = ("[/foo]", "[algebra]", ":x:", "代数")
 
@@ -64,6 +65,30 @@ def test_shift_compare_and_grade_print_names(said):
     assert all(name in printed for name in ("A: a[b].jsonl", "B: [c].jsonl", "[list]"))
     printed = said("grade", "a[b].jsonl", "--grader", "exact", "--label-field", "label")
     assert all(name in printed for name in ("a[b].jsonl", "a[b].graded.jsonl", " [/y] ", " [/z] "))
+
+
+STEERS = "\x1b]0;title\x07\x1b[2J\x9b31m\u202e"
+
+
+def test_nothing_in_a_file_steers_the_terminal(said, tmp_path, capsys):
+    name = "\x1b[31mname.jsonl"
+    write_rows("a.jsonl", g=STEERS, problem_id=STEERS, response=f"Wait, {STEERS} #### {STEERS}")
+    write_rows(name, response="So #### [/z]")
+    gold = {"id": STEERS, "question": STEERS, "answer": STEERS}
+    Path("gold.jsonl").write_text(json.dumps(gold) + "\n", encoding="utf-8")
+    commands = (
+        ("measure", "a.jsonl", "--by", "g"),
+        ("measure", "a.jsonl", "--by", "g", "--json"),
+        ("measure", name),
+        ("grade", "a.jsonl", "--grader", "exact", "--out", "graded.jsonl"),
+        ("shift", "a.jsonl", name),
+        ("tasks", "show", "gold.jsonl"),
+    )
+    for command in commands:
+        printed = said(*command)
+        assert not set(STEERS[:1] + "\x07\x9b\u202e") & set(printed), command
+    warn(STEERS)
+    assert not set("\x1b\x07\x9b\u202e") & set(capsys.readouterr().err)
 
 
 def test_only_one_console_is_made():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
@@ -10,6 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from epistill.library.results import Result
 
@@ -26,26 +28,45 @@ tasks = typer.Typer(help="Problems: what is asked and how it is graded.", no_arg
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a machine to read.")]
 
 
+# All that steers a terminal or turns the direction of writing; line ends and tabs are left.
+_STEERS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def printable(text: str) -> str:
+    r"""Text of a file or model with what would steer the terminal written out, as JSON does.
+
+    Example:
+        >>> printable("a\x1b[2J")
+        'a\\u001b[2J'
+    """
+    return _STEERS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+class _PlainConsole(Console):
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text), **options)
+
+
 def say(value: Any) -> None:
     """Print JSON."""
     # What stdout cannot encode would become a question mark; an escape is the same data.
     escaped = str(sys.stdout.encoding).lower() != "utf-8"
-    print(json.dumps(value, indent=2, ensure_ascii=escaped, allow_nan=False))
+    print(printable(json.dumps(value, indent=2, ensure_ascii=escaped, allow_nan=False)))
 
 
 def warn(message: str) -> None:
     """One line on stderr."""
-    print("epistill: " + " ".join(message.split()), file=sys.stderr)
+    print(printable("epistill: " + " ".join(message.split())), file=sys.stderr)
 
 
 def terminal(*, stderr: bool = False, quiet: bool = False, wide: bool = False) -> Console:
-    """Where rich prints. A name such as "[b]" or ":x:" is what it says, neither markup nor emoji.
+    """Where rich prints. A name such as "[b]" or ":x:" is what it says, no markup, emoji, escape.
 
     Args:
         stderr, quiet: As in rich.
         wide: A file or pipe has no width; tables get one there that holds them.
     """
-    console = Console(stderr=stderr, quiet=quiet, markup=False, emoji=False)
+    console = _PlainConsole(stderr=stderr, quiet=quiet, markup=False, emoji=False)
     if wide and not console.is_terminal:
         console.width = 200
     return console

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from epistill.cli.common import Json, app, say, tasks, terminal
+from epistill.cli.common import Json, app, printable, say, tasks, terminal
 
 
 @tasks.command("show")
@@ -25,7 +25,7 @@ def tasks_show_command(
         say(described)
         return
     for name, value in described.items():
-        print(f"{name}: {value}")
+        print(printable(f"{name}: {value}"))
 
 
 @app.command("methods")

@@ -203,7 +203,8 @@ def zip_records(path: Path, start: int, stop: int) -> Iterator[tuple[Parsed, int
 
 def _inflated(archive: zipfile.ZipFile, raw: Any, entry: zipfile.ZipInfo) -> bytes:
     if entry.compress_type != _ZSTD:
-        with archive.open(entry) as stream:
+        member = archive.open  # of bytes, whatever the locale
+        with member(entry) as stream:
             return stream.read(MAX_RECORD_BYTES + 1)
     import pyarrow as pa
 

@@ -25,7 +25,6 @@ HEAD_BYTES = 64 << 10
 MAX_RECORD_BYTES = 64 << 20
 MAX_OBJECT_BYTES = 256 << 20
 MAX_SKIPPED_BYTES = 1 << 30
-_TOO_LONG = f"longer than {MAX_RECORD_BYTES >> 20} MiB"
 _HEADER = re.compile(r'"?[\w .:@/-]{0,64}"?')
 # Where an object that is a whole file keeps its records, and what a record (but no response) has.
 _HOLDERS = (
@@ -99,7 +98,7 @@ def json_lines(stream: Any, stop: int, *, whole: bool) -> Iterator[tuple[Parsed,
                 left, skipped = left - len(line), skipped + len(line)
                 if not line:
                     break
-            yield Unusable(f"line {_TOO_LONG}"), 0
+            yield Unusable(f"line longer than {MAX_RECORD_BYTES >> 20} MiB"), 0
             if skipped >= MAX_SKIPPED_BYTES:
                 yield Unusable("the rest, after a line without an end, is not read"), 0
                 return
@@ -213,7 +212,12 @@ def _array(stream: Any) -> Iterator[tuple[Parsed, int]]:
         if token is None or token[0] == b'"':  # not all of an element, or of a string, is here
             at = (len(data) if token is None else token.start()) - start
             if len(data) - start > MAX_RECORD_BYTES:
-                yield Unusable(f"element {_TOO_LONG}: the rest is not read"), 0
+                yield (
+                    Unusable(
+                        f"element longer than {MAX_RECORD_BYTES >> 20} MiB: the rest is not read"
+                    ),
+                    0,
+                )
                 return
             more = stream.read(step)
             step = min(2 * step, MAX_RECORD_BYTES)  # else a long string would be searched often
