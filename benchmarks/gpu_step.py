@@ -19,14 +19,13 @@ import torch
 from common import report, timed
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from epistill.axes import FullVocabulary
 from epistill.methods import method
 from epistill.rollouts.align import align
 from epistill.rollouts.load_model import load_model
 from epistill.rollouts.model import LanguageModel
 from epistill.teacher.weights import CopiedTeacher
 from epistill.training.step import accumulate_gradients
-from epistill.training.step_records import TrainingRow
+from epistill.training_rows import TrainingRow
 
 # Source: config.json of Qwen/Qwen3-8B.
 QWEN3_8B = {
@@ -124,10 +123,7 @@ def main() -> None:
     device, dtype = ("cpu", torch.float32) if options.tiny else ("cuda", torch.bfloat16)
     student = build(TINY if options.tiny else QWEN3_8B, device, dtype)
     teacher = CopiedTeacher(student)
-    divergence = method("sdpo").divergence.model_copy(
-        update={"alpha": 0.5, "support": FullVocabulary()}
-    )
-    sdpo = method("sdpo").model_copy(update={"divergence": divergence})
+    sdpo = method("sdpo", divergence={"alpha": 0.5, "support": {"type": "full"}})
     table = []
     for tokens in options.tokens:
         row = make_row(tokens, student.head().weight.shape[0])

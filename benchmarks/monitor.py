@@ -32,7 +32,7 @@ PARTS = (
     (epistill.training.batches, "tokens_in_spans", "marker tokens"),
     (epistill.training.step, "_pull", "pull"),
     (epistill.training.loop, "pass_at_group_size", "pass@k"),
-    (epistill.training.run_monitor.Watch, "observe", "rules"),
+    (epistill.training.run_monitor.RunMonitor, "observe", "rules"),
 )
 
 

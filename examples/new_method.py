@@ -5,10 +5,11 @@
 Nothing is registered and no loop is touched: a method is a point on the five axes.
 """
 
-from epistill.axes import Context, Method, PositionRise
+from epistill.axes import Context, Method
 from epistill.blends import Convex
 from epistill.config import RunConfig, SamplingConfig, StarSearchTask
 from epistill.studies.run_arm import run
+from epistill.token_weights import PositionRise
 
 late_answer = Method(
     name="late-answer",

@@ -79,6 +79,16 @@ PINNED = {
         "policy_gradient.normalize_std": True,
         "policy_gradient.clip_high": 0.2,
     },
+    "rlrt": {
+        "context.source": "solution",
+        "teacher.type": "live",
+        "blend.shape.type": "reversed_ratio",
+        "blend.shape.strength": 1.0,
+        "blend.shape.clip": 1.0,
+        "policy_gradient.normalize_std": True,
+        "reduction": "token_mean",
+        "learning_rate": 1e-6,
+    },
     "rlcsd": {
         "context.pick": "random",
         "teacher.type": "snapshot",
@@ -197,7 +207,7 @@ def test_changes_touch_only_what_they_name():
     [
         ("spdo", {}, "no method 'spdo'"),
         ("sdpo", {"beta": 1}, "Extra inputs"),
-        ("sdpo", {"teacher": {"type": "trust-region"}}, "tag 'trust-region'"),
+        ("sdpo", {"teacher": {"type": "trust-region"}}, "of type 'trust-region'"),
         ("sdpo", {"context": {"source": "none"}}, "student would agree"),
         ("sdpo", {"divergence": {"support": {"type": "sampled_token"}}}, "reverse KL only"),
         ("sdpo", {"divergence": {"alpha": 2}}, "less than or equal to 1"),
@@ -221,7 +231,7 @@ def test_a_run_that_cannot_learn_is_refused():
 
 
 ISSUED = (
-    "grpo", "sdpo", "opsd", "sdft", "rlsd", "rlcsd", "dasd", "antisd", "srpo", "sdpg", "pw-opsd",
+    "grpo", "sdpo", "opsd", "sdft", "rlsd", "rlrt", "rlcsd", "dasd", "antisd", "srpo", "sdpg", "pw-opsd",
     "purified-opsd", "credit",
 )  # fmt: skip
 
@@ -236,7 +246,7 @@ def test_the_zoo_is_complete_and_described():
 
 @pytest.mark.parametrize(
     ("name", "passes"),
-    [("grpo", 0), ("sdpo", 1), ("srpo", 2), ("rlsd", 1), ("rlcsd", 5), ("purified-opsd", 3),
+    [("grpo", 0), ("sdpo", 1), ("srpo", 2), ("rlsd", 1), ("rlrt", 1), ("rlcsd", 5), ("purified-opsd", 3),
      ("sdpg", 2), ("credit", 2), ("sft-guided", 0)],
 )  # fmt: skip
 def test_extra_forward_passes(name, passes):

@@ -1,20 +1,26 @@
-"""The five axes of a method as records, and the record of a method. Imports no torch.
+"""Axes 1 and 2 (what the teacher sees, whose weights it has) and the record of a method. No torch.
 
-1 context: what the teacher sees     2 teacher weights     3 divergence, support, target
-4 token weights                      5 blend with the verifier (`blends.py`)
+1 context   2 teacher weights   3 `targets.py`   4 `token_weights.py`   5 `blends.py`, `shapes.py`
 
-Defaults are the settings of arXiv 2603.24472 unless a field says otherwise; `methods.py` names the
-published points and a test pins them.
+A choice on an axis is one class: what it needs to know, and what it computes. The published ones
+are here, anybody's own is a subclass elsewhere (docs/methods.md). Defaults are the settings of
+arXiv 2603.24472 unless a field says otherwise; `methods.py` names the published points.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import sys
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ModelWrapValidatorHandler, model_validator
 
-from epistill.blends import Blend, ContrastShape, Convex, PolicyGradient, Regularised, Shape, Shaped
-from epistill.settings import Settings
+from epistill.blends import Blend, Convex, PolicyGradient
+from epistill.settings import Choice, Settings, kinds_of
+from epistill.shapes import Shape
+from epistill.targets import Divergence
+from epistill.token_weights import TokenWeight
+from epistill.training_rows import Needs
 
 # ---- axis 1: what the teacher sees -------------------------------------------------------------
 
@@ -53,159 +59,67 @@ class Context(Settings):
 # ---- axis 2: whose weights the teacher has -----------------------------------------------------
 
 
-class FrozenWeights(Settings):
+class TeacherWeights(Choice):
+    """How the teacher's weights follow the student's: teacher += rate (student - teacher).
+
+    Attributes:
+        is_student: The teacher is the student itself; nothing is copied.
+        stays: The weights at the start, for ever: of a LoRA run, the base with the adapter off.
+        averages: Rates between 0 and 1, which need a copy in float32.
+    """
+
+    noun: ClassVar[str] = "teacher weights"
+    is_student: ClassVar[bool] = False
+    stays: ClassVar[bool] = False
+    averages: ClassVar[bool] = True
+
+    def rate_after(self, batches: int) -> float:
+        """How far the teacher moves to the student after its so-many-th rollout batch (from 1).
+
+        0 leaves it, 1 copies the student.
+        """
+        return 0.0
+
+
+class FrozenWeights(TeacherWeights):
     """The weights at the start of training; of a LoRA run, the base with the adapter off."""
 
     type: Literal["frozen"] = "frozen"
+    stays: ClassVar[bool] = True
+    averages: ClassVar[bool] = False
 
 
-class LiveWeights(Settings):
+class LiveWeights(TeacherWeights):
     """The student's own current weights."""
 
     type: Literal["live"] = "live"
+    is_student: ClassVar[bool] = True
+    averages: ClassVar[bool] = False
 
 
-class EmaWeights(Settings):
-    """teacher <- (1 - rate) teacher + rate student after each optimiser step, kept in float32."""
+class EmaWeights(TeacherWeights):
+    """teacher <- (1 - rate) teacher + rate student after each rollout batch, kept in float32."""
 
     type: Literal["ema"] = "ema"
     rate: float = Field(default=0.05, gt=0.0, le=1.0)
     """SDPO 2601.20802: .05 (.01 for LiveCodeBench)."""
 
+    def rate_after(self, batches: int) -> float:
+        """Always the same."""
+        return self.rate
 
-class SnapshotWeights(Settings):
-    """A copy of the student, taken anew every so many optimiser steps."""
+
+class SnapshotWeights(TeacherWeights):
+    """A copy of the student, taken anew every so many rollout batches."""
 
     type: Literal["snapshot"] = "snapshot"
+    averages: ClassVar[bool] = False
     every: int = Field(default=10, ge=1)
     """RLCSD 2606.11709: 10."""
 
-
-TeacherWeights = Annotated[
-    FrozenWeights | LiveWeights | EmaWeights | SnapshotWeights, Field(discriminator="type")
-]
-
-
-# ---- axis 3: divergence, support, target -------------------------------------------------------
-
-
-class FullVocabulary(Settings):
-    """Compare over every token."""
-
-    type: Literal["full"] = "full"
-
-
-class TopK(Settings):
-    """Compare over the top k, with or without the rest as one bucket."""
-
-    type: Literal["top_k"] = "top_k"
-    k: int = Field(default=100, ge=1)
-    add_tail: bool = True
-    chosen_by: Literal["student", "teacher"] = "student"
-
-
-class SampledToken(Settings):
-    """Compare on the sampled token alone (an estimate of reverse KL)."""
-
-    type: Literal["sampled_token"] = "sampled_token"
-
-
-Support = Annotated[FullVocabulary | TopK | SampledToken, Field(discriminator="type")]
-
-
-class TeacherTarget(Settings):
-    """The student is trained towards the teacher itself."""
-
-    type: Literal["teacher"] = "teacher"
-
-
-class PurifiedTarget(Settings):
-    """softmax(log p_base + bound tanh((log p_T - log p_reference - mean) / bound) / beta).
-
-    p_reference sees the context without the question, so that what the context says by itself is
-    taken out; p_base sees the question alone; both have the frozen weights. The mean is over the
-    vocabulary. Source: Purified OPSD 2607.02234.
-    """
-
-    type: Literal["purified"] = "purified"
-    beta: float = Field(default=1.0, gt=0.0)
-    bound: float = Field(default=10.0, gt=0.0)
-
-
-Target = Annotated[TeacherTarget | PurifiedTarget, Field(discriminator="type")]
-
-
-class Divergence(Settings):
-    """alpha 0 is KL(T||S), 1 is KL(S||T), between generalised JSD; mind the jump at the ends.
-
-    Attributes:
-        entry_clip: Upper bound on each token's term of the sum (OPSD); None for none.
-    """
-
-    alpha: float = Field(default=0.5, ge=0.0, le=1.0)
-    support: Support = TopK()
-    target: Target = TeacherTarget()
-    entry_clip: float | None = Field(default=None, gt=0.0)
-
-    @model_validator(mode="after")
-    def _sampled_token_is_reverse_kl(self) -> Divergence:
-        if isinstance(self.support, SampledToken) and self.alpha != 1.0:
-            raise ValueError(
-                f"support sampled_token estimates reverse KL only: found alpha={self.alpha}, "
-                "expected 1.0"
-            )
-        if isinstance(self.support, SampledToken) and self.entry_clip is not None:
-            raise ValueError(
-                f"support sampled_token has one term per position and entry_clip {self.entry_clip} "
-                "bounds terms; expected entry_clip none"
-            )
-        return self
-
-
-# ---- axis 4: token weights, composed by multiplication -----------------------------------------
-
-
-class ImportanceClip(Settings):
-    """min(p_now / p_when_sampled, clip), detached."""
-
-    type: Literal["importance_clip"] = "importance_clip"
-    clip: float = Field(default=2.0, gt=0.0)
-
-
-class TokenRange(Settings):
-    """Keep completion tokens skip_first .. up_to (exclusive); None keeps to the end."""
-
-    type: Literal["token_range"] = "token_range"
-    skip_first: int = Field(default=0, ge=0)
-    up_to: int | None = Field(default=None, ge=1)
-
-
-class PositionRise(Settings):
-    """floor + (1 - floor) sigmoid((f - midpoint) / width), f the place in the kept response.
-
-    f = (t - 1/2) / L for the t-th of L kept tokens. Source: PW-OPSD 2605.21606 (.25, .30, .10).
-    """
-
-    type: Literal["position_rise"] = "position_rise"
-    floor: float = Field(default=0.25, ge=0.0, le=1.0)
-    midpoint: float = 0.30
-    width: float = Field(default=0.10, gt=0.0)
-
-
-class TeacherConfidence(Settings):
-    """exp(-beta H_T), divided by its mean over the distilled tokens of the step.
-
-    Source: SRPO 2604.02288 (beta 1). Over what the mean is taken is inferred. Needs the teacher's
-    entropies before the step, so one more forward pass.
-    """
-
-    type: Literal["teacher_confidence"] = "teacher_confidence"
-    beta: float = Field(default=1.0, ge=0.0)
-
-
-TokenWeight = Annotated[
-    ImportanceClip | TokenRange | PositionRise | TeacherConfidence, Field(discriminator="type")
-]
+    def rate_after(self, batches: int) -> float:
+        """1 when its turn has come."""
+        return float(batches % self.every == 0)
 
 
 # ---- a method ----------------------------------------------------------------------------------
@@ -223,6 +137,35 @@ class TraceSource(Settings):
     count: int = Field(default=800, ge=1)
 
 
+class MethodFile(Settings):
+    """The file that a method came from. Recorded to be compared; nothing imports a file from it.
+
+    Attributes:
+        name: "mine.py:rlrt", the file's own name and what it defines.
+        sha256: Of the file: a run does not go on with another.
+        path: Where it lay, for a study's worker processes; not part of a run's identity.
+    """
+
+    name: str
+    sha256: str
+    path: str = ""
+
+    @property
+    def module(self) -> str:
+        """Name under which the file is imported; the same contents are the same module."""
+        return f"epistill_method_{self.sha256[:16]}"
+
+    @property
+    def reference(self) -> str:
+        """As a user would name it: /where/it/lay/mine.py:rlrt."""
+        return f"{self.path}:{self.name.rpartition(':')[2]}"
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether this process has imported it, because its user named it."""
+        return self.module in sys.modules
+
+
 class Method(Settings):
     """A point on the five axes.
 
@@ -234,6 +177,7 @@ class Method(Settings):
             times max_new_tokens (Dr.GRPO).
         learning_rate: The paper's, for a model of its size; a run may set its own.
         source: Paper and code the defaults come from.
+        file: Where it was defined, if not in the package (`methods.method_from_file`).
     """
 
     name: str
@@ -247,35 +191,58 @@ class Method(Settings):
     reduction: Literal["token_mean", "sequence_mean", "constant_length"] = "token_mean"
     learning_rate: float = Field(default=1e-5, gt=0.0)
     source: str = ""
+    file: MethodFile | None = None
 
     @property
     def shape(self) -> Shape | None:
         """How advantages are shaped; None where they are not."""
-        return self.blend.shape if isinstance(self.blend, Shaped) else None
+        return getattr(self.blend, "shape", None)
 
     @property
     def distils(self) -> bool:
         """Whether some row may be trained towards the teacher's distribution."""
-        return not isinstance(self.blend, Shaped) and not (
-            isinstance(self.blend, Convex) and self.blend.distillation == 0
-        )
+        return self.blend.distils
 
     @property
     def gradient_share(self) -> float:
         """Weight of the verifier's term in the loss."""
-        return 1 - self.blend.distillation if isinstance(self.blend, Convex) else 1.0
+        return self.blend.gradient_share
+
+    @property
+    def needs(self) -> Needs:
+        """What must be known about the sampled tokens before a step."""
+        needs = self.blend.needs
+        for weight in self.token_weights if self.distils else ():
+            needs |= weight.needs
+        return needs
 
     @property
     def needs_start(self) -> bool:
         """Whether the weights at the start are asked besides the teacher's."""
-        return isinstance(self.divergence.target, PurifiedTarget) or (
-            isinstance(self.blend, Regularised) and self.blend.reference > 0
-        )
+        return self.needs.start_log_probs or (self.distils and bool(self.divergence.target.views))
 
     @property
     def needs_teacher(self) -> bool:
         """Whether a teacher is asked at all."""
-        return self.distils or isinstance(self.blend, Shaped)
+        return self.distils or self.needs.asks_teacher
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _kinds_of_its_own_file_first(
+        cls, value: Any, handler: ModelWrapValidatorHandler[Method]
+    ) -> Method:
+        """Of two files that use one type name, take the kind of the one this method came from."""
+        file = value.get("file") if isinstance(value, Mapping) else None
+        if file is None:
+            return handler(value)
+        file = MethodFile.model_validate(file)
+        if not file.is_loaded:
+            raise ValueError(
+                f"method {value.get('name')!r} is defined in {file.name}, and a recorded "
+                f"configuration imports nothing; name the file: --method PATH/{file.name}"
+            )
+        with kinds_of(file.module):
+            return handler(value)
 
     @model_validator(mode="after")
     def _a_teacher_needs_a_context(self) -> Method:
@@ -284,7 +251,7 @@ class Method(Settings):
                 f"method {self.name!r} asks a teacher but its context is 'none': teacher and "
                 "student would agree; choose a context, or a convex blend with distillation 0"
             )
-        if self.traces is not None and self.needs_teacher:
+        if self.traces is not None and (self.needs_teacher or self.needs.verdicts):
             raise ValueError(
                 f"method {self.name!r} has both traces and a teacher; expected one of them"
             )
@@ -292,7 +259,8 @@ class Method(Settings):
 
     @model_validator(mode="after")
     def _two_means_are_no_reduction(self) -> Method:
-        if isinstance(self.shape, ContrastShape) and self.reduction != "token_mean":
+        two_means = self.shape is not None and self.shape.apart_weight is not None
+        if two_means and self.reduction != "token_mean":
             raise ValueError(
                 f"method {self.name!r} takes the mean over tokens on each of its two paths; "
                 f"reduction {self.reduction!r} would change nothing; leave it out"

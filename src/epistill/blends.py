@@ -1,16 +1,19 @@
-"""The fifth axis: how the teacher's signal and the verifier's are put together. Imports no torch.
+"""Axis 5, blends: how the teacher's signal and the verifier's are put together. No torch.
 
-A blend decides which rows are distilled, which are reinforced, and with what advantage; the shapes
-are the ways in which a teacher's log-probs may change an advantage token by token.
+A blend decides which rows are distilled, which are reinforced, and with what shares.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import ClassVar, Literal, Self, TypeVar
 
 from pydantic import Field
 
-from epistill.settings import Settings
+from epistill.settings import Choice, Settings
+from epistill.shapes import Shape
+from epistill.training_rows import Needs, Progress, ScoredRow
+
+_Kind = TypeVar("_Kind", bound=Choice)
 
 
 class PolicyGradient(Settings):
@@ -30,102 +33,120 @@ class PolicyGradient(Settings):
     drop_uniform_groups: bool = False
 
 
-class RatioShape(Settings):
-    """A [(1 - s) + s clip(exp(sign(A) u), low, high)], s falling linearly to 0 over decay_steps.
+class Blend(Choice):
+    """What of a step is distilled and what is reinforced; the base reinforces everything.
 
-    Source: RLSD 2604.03128. decay_steps None keeps s.
+    Attributes:
+        one_mean: Distilled and reinforced tokens share one mean; else each has its own.
     """
 
-    type: Literal["ratio"] = "ratio"
-    strength: float = Field(default=0.5, ge=0.0, le=1.0)
-    decay_steps: int | None = Field(default=50, ge=1)
-    low: float = 0.8
-    high: float = 1.2
+    noun: ClassVar[str] = "blend"
+    one_mean: ClassVar[bool] = False
+
+    @property
+    def needs(self) -> Needs:
+        """Scores that must be known before the step."""
+        return Needs()
+
+    @property
+    def distils(self) -> bool:
+        """Whether some row may be trained towards the teacher's distribution."""
+        return False
+
+    @property
+    def gradient_share(self) -> float:
+        """Weight of the verifier's term in the loss."""
+        return 1.0
+
+    @property
+    def reference_share(self) -> float:
+        """Weight of the pull to the weights at the start, (log p - log p_start)^2 / 2."""
+        return 0.0
+
+    def distillation_share(self, progress: Progress) -> float:
+        """Weight of the distillation term in the loss."""
+        return 0.0
+
+    def distilled(self, row: ScoredRow) -> bool:
+        """Whether this row is trained towards the teacher; only asked where it has a context."""
+        return self.distils
+
+    def reinforced(self, row: ScoredRow) -> bool:
+        """Whether this row takes part in the verifier's term."""
+        return self.gradient_share > 0
+
+    def with_less_teacher(self, factor: float) -> Self | None:
+        """The blend with the teacher's weight multiplied by `factor`; None where it has none.
+
+        (Scaling a loss alone changes nothing under Adam.)
+        """
+        return None
 
 
-class AscentShape(Settings):
-    """A - g strength phi(u), phi(u) = (softplus(u) - log 2) / 2: away from the teacher.
-
-    The gate g is 0 for warmup_steps; the mean over them of the batch median of the teacher's
-    entropy is H_warm. Then g turns 1 when the median reaches H_warm and 0 when it falls below
-    gate_off H_warm. Source: AntiSD 2605.11609, Alg. 1; g right after the warm-up is inferred (on).
-    """
-
-    type: Literal["ascent"] = "ascent"
-    strength: float = Field(default=0.5, ge=0.0)
-    gate_off: float = Field(default=0.93, gt=0.0)
-    warmup_steps: int = Field(default=5, ge=1)
-
-
-class ContrastShape(Settings):
-    """Sign-preserving clamp of A + r, r = clip(beta strength tanh(e / tau), -bound, bound).
-
-    e = log p_T(y | c+) - log mean_k p_T(y | c-_k) over up to `negatives` wrong siblings (others
-    fill up). Tokens with |r| > gate take this path, the rest keep A; each path is a mean of its
-    own, the first weighted by eta. Rows without both contexts leave the update.
-    Source: RLCSD 2606.11709.
-    """
-
-    type: Literal["contrast"] = "contrast"
-    tau: float = Field(default=0.02, gt=0.0)
-    beta: float = 1.0
-    strength: float = 0.5
-    bound: float = Field(default=2.0, gt=0.0)
-    gate: float = Field(default=0.02, ge=0.0)
-    eta: float = Field(default=1.0, ge=0.0)
-    negatives: int = Field(default=4, ge=1)
-
-
-class EntropyDirectedShape(Settings):
-    """A + beta tanh((tau - H) / sigma_H) sigmoid(|d| - 1) d, d = u / mean |u| of the response.
-
-    H is the student's entropy, tau its `quantile` within the response, sigma_H the mean absolute
-    deviation. Source: DASD 2605.22263 (quantile .20); beta, the normaliser of u and the side of the
-    quantile are not published where we could read them: inferred.
-    """
-
-    type: Literal["entropy_directed"] = "entropy_directed"
-    beta: float = 1.0
-    quantile: float = Field(default=0.8, gt=0.0, lt=1.0)
-
-
-class InputContrastShape(Settings):
-    """verifier A + u - strength mean_k u_k: the part of the teacher's signal that is about x.
-
-    u_k is the log-ratio of a teacher that sees the same context under another problem's question.
-    Source: CREDIT 2605.11613, whose abstract gives the decomposition but no constants: strength,
-    the number of negatives and the verifier's share are inferred.
-    """
-
-    type: Literal["input_contrast"] = "input_contrast"
-    strength: float = 1.0
-    negatives: int = Field(default=1, ge=1)
-    verifier: float = Field(default=0.0, ge=0.0)
-
-
-Shape = Annotated[
-    RatioShape | AscentShape | ContrastShape | EntropyDirectedShape | InputContrastShape,
-    Field(discriminator="type"),
-]
-
-
-class Convex(Settings):
+class Convex(Blend):
     """loss = distillation L_D + (1 - distillation) L_PG."""
 
     type: Literal["convex"] = "convex"
     distillation: float = Field(default=1.0, ge=0.0, le=1.0)
 
+    @property
+    def distils(self) -> bool:
+        """Unless the verifier has everything."""
+        return self.distillation > 0
 
-class Routed(Settings):
+    @property
+    def gradient_share(self) -> float:
+        """What the teacher leaves."""
+        return 1 - self.distillation
+
+    def distillation_share(self, progress: Progress) -> float:
+        """Always the same."""
+        return self.distillation
+
+    def with_less_teacher(self, factor: float) -> Self | None:
+        """Pure distillation lowered to a half is half a policy gradient."""
+        return _lowered(self, "distillation", factor) if self.distils else None
+
+    def words(self) -> str:
+        """For a table."""
+        return {0.0: "verifier only", 1.0: "distillation only"}.get(
+            self.distillation, f"distillation {self.distillation:g}"
+        )
+
+
+class Routed(Blend):
     """Wrong responses with a context are distilled, all others reinforced; one mean over both.
 
     Source: SRPO 2604.02288; how its two losses are summed is inferred.
     """
 
     type: Literal["routed"] = "routed"
+    one_mean: ClassVar[bool] = True
+
+    @property
+    def needs(self) -> Needs:
+        """Which responses are wrong."""
+        return Needs(verdicts=True)
+
+    @property
+    def distils(self) -> bool:
+        """Wrong responses."""
+        return True
+
+    def distillation_share(self, progress: Progress) -> float:
+        """In the one mean, a token counts as any other."""
+        return 1.0
+
+    def distilled(self, row: ScoredRow) -> bool:
+        """Where it is wrong."""
+        return row.correct is False
+
+    def reinforced(self, row: ScoredRow) -> bool:
+        """Where it is not distilled."""
+        return not (row.has_context and self.distilled(row))
 
 
-class Regularised(Settings):
+class Regularised(Blend):
     """loss = L_PG + distillation(k) L_D + reference (log p - log p_start)^2 / 2.
 
     distillation(k) rises over warmup_steps and falls over the last decay_steps (0: no ramp).
@@ -143,12 +164,59 @@ class Regularised(Settings):
     decay_steps: int = Field(default=0, ge=0)
     only_positive: bool = False
 
+    @property
+    def needs(self) -> Needs:
+        """The start, where something pulls to it."""
+        return Needs(start_log_probs=self.reference > 0)
 
-class Shaped(Settings):
+    @property
+    def distils(self) -> bool:
+        """Always."""
+        return True
+
+    @property
+    def reference_share(self) -> float:
+        """The setting."""
+        return self.reference
+
+    def distillation_share(self, progress: Progress) -> float:
+        """The trapezoid."""
+        up = min(1.0, (progress.step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+        left = progress.steps - progress.step
+        down = min(1.0, left / self.decay_steps) if self.decay_steps else 1.0
+        return self.distillation * (up * down)
+
+    def distilled(self, row: ScoredRow) -> bool:
+        """All, or those better than their group."""
+        return row.advantage > 0 or not self.only_positive
+
+    def with_less_teacher(self, factor: float) -> Self | None:
+        """Lower the distillation."""
+        return _lowered(self, "distillation", factor)
+
+
+class Shaped(Blend):
     """loss = L_PG with advantages that the teacher's log-probs shape token by token."""
 
     type: Literal["shaped"] = "shaped"
     shape: Shape
 
+    @property
+    def needs(self) -> Needs:
+        """What the shape needs."""
+        return self.shape.needs
 
-Blend = Annotated[Convex | Routed | Regularised | Shaped, Field(discriminator="type")]
+    def with_less_teacher(self, factor: float) -> Self | None:
+        """Lower the shape's strength, where it has one."""
+        field = self.shape.strength_field
+        if field is None:
+            return None
+        return self.model_copy(update={"shape": _lowered(self.shape, field, factor)})
+
+    def words(self) -> str:
+        """For a table."""
+        return "advantage: " + self.shape.words()
+
+
+def _lowered(choice: _Kind, field: str, factor: float) -> _Kind:
+    return choice.model_copy(update={field: getattr(choice, field) * factor})

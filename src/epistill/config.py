@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from epistill.axes import Method
+from epistill.axes import Method, MethodFile
 from epistill.monitor import Monitor, with_less_teacher
 from epistill.settings import Settings
 
@@ -134,6 +134,8 @@ class RunConfig(Settings):
         eval_every: Evaluate the first `curve_problems` of each set every so many steps; None only
             evaluates at the end.
         eval_sampling: None evaluates with the training's sampling.
+        teacher_thinking: The teacher's `enable_thinking`; "same" as the student's, which is
+            `sampling.thinking`.
         rollouts: What samples the student's responses; evaluations, traces and the teacher's own
             writing are sampled in the training process.
         microbatch_tokens: Padded tokens per forward pass; memory, not numbers, beyond rounding.
@@ -151,6 +153,7 @@ class RunConfig(Settings):
     method: Method
     coverage: int | None = Field(default=None, ge=1)
     sampling: SamplingConfig = SamplingConfig()
+    teacher_thinking: bool | Literal["same"] | None = "same"
     rollouts: Rollouts = InProcessRollouts()
     steps: int = Field(default=100, ge=0)
     problems_per_step: int = Field(default=32, ge=1)
@@ -205,13 +208,27 @@ class RunConfig(Settings):
                 )
         return self
 
+    @property
+    def teacher_sampling(self) -> SamplingConfig:
+        """The sampling in the teacher's own mode of thinking."""
+        if self.teacher_thinking == "same":
+            return self.sampling
+        return self.sampling.model_copy(update={"thinking": self.teacher_thinking})
+
     def identity(self) -> dict[str, Any]:
-        """What decides the numbers, as JSON: all settings but the places of servers."""
-        return self.model_dump(mode="json", exclude={"rollouts": PLACES})
+        """What decides the numbers, as JSON: all settings but the places of servers and files."""
+        places: Any = {"rollouts": PLACES, "method": {"file": {"path"}}}
+        return self.model_dump(mode="json", exclude=places)
 
     @classmethod
     def identity_of(cls, stored: Mapping[str, Any]) -> dict[str, Any]:
-        """The identity that an older version wrote, with this version's defaults filled in."""
+        """The identity that an older version wrote, with this version's defaults filled in.
+
+        That of a method whose file is not the one that was loaded stays as it was written.
+        """
+        file = stored["method"].get("file")
+        if file is not None and not MethodFile.model_validate(file).is_loaded:
+            return dict(stored)
         rollouts = stored.get("rollouts", {"engine": "inprocess"})
         if rollouts["engine"] == "vllm":  # its places were not written; any will do
             rollouts = {"urls": ["-"], "model": "-", **rollouts}

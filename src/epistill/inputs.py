@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from epistill.axes import Method
 from epistill.config import EvalSet, FileTask, RunConfig, SamplingConfig, StarSearchTask, TaskConfig
 from epistill.errors import EpistillError, first_line
+from epistill.method_import import with_methods_of
 from epistill.methods import method
 from epistill.preflights.preflight_config import PreflightConfig
 from epistill.settings import Settings, first_fault
@@ -94,6 +95,8 @@ def load_run_config(config: RunConfig | str | Path | None, flags: Mapping[str, A
         if not Path(config).is_file():
             raise EpistillError(f"no file {config}; expected a TOML run configuration")
         settings = read_settings(Path(config))
+        if not flags.get("method"):
+            settings = with_methods_of(settings, Path(config))
     flags = {name: value for name, value in flags.items() if value is not None}
     task = flags.pop("task", None) or settings.get("task") or settings.get("data")
     if isinstance(task, str):

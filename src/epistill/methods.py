@@ -2,7 +2,7 @@
 
 A name *is* the published setting; a test pins every default. Change a setting with
 `method("sdpo", divergence={"alpha": 1.0})` or in a TOML file under `[method]`. Where a source
-leaves something open, `source` says what is inferred.
+leaves something open, `source` says what is inferred. "mine.py:name" is a method of one's own.
 """
 
 from __future__ import annotations
@@ -14,35 +14,27 @@ from pydantic import ValidationError
 
 from epistill.axes import (
     Context,
-    Divergence,
     EmaWeights,
     FrozenWeights,
-    FullVocabulary,
-    ImportanceClip,
     LiveWeights,
     Method,
-    PositionRise,
-    PurifiedTarget,
     SnapshotWeights,
-    TeacherConfidence,
-    TokenRange,
-    TopK,
     TraceSource,
 )
-from epistill.blends import (
+from epistill.blends import Convex, PolicyGradient, Regularised, Routed, Shaped
+from epistill.errors import EpistillError, did_you_mean
+from epistill.method_import import is_method_file, method_from_file
+from epistill.settings import first_fault, merged
+from epistill.shapes import (
     AscentShape,
     ContrastShape,
-    Convex,
     EntropyDirectedShape,
     InputContrastShape,
-    PolicyGradient,
     RatioShape,
-    Regularised,
-    Routed,
-    Shaped,
+    ReversedRatioShape,
 )
-from epistill.errors import EpistillError, did_you_mean
-from epistill.settings import first_fault, merged
+from epistill.targets import Divergence, FullVocabulary, PurifiedTarget, TopK
+from epistill.token_weights import ImportanceClip, PositionRise, TeacherConfidence, TokenRange
 
 PAPER = "arXiv 2603.24472"
 _NONE, _SIBLING, _SOLUTION = (Context(source=s) for s in ("none", "sibling", "solution"))
@@ -141,6 +133,17 @@ _POINTS = (
         "re-implementations",
     ),
     Method(
+        name="rlrt",
+        context=_SOLUTION,
+        teacher=LiveWeights(),
+        blend=Shaped(shape=ReversedRatioShape()),
+        policy_gradient=_PPO,
+        learning_rate=1e-6,
+        source="RLRT arXiv 2605.10781: RLSD's ratio reversed, on right responses only; strength 1 "
+        "and clip 1 are the defaults of a re-implementation (coldsakrua/OPSD_Analysis); teacher "
+        "weights, reduction, clip of the surrogate and rate are inferred (as RLSD)",
+    ),
+    Method(
         name="rlcsd",
         context=Context(source="sibling", pick="random"),
         teacher=SnapshotWeights(every=10),
@@ -229,7 +232,8 @@ def method(name: str, **changes: Any) -> Method:
     """A named method, with settings changed.
 
     Args:
-        name: One of METHODS.
+        name: One of METHODS, or "path/to/mine.py:name" for a `Method` that this file defines. The
+            file is imported: it runs as any script of yours would.
         **changes: Top-level fields; a mapping changes only the fields it names.
 
     Raises:
@@ -239,15 +243,19 @@ def method(name: str, **changes: Any) -> Method:
         >>> method("sdpo", divergence={"alpha": 1.0}).divergence.support.k
         100
     """
-    if name not in METHODS:
+    if is_method_file(name):
+        point = method_from_file(name)
+    elif name in METHODS:
+        point = METHODS[name]
+    else:
         raise EpistillError(
-            f"no method {name!r}; expected one of {', '.join(METHODS)}; `epistill methods` shows "
-            f"them{did_you_mean(name, METHODS)}"
+            f"no method {name!r}; expected one of {', '.join(METHODS)} (`epistill methods` shows "
+            f"them), or FILE.py:NAME of your own{did_you_mean(name, METHODS)}"
         )
-    settings = METHODS[name].model_dump()
+    settings = point.model_dump()
     for key, value in changes.items():
         settings[key] = merged(settings.get(key), value)
     try:
-        return Method.model_validate(settings)
+        return Method.model_validate(settings) if changes else point
     except ValidationError as error:
         raise EpistillError(f"method {name!r}: {first_fault(error)}") from error

@@ -18,15 +18,6 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from epistill.axes import Method
-from epistill.blends import (
-    AscentShape,
-    ContrastShape,
-    Convex,
-    EntropyDirectedShape,
-    RatioShape,
-    Regularised,
-    Shaped,
-)
 from epistill.errors import EpistillError
 from epistill.settings import Settings
 
@@ -303,19 +294,10 @@ def with_less_teacher(method: Method, factor: float) -> Method:
     """
     if factor == 1.0:
         return method
-    blend = method.blend
-    match blend:
-        case Convex() | Regularised() if method.distils:
-            less = blend.model_copy(update={"distillation": blend.distillation * factor})
-        case Shaped(shape=RatioShape() | AscentShape() | ContrastShape() as shape):
-            changed = shape.model_copy(update={"strength": shape.strength * factor})
-            less = blend.model_copy(update={"shape": changed})
-        case Shaped(shape=EntropyDirectedShape() as shape):
-            changed = shape.model_copy(update={"beta": shape.beta * factor})
-            less = blend.model_copy(update={"shape": changed})
-        case _:
-            raise EpistillError(
-                f"method {method.name!r} has no weight of a teacher that an alarm could lower; "
-                'expected monitor.action "log" or "stop" for it'
-            )
+    less = method.blend.with_less_teacher(factor)
+    if less is None:
+        raise EpistillError(
+            f"method {method.name!r} has no weight of a teacher that an alarm could lower; "
+            'expected monitor.action "log" or "stop" for it'
+        )
     return method.model_copy(update={"blend": less})

@@ -1,12 +1,26 @@
-"""The base of every configuration record. Imports no torch."""
+"""The base of every configuration record, and of records that anybody may add a kind to. No torch.
+
+Enters: settings by name. Leaves: frozen records. A `Choice` is one of several kinds of thing, told
+apart by `type`: a subclass anywhere, also in a user's own file, is one more kind.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from inspect import isabstract
+from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    GetCoreSchemaHandler,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from epistill.errors import did_you_mean
 
@@ -61,3 +75,104 @@ def merged(old: Any, new: Any) -> Any:
     if "type" in new and new["type"] != old.get("type"):
         return new
     return {**old, **{key: merged(old.get(key), value) for key, value in new.items()}}
+
+
+# Whose kinds come before others of the same type name: the module of the file that is being read.
+_module_first: ContextVar[str] = ContextVar("module_first", default="")
+
+
+@contextmanager
+def kinds_of(module: str) -> Iterator[None]:
+    """Prefer the kinds that this module defines, where two modules use the same type name."""
+    token = _module_first.set(module)
+    try:
+        yield
+    finally:
+        _module_first.reset(token)
+
+
+class Choice(Settings):
+    """One of several kinds; a class that sets `noun` is the base of them.
+
+    A field annotated with such a base takes an instance of any subclass, or a mapping whose `type`
+    names one. It is written out with the fields of what it is.
+
+    Attributes:
+        noun: What one kind is called in messages.
+        type: Names the kind; a subclass sets it, as `type: Literal["mine"] = "mine"`.
+    """
+
+    noun: ClassVar[str] = "choice"
+    type: Any
+
+    @classmethod
+    def kinds(cls) -> dict[str, type[Any]]:
+        """The kinds that can be chosen, by type name."""
+        found: dict[str, type[Any]] = {}
+        for kind in _subclasses(cls):
+            name = kind.model_fields["type"].default
+            taken = found.get(name)
+            before = taken is not None and (_own(taken) or taken.__module__ == _module_first.get())
+            if not (before or isabstract(kind)) and isinstance(name, str):
+                found[name] = kind
+        return found
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuse a kind that takes the name of one of the package's own."""
+        super().__pydantic_init_subclass__(**kwargs)
+        name = cls.model_fields["type"].default
+        for other in _subclasses(next(c for c in cls.__mro__ if "noun" in vars(c))):
+            if _own(other) and other is not cls and name == other.model_fields["type"].default:
+                raise TypeError(f"{cls.noun} type {name!r} is epistill's own; use another name")
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """The base of an axis stands for all its kinds; a kind for itself."""
+        if "noun" in vars(cls):
+            return core_schema.no_info_plain_validator_function(cls._chosen)
+        return handler(source)
+
+    @classmethod
+    def _chosen(cls, value: Any) -> Any:
+        if isinstance(value, cls):
+            return value
+        kinds = cls.kinds()
+        if isinstance(value, BaseModel) or not isinstance(value, Mapping):
+            raise _refused(
+                f"{type(value).__name__} is not a {cls.noun}; expected a subclass of "
+                f"{cls.__module__}.{cls.__qualname__}, or a table whose type is one of "
+                f"{', '.join(kinds)}"
+            )
+        name = value.get("type")
+        if name not in kinds:
+            expected = f"expected one of {', '.join(kinds)}{did_you_mean(str(name), kinds)}"
+            raise _refused(f"no {cls.noun} of type {name!r}; {expected}")
+        try:
+            return kinds[name].model_validate(value)
+        except ValidationError as error:
+            raise _refused(first_fault(error)) from error
+
+    def words(self) -> str:
+        """The kind and its numbers, for a table of methods."""
+        return with_values(self.type, self)
+
+
+def with_values(name: str, settings: Settings) -> str:
+    """A name, and the settings that are numbers and not zero."""
+    values = [f"{k}={v:g}" for k, v in settings if isinstance(v, int | float) and v]
+    return " ".join([name.replace("_", " "), *values])
+
+
+def _own(kind: type[Any]) -> bool:
+    return kind.__module__.startswith("epistill.")
+
+
+def _subclasses(cls: type[Any]) -> Iterator[type[Any]]:
+    for kind in cls.__subclasses__():
+        yield kind
+        yield from _subclasses(kind)
+
+
+def _refused(message: str) -> PydanticCustomError:
+    return PydanticCustomError("choice", "{message}", {"message": message})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from epistill.objective import token_log_probs
-from epistill.training.step_records import TrainingRow
+from epistill.training_rows import TrainingRow
 
 PROMPTS = [(5, 6, 7), (8, 9), (10, 11, 12, 13), (5, 6, 7)]
 COMPLETIONS = [(20, 21, 22), (23, 24, 25, 26, 27), (28,), (29, 30)]

@@ -22,7 +22,7 @@ from epistill.teacher.adapters import lora_layers, weight_delta
 from epistill.teacher.context import remove_thinking
 from epistill.teacher.weights import CopiedTeacher, make_teacher
 from epistill.training.step import accumulate_gradients
-from epistill.training.step_records import TrainingRow
+from epistill.training_rows import TrainingRow
 from tests.helpers.models import make_tiny_model
 
 trl = pytest.importorskip("trl")
@@ -244,7 +244,7 @@ def test_trl_ema_stalls_in_bfloat16(tiny_model):
     for step in range(100):
         state = SimpleNamespace(global_step=step)
         callback.on_step_end(args, state, None, model=tiny_model.network)
-        ours.after_step()
+        ours.after_batch()
     closed = (theirs.get_parameter(name).float() - start).mean() / gap
     assert closed < 0.5
     assert (ours.state()[name] - start).mean() / gap > 0.98
@@ -285,7 +285,7 @@ def test_trl_averages_the_factors_of_a_lora(tiny_model):
     for step in range(5):
         with torch.no_grad():
             layer.lora_B["default"].weight.add_(0.1)
-        ours.after_step()
+        ours.after_batch()
         callback.on_step_end(None, SimpleNamespace(global_step=step), None)
     theirs = layer.get_delta_weight("teacher")
     exact = ours.state()[f"{name}.delta"]

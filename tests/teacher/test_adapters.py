@@ -82,7 +82,7 @@ def test_ema_averages_the_delta_exactly(student):
     assert isinstance(teacher, EmaDeltaTeacher)
     for step in range(4):
         stir(student, step)
-        teacher.after_step()
+        teacher.after_batch()
     with teacher.scoring() as model:
         torch.testing.assert_close(logits(model), expected, atol=1e-5, rtol=1e-5)
 
@@ -92,18 +92,18 @@ def test_averaging_the_factors_would_be_another_teacher(student):
     name, layer = next(iter(lora_layers(student).items()))
     a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
     mean_a, mean_b = a.detach().clone(), b.detach().clone()
-    teacher = EmaDeltaTeacher(student, 0.05)
+    teacher = make_teacher(EmaWeights(rate=0.05), student)
     for _ in range(2):
         with torch.no_grad():
             b.add_(0.1)
-        teacher.after_step()
+        teacher.after_batch()
         mean_a.lerp_(a.detach(), 0.05)
         mean_b.lerp_(b.detach(), 0.05)
     factors = layer.scaling["default"] * (mean_b @ mean_a)
     exact = teacher.state()[f"{name}.delta"]
     torch.testing.assert_close(factors, exact)  # A has not moved: here they agree
     stir(student, 3)
-    teacher.after_step()
+    teacher.after_batch()
     mean_a.lerp_(a.detach(), 0.05)
     mean_b.lerp_(b.detach(), 0.05)
     factors = layer.scaling["default"] * (mean_b @ mean_a)
@@ -112,11 +112,11 @@ def test_averaging_the_factors_would_be_another_teacher(student):
 
 
 def test_state_survives_a_restart(student):
-    teacher = EmaDeltaTeacher(student, 0.5)
+    teacher = make_teacher(EmaWeights(rate=0.5), student)
     stir(student, 1)
-    teacher.after_step()
+    teacher.after_batch()
     state = {name: tensor.clone() for name, tensor in teacher.state().items()}
-    again = EmaDeltaTeacher(student, 0.5)
+    again = make_teacher(EmaWeights(rate=0.5), student)
     again.load_state(state)
     with teacher.scoring() as model:
         expected = logits(model)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from epistill.axes import EmaWeights, FrozenWeights, LiveWeights, SnapshotWeights
-from epistill.teacher.weights import EmaTeacher, make_teacher
+from epistill.teacher.weights import make_teacher
 from tests.helpers.models import make_tiny_model
 
 
@@ -37,7 +37,7 @@ def test_frozen_stays_live_follows(tiny_model):
     before = weights(tiny_model)
     change(tiny_model)
     for teacher in (frozen, live):
-        teacher.after_step()
+        teacher.after_batch()
     assert all(torch.equal(t, before[n]) for n, t in weights_of(frozen).items())
     with live.scoring() as model:
         assert model is tiny_model
@@ -48,7 +48,7 @@ def test_ema_closed_form(tiny_model):
     before = weights(tiny_model)
     change(tiny_model, 1.0)
     for _ in range(3):
-        teacher.after_step()
+        teacher.after_batch()
     for name, tensor in weights_of(teacher).items():
         torch.testing.assert_close(tensor, before[name] + 1 - 0.75**3)
 
@@ -59,7 +59,7 @@ def test_ema_of_a_bfloat16_student_does_not_stall(tiny_model):
     start = weights(tiny_model)
     change(tiny_model, 0.01)
     for _ in range(100):
-        teacher.after_step()
+        teacher.after_batch()
     name = "model.layers.0.mlp.up_proj.weight"
     gap = (weights(tiny_model)[name].float() - start[name].float()).mean()
     closed = (teacher.state()[name] - start[name].float()).mean() / gap
@@ -73,7 +73,7 @@ def test_ema_of_a_bfloat16_student_does_not_stall(tiny_model):
 def test_state_survives_a_restart(setting, tiny_model):
     teacher = make_teacher(setting, tiny_model)
     change(tiny_model)
-    teacher.after_step()
+    teacher.after_batch()
     state = {name: tensor.clone() for name, tensor in teacher.state().items()}
     restarted = make_teacher(setting, tiny_model)  # made from the changed student, as on resume
     restarted.load_state(state)
@@ -88,14 +88,14 @@ def test_snapshot_follows_every_so_many_steps(tiny_model):
     seen = []
     for _ in range(4):
         change(tiny_model, 1.0)
-        teacher.after_step()
+        teacher.after_batch()
         seen.append(round((weights_of(teacher)[name] - start[name]).mean().item()))
     assert seen == [0, 2, 2, 4]
 
 
 def test_a_state_of_another_model_is_refused(tiny_model):
     teacher = make_teacher(EmaWeights(), tiny_model)
-    other = EmaTeacher(make_tiny_model(layers=2), 0.05)
+    other = make_teacher(EmaWeights(rate=0.05), make_tiny_model(layers=2))
     with pytest.raises(ValueError, match="does not fit"):
         teacher.load_state(other.state())
 

@@ -18,8 +18,8 @@ from epistill.rollouts.load_model import load_model
 from epistill.store import RunStore
 from epistill.studies.run_arm import run
 from epistill.training.server_rollouts import correct, open_engine
-from epistill.training.step_records import Evidence, Progress, TrainingRow
-from epistill.training.token_signals import plan_signals
+from epistill.training.token_coefficients import plan_coefficients
+from epistill.training_rows import PreStepScores, Progress, TrainingRow
 from tests.helpers.fake_vllm import FakeVllm
 from tests.helpers.models import make_tiny_model
 from tests.helpers.two_processes import on_two
@@ -122,9 +122,9 @@ def test_importance_multiplies_every_term(name):
             )
         ]
 
-    evidence = [Evidence(start_log_probs=torch.tensor([-1.0, -2.0]))]
+    scores = [PreStepScores(start_log_probs=torch.tensor([-1.0, -2.0]))]
     plain, weighted = (
-        plan_signals(rows(w), evidence, METHODS[name], Progress(max_new_tokens=2))[0]
+        plan_coefficients(rows(w), scores, METHODS[name], Progress(max_new_tokens=2))[0]
         for w in (None, (0.5, 2.0))
     )
     terms = 0

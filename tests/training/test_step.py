@@ -9,7 +9,7 @@ from epistill.methods import METHODS, method
 from epistill.objective import clipped_surrogate, self_distillation_loss, token_log_probs
 from epistill.teacher.weights import LiveTeacher
 from epistill.training.step import accumulate_gradients
-from epistill.training.step_records import TrainingRow
+from epistill.training_rows import TrainingRow
 from tests.helpers.models import make_tiny_model
 from tests.helpers.training_rows import COMPLETIONS, PROMPTS, logits, make_rows
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
@@ -9,16 +11,14 @@ from epistill.config import RunConfig
 from epistill.methods import METHODS, method
 from epistill.objective import clipped_surrogate, distillation_nats, token_log_probs
 from epistill.rollouts.load_model import load_model
-from epistill.rollouts.scoring import TokenScores
 from epistill.store import RunStore
 from epistill.tasks.grading import Grader
 from epistill.teacher.weights import LiveTeacher
-from epistill.training.entropy_gate import EntropyGate
 from epistill.training.loop import train_student
-from epistill.training.pre_step_scores import gather_evidence
+from epistill.training.pre_step_scores import gather_scores
 from epistill.training.step import accumulate_gradients
-from epistill.training.step_records import Evidence, Progress, TrainingRow
-from epistill.training.token_signals import plan_signals
+from epistill.training.token_coefficients import plan_coefficients
+from epistill.training_rows import PreStepScores, Progress, TrainingRow
 from tests.helpers.models import make_tiny_model
 from tests.helpers.training_rows import COMPLETIONS, CONTEXTS, PROMPTS, logits, make_rows
 
@@ -174,7 +174,7 @@ def test_shaped_advantages_reach_the_surrogate(models):
         )
     assert result.loss == pytest.approx(loss.item(), abs=1e-6)
     expect(student, found, loss)
-    closed, _ = gradients(student, teacher, rows, chosen, progress=Progress(gate_open=False))
+    closed, _ = gradients(student, teacher, rows, chosen, progress=Progress(memory={"open": False}))
     plain, _ = gradients(student, teacher, rows, method("grpo", policy_gradient={"clip_high": 0.2}))
     assert closed.loss == pytest.approx(plain.loss, abs=1e-7)
 
@@ -189,10 +189,10 @@ def test_contrast_takes_two_paths_each_with_its_own_mean(models):
         for row in make_rows(student)
     ]
     chosen = method("rlcsd", blend={"shape": {"eta": 3.0, "tau": 1.0, "gate": 0.05}})
-    evidence = gather_evidence(
+    scores = gather_scores(
         rows, chosen, student, LiveTeacher(teacher), None, temperature=1.0, microbatch_tokens=99
     )
-    signals = plan_signals(rows, evidence, chosen, Progress())
+    signals = plan_coefficients(rows, scores, chosen, Progress())
     assert signals[1].gradient is None  # no context: the row leaves the update
     weights = torch.cat([s.gradient for s in signals if s.gradient is not None])
     values = weights.unique()
@@ -210,10 +210,10 @@ def test_confidence_weights_average_one_over_the_step(models):
     student, teacher = models
     rows = with_verdicts(make_rows(student))
     chosen = method("sdpo", token_weights=({"type": "teacher_confidence", "beta": 1.0},))
-    evidence = gather_evidence(
+    scores = gather_scores(
         rows, chosen, student, LiveTeacher(teacher), None, temperature=1.0, microbatch_tokens=99
     )
-    signals = plan_signals(rows, evidence, chosen, Progress())
+    signals = plan_coefficients(rows, scores, chosen, Progress())
     weights = torch.cat([s.distillation for s in signals if s.distillation is not None])
     assert weights.sum().item() == pytest.approx(1.0)
     assert weights.std() > 0
@@ -270,27 +270,38 @@ def test_purified_target_runs_base_and_reference_views(models):
 # ---- gate and schedules
 
 
+def scored(log_probs, entropies=None):
+    """What a teacher said of one response."""
+    entropies = [0.0] * len(log_probs) if entropies is None else entropies
+    return PreStepScores(torch.tensor(log_probs), torch.tensor(entropies))
+
+
 def entropies(*values):
-    return [Evidence(teacher=TokenScores(torch.zeros(1), torch.tensor([v]))) for v in values]
+    return [scored([0.0], [v]) for v in values]
 
 
 def test_the_gate_is_a_schmitt_trigger():
-    gate = EntropyGate(METHODS["antisd"])
-    assert [gate.observe(entropies(1.0)) for _ in range(5)] == [False] * 5  # warm-up
-    seen = [gate.observe(entropies(h)) for h in (1.0, 0.95, 0.92, 0.95, 0.99, 1.0, 0.94)]
+    shape, memory = METHODS["antisd"].shape, {}
+
+    def observe(scores):
+        shape.remember(memory, scores)
+        return memory["open"]
+
+    assert [observe(entropies(1.0)) for _ in range(5)] == [False] * 5  # warm-up
+    seen = [observe(entropies(h)) for h in (1.0, 0.95, 0.92, 0.95, 0.99, 1.0, 0.94)]
     assert seen == [True, True, False, False, False, True, True]
-    assert gate.observe([Evidence()]) is True  # nothing scored: unchanged
-    again = EntropyGate(METHODS["antisd"])
-    again.load_state(gate.state())
-    assert again.observe(entropies(0.94)) is True
-    assert EntropyGate(METHODS["grpo"]).observe(entropies(0.0)) is True
+    assert observe([PreStepScores()]) is True  # nothing scored: unchanged
+    memory = json.loads(json.dumps(memory))  # as a checkpoint holds it
+    assert observe(entropies(0.94)) is True
+    assert METHODS["grpo"].shape is None
 
 
 @pytest.mark.parametrize(("step", "left"), [(0, 1.0), (25, 0.5), (50, 0.0), (90, 0.0)])
 def test_the_ratio_shape_decays(step, left):
     row = TrainingRow((1,), (2,), (-1.0,), 1.0, (3,))
-    scored = Evidence(teacher=TokenScores(torch.tensor([9.0]), torch.zeros(1)))
-    (signal,) = plan_signals([row], [scored], METHODS["rlsd"], Progress(step=step, steps=100))
+    (signal,) = plan_coefficients(
+        [row], [scored([9.0])], METHODS["rlsd"], Progress(step=step, steps=100)
+    )
     assert signal.advantage.item() == pytest.approx(1 + 0.5 * left * 0.2)
 
 
@@ -302,15 +313,15 @@ def test_contexts_of_the_fixture_cover_both_cases():
 def test_a_row_that_lost_its_context_keeps_the_verifiers_part_alone():
     """The context did not fit, a contrasting view did: no teacher, so nothing to contrast."""
     row = TrainingRow((5,), (20, 21), (-1.0, -1.0), 1.0, None, negative_prompt_ids=((6,),))
-    lost = [Evidence(negatives=torch.zeros(1, 2))]
-    (signal,) = plan_signals([row], lost, METHODS["rlcsd"], Progress())
+    lost = [PreStepScores(negatives=torch.zeros(1, 2))]
+    (signal,) = plan_coefficients([row], lost, METHODS["rlcsd"], Progress())
     assert signal.gradient is None
-    (signal,) = plan_signals([row], lost, METHODS["credit"], Progress())  # verifier 0
+    (signal,) = plan_coefficients([row], lost, METHODS["credit"], Progress())  # verifier 0
     assert signal.gradient is None
     halved = method("credit", blend={"shape": {"verifier": 0.5}})
-    alone = [Evidence(teacher=TokenScores(torch.zeros(2), torch.zeros(2)))]  # nothing to contrast
-    for evidence in (lost, alone):
-        (signal,) = plan_signals([row], evidence, halved, Progress())
+    alone = [scored([0.0, 0.0])]  # nothing to contrast
+    for scores in (lost, alone):
+        (signal,) = plan_coefficients([row], scores, halved, Progress())
         assert signal.advantage.tolist() == [0.5, 0.5]
 
 
@@ -319,10 +330,10 @@ def test_the_pull_to_the_start_is_a_mean_over_all_rows_and_a_reason_to_step():
 
     rows = [TrainingRow((5,), (20, 21), (-1.0, -1.0), 0.0, None, uniform=True) for _ in range(4)]
     rows[0] = replace(rows[0], advantage=1.0, uniform=False)
-    evidence = [Evidence(start_log_probs=torch.tensor([-1.0, -2.0])) for _ in rows]
+    scores = [PreStepScores(start_log_probs=torch.tensor([-1.0, -2.0])) for _ in rows]
     chosen = method("sdpg", policy_gradient={"drop_uniform_groups": True})
     for part in (slice(0, 4), slice(1, 4)):
-        signals = plan_signals(rows[part], evidence[part], chosen, Progress())
+        signals = plan_coefficients(rows[part], scores[part], chosen, Progress())
         total = sum(float(s.reference.sum()) for s in signals)
         assert total == pytest.approx(chosen.blend.reference)
         assert all(s.active for s in signals)

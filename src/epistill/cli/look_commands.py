@@ -29,15 +29,21 @@ def tasks_show_command(
 
 
 @app.command("methods")
-def methods_command(as_json: Json = False) -> None:
+def methods_command(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Only these; FILE.py:NAME is one of your own.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """List the published methods as points on the five axes."""
     from epistill.describe import describe_method
-    from epistill.methods import METHODS
+    from epistill.methods import METHODS, method
 
+    shown = {name: method(name) for name in names or METHODS}
     if as_json:
-        say({name: point.model_dump(mode="json") for name, point in METHODS.items()})
+        say({name: point.model_dump(mode="json") for name, point in shown.items()})
         return
-    rows = [describe_method(point) for point in METHODS.values()]
+    rows = [describe_method(point) for point in shown.values()]
     table = Table(*(column for column in rows[0] if column != "source"))
     for row in rows:
         table.add_row(*(cell for column, cell in row.items() if column != "source"))

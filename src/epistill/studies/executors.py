@@ -150,6 +150,7 @@ def run_job(payload: str, folder: str) -> None:
         folder: Where.
     """
     from epistill.config import RunConfig
+    from epistill.method_import import method_from_file
     from epistill.studies.probe import run_probe
     from epistill.studies.run_arm import run
 
@@ -165,4 +166,6 @@ def run_job(payload: str, folder: str) -> None:
     elif "probe" in job:
         run_probe(Probe.model_validate(job["probe"]), job["seed"], Path(folder))
     else:
+        if job["method_file"] is not None:  # the study's user named it; the parent process says so
+            method_from_file(job["method_file"])
         run(RunConfig.model_validate(job["run"]), Path(folder), save_model=False)

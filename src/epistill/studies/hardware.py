@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from epistill.axes import EmaWeights, FrozenWeights, LiveWeights, Method
+from epistill.axes import Method
 from epistill.config import Lora
 from epistill.settings import Settings
 
@@ -153,21 +153,18 @@ def teacher_bytes(
     architecture: Architecture, method: Method, lora: Lora | None, weight_bytes: int
 ) -> int:
     """What a method keeps besides the student: copies of it, and averages in float32."""
-    copy, total = architecture.parameters * weight_bytes, 0
-    weights = method.teacher
+    weights, copy, total = method.teacher, architecture.parameters * weight_bytes, 0
+    moves = method.needs_teacher and not (weights.is_student or weights.stays)
     if lora is not None:
         # Frozen: the adapter is switched off. EMA: a dense float32 delta of the adapted layers.
-        if method.needs_teacher and isinstance(weights, EmaWeights):
-            dense = sum(a * b for a, b in _adapted(architecture, lora))
-            total += architecture.num_hidden_layers * dense * FLOAT32_BYTES
-        elif method.needs_teacher and not isinstance(weights, FrozenWeights | LiveWeights):
-            total += copy
-        return total
-    if method.needs_teacher and not isinstance(weights, LiveWeights):
+        dense = sum(a * b for a, b in _adapted(architecture, lora)) * FLOAT32_BYTES
+        own = architecture.num_hidden_layers * dense if weights.averages else copy
+        return own if moves else 0
+    if method.needs_teacher and not weights.is_student:
         total += copy
-    if method.needs_teacher and isinstance(weights, EmaWeights):
+    if moves and weights.averages:
         total += architecture.parameters * FLOAT32_BYTES
-    if method.needs_start and not isinstance(weights, FrozenWeights):
+    if method.needs_start and not weights.stays:
         total += copy
     return total
 

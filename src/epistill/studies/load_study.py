@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from epistill.errors import EpistillError, did_you_mean
 from epistill.inputs import read_settings
+from epistill.method_import import with_methods_of
 from epistill.settings import first_fault
 from epistill.studies.spec import StudySpec
 
@@ -42,7 +43,7 @@ def load_study(name: str) -> StudySpec:
             f"{did_you_mean(name, shipped_studies())}"
         )
     try:
-        spec = StudySpec.model_validate(read_settings(found))
+        spec = StudySpec.model_validate(with_methods_of(read_settings(found), found))
     except ValidationError as error:
         raise EpistillError(f"study {name!r}: {first_fault(error)}") from error
     for some in (spec, *(spec.with_preset(preset) for preset in spec.presets)):

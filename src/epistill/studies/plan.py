@@ -5,7 +5,8 @@
 Enters: a `StudySpec` with architectures and hardware. Leaves: a plan as plain numbers. All of it
 is computed from the study's own settings but the throughput, which is stated (by the recipe or a
 flag). Bounds are upper ones: every row is taken to have a teacher's context, every response to be
-as long as `lengths` says or the limit. The parts are those of `train.parallel` and `train.learner`.
+as long as `lengths` says or the limit. The parts are those of
+`training.sharding` and `training.train_state`.
 """
 
 from __future__ import annotations

@@ -90,7 +90,10 @@ def jobs_of(spec: StudySpec, out: Path) -> list[Job]:
         for arm in spec.arms:
             config = spec.config_of(arm, seed, out / "worlds")
             folder = out / "runs" / arm.id / f"seed-{seed}"
-            payload = {"run": config.model_dump(mode="json")}
+            payload = {
+                "run": config.model_dump(mode="json"),
+                "method_file": config.method.file and config.method.file.reference,
+            }
             jobs.append(Job(arm, seed, folder, payload, max(config.steps, 1)))
     return jobs
 

@@ -255,7 +255,7 @@ class StudySpec(Settings):
         return RunConfig.model_validate(
             {
                 **settings,
-                "method": chosen.model_dump(),
+                "method": chosen,
                 "coverage": arm.coverage,
                 "evaluations": [e.model_dump() for e in self.evaluations_of(arm)],
                 "seed": seed,

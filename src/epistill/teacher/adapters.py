@@ -16,6 +16,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
+from epistill.axes import TeacherWeights
 from epistill.rollouts.model import LanguageModel
 
 
@@ -76,7 +77,7 @@ class AdapterOffTeacher(_AdapterTeacher):
         """The student's network with the adapter off."""
         return self._adapter_off()
 
-    def after_step(self) -> None:
+    def after_batch(self) -> None:
         """Nothing to do: frozen."""
 
     def state(self) -> dict[str, Tensor]:
@@ -97,9 +98,10 @@ class EmaDeltaTeacher(_AdapterTeacher):
     so it is kept dense, for the adapted layers only.
     """
 
-    def __init__(self, student: LanguageModel, rate: float) -> None:
+    def __init__(self, student: LanguageModel, weights: TeacherWeights) -> None:
         super().__init__(student)
-        self._rate = rate
+        self._weights = weights
+        self._batches = torch.zeros((), dtype=torch.long)
         head = student.output_layer()
         for name, layer in lora_layers(student).items():
             if layer is head or not isinstance(layer.get_base_layer(), nn.Linear):
@@ -137,8 +139,10 @@ class EmaDeltaTeacher(_AdapterTeacher):
         return hook
 
     @torch.no_grad()
-    def after_step(self) -> None:
+    def after_batch(self) -> None:
         """Move the average towards the student's delta."""
+        self._batches += 1
+        rate = self._weights.rate_after(int(self._batches))
         for name, layer in lora_layers(self._student).items():
             now = weight_delta(layer).float()
             if isinstance(now, DTensor) and not isinstance(self._deltas[name], DTensor):
@@ -146,11 +150,12 @@ class EmaDeltaTeacher(_AdapterTeacher):
                 self._deltas[name] = distribute_tensor(
                     self._deltas[name], now.device_mesh, now.placements
                 )
-            self._deltas[name].lerp_(now, self._rate)
+            self._deltas[name].lerp_(now, rate)
 
     def state(self) -> dict[str, Tensor]:
-        """The averaged deltas, float32."""
-        return {f"{name}.delta": delta for name, delta in self._deltas.items()}
+        """The averaged deltas, float32, and the count of batches."""
+        deltas = {f"{name}.delta": delta for name, delta in self._deltas.items()}
+        return {**deltas, "batches": self._batches}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Restore the averaged deltas."""

@@ -1,6 +1,6 @@
 """Whose weights the teacher has: frozen, live, a moving average, or a periodic snapshot.
 
-Enters: the student. Leaves: a teacher that scores and is told of every optimiser step. Copies are
+Enters: the student. Leaves: a teacher that scores and is told of every rollout batch. Copies are
 taken from memory, never reloaded from a path: a student changed in memory, or one that never had a
 path, gets the right teacher. State goes into the checkpoint. Teachers of a LoRA student are in
 `teacher.adapters`: frozen and averaged ones need no second copy of the base (a snapshot is one).
@@ -16,7 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from epistill.axes import EmaWeights, FrozenWeights, LiveWeights, SnapshotWeights, TeacherWeights
+from epistill.axes import TeacherWeights
 from epistill.rollouts.model import LanguageModel
 from epistill.teacher.adapters import AdapterOffTeacher, EmaDeltaTeacher, has_adapter
 
@@ -34,8 +34,8 @@ class Teacher(Protocol):
         """A context in which the yielded model has the teacher's weights."""
         ...
 
-    def after_step(self) -> None:
-        """The student took an optimiser step."""
+    def after_batch(self) -> None:
+        """The student took the optimiser steps of a rollout batch."""
         ...
 
     def state(self) -> dict[str, Tensor]:
@@ -63,7 +63,7 @@ class LiveTeacher:
         finally:
             self._student.network.train(training)
 
-    def after_step(self) -> None:
+    def after_batch(self) -> None:
         """Nothing to do: the weights are the student's."""
 
     def state(self) -> dict[str, Tensor]:
@@ -95,7 +95,7 @@ class CopiedTeacher:
         """The copy."""
         yield self._model
 
-    def after_step(self) -> None:
+    def after_batch(self) -> None:
         """Nothing to do: frozen."""
 
     def state(self) -> dict[str, Tensor]:
@@ -111,75 +111,60 @@ class CopiedTeacher:
             parameter.copy_(state[name])
 
 
-class SnapshotTeacher(CopiedTeacher):
-    """The student as it was at the last multiple of `every` optimiser steps."""
+class MovingTeacher(CopiedTeacher):
+    """A copy that moves towards the student after rollout batches, by its setting's rates.
 
-    def __init__(self, student: LanguageModel, every: int, place: Place = whole) -> None:
-        super().__init__(student, place)
-        self._every = every
-        self._steps = torch.zeros((), dtype=torch.long)
-
-    @torch.no_grad()
-    def after_step(self) -> None:
-        """Count; copy the student when its turn has come."""
-        self._steps += 1
-        if int(self._steps) % self._every == 0:
-            theirs = dict(self._student.network.named_parameters())
-            for name, parameter in self._model.network.named_parameters():
-                parameter.copy_(theirs[name])
-
-    def state(self) -> dict[str, Tensor]:
-        """The copy and the count."""
-        return {**super().state(), "snapshot_steps": self._steps}
-
-
-class EmaTeacher(CopiedTeacher):
-    """average <- (1 - rate) average + rate student, kept in float32 whatever the student's dtype.
-
-    In bfloat16 the average would stall: one step's change is below its precision (measured 17 % of
-    a gap closed in 100 steps where float32 closes 99 %).
+    Averages are kept in float32 whatever the student's dtype. In bfloat16 they would stall: one
+    step's change is below its precision (measured 17 % of a gap closed in 100 steps where float32
+    closes 99 %).
     """
 
-    def __init__(self, student: LanguageModel, rate: float, place: Place = whole) -> None:
+    def __init__(
+        self, student: LanguageModel, weights: TeacherWeights, place: Place = whole
+    ) -> None:
         super().__init__(student, place)
-        self._rate = rate
-        self._average = {name: tensor.float().clone() for name, tensor in super().state().items()}
+        self._weights = weights
+        self._batches = torch.zeros((), dtype=torch.long)
+        self._kept = super().state()
+        if weights.averages:
+            self._kept = {name: tensor.float().clone() for name, tensor in self._kept.items()}
 
     @torch.no_grad()
-    def after_step(self) -> None:
-        """Move the average towards the student."""
-        for name, parameter in self._student.network.named_parameters():
-            self._average[name].lerp_(parameter.detach().float(), self._rate)
-        self._show()
+    def after_batch(self) -> None:
+        """Move."""
+        self._batches += 1
+        rate = self._weights.rate_after(int(self._batches))
+        if rate:
+            theirs = dict(self._student.network.named_parameters())
+            for name, mine in self._kept.items():
+                mine.lerp_(theirs[name].detach().to(mine.dtype), rate)
+            self._show()
 
     def state(self) -> dict[str, Tensor]:
-        """The average, float32."""
-        return dict(self._average)
+        """What is kept, and the count."""
+        return {**self._kept, "batches": self._batches}
 
     @torch.no_grad()
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Restore the average."""
+        """Restore both."""
         super().load_state(state)
         self._show()
 
-    @torch.no_grad()
     def _show(self) -> None:
-        for name, parameter in self._model.network.named_parameters():
-            parameter.copy_(self._average[name])
+        if self._weights.averages:
+            for name, parameter in self._model.network.named_parameters():
+                parameter.copy_(self._kept[name])
 
 
 def make_teacher(weights: TeacherWeights, student: LanguageModel, place: Place = whole) -> Teacher:
     """The teacher that a method's setting names; of a LoRA student, without a second base."""
-    adapted = has_adapter(student)
-    match weights:
-        case FrozenWeights():
-            return AdapterOffTeacher(student) if adapted else CopiedTeacher(student, place)
-        case LiveWeights():
-            return LiveTeacher(student)
-        case EmaWeights(rate=rate):
-            return EmaDeltaTeacher(student, rate) if adapted else EmaTeacher(student, rate, place)
-        case SnapshotWeights(every=every):
-            return SnapshotTeacher(student, every, place)
+    if weights.is_student:
+        return LiveTeacher(student)
+    if weights.stays:
+        return AdapterOffTeacher(student) if has_adapter(student) else CopiedTeacher(student, place)
+    if weights.averages and has_adapter(student):
+        return EmaDeltaTeacher(student, weights)
+    return MovingTeacher(student, weights, place)
 
 
 def expect_names(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:

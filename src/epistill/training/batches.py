@@ -28,8 +28,8 @@ from epistill.teacher.context import SUCCESS_THRESHOLD
 from epistill.teacher.guided import guided_rollouts
 from epistill.teacher.weights import Teacher
 from epistill.training.server_rollouts import correct
-from epistill.training.step_records import TrainingRow
 from epistill.training.teacher_prompts import TeacherPrompts, teacher_prompts
+from epistill.training_rows import TrainingRow
 
 TRACE_ROUND = 64  # problems sampled at a time while traces are collected
 MAX_TRACE_ROUNDS = 50
@@ -83,13 +83,12 @@ def on_policy_batch(
         graded = corrected.graded
     method, size = config.method, config.samples_per_problem
     rewards = torch.tensor([item.grade.score for item in graded], dtype=torch.float64)
+    groups = rewards.view(-1, size)
     advantages = [0.0] * len(graded)
     if method.gradient_share > 0:
-        table = group_advantages(
-            rewards.view(-1, size), normalize_std=method.policy_gradient.normalize_std
-        )
+        table = group_advantages(groups, normalize_std=method.policy_gradient.normalize_std)
         advantages = table.flatten().tolist()
-    uniform = (rewards.view(-1, size).std(1) == 0).repeat_interleave(size).tolist()
+    uniform = (groups.amax(1) == groups.amin(1)).repeat_interleave(size).tolist()
     prompts = TeacherPrompts.none(len(graded))
     if teacher is not None:
         prompts = teacher_prompts(student, teacher, config, graded, grader, step)

@@ -1,8 +1,8 @@
 """Checkpoints without pickle: torch.distributed.checkpoint writes safetensors, the rest is JSON.
 
-Enters: a `Learner` and the number of steps done. Leaves: `checkpoints/step-000010/`. A folder that
-exists is complete: it is written under another name and renamed. Each process writes what it holds
-of sharded tensors and its part of the others; a run resumes on any number of processes. Its
+Enters: a `TrainState` and the number of steps done. Leaves: `checkpoints/step-000010/`. A folder
+that exists is complete: it is written under another name and renamed. Each process writes what it
+holds of sharded tensors and its part of the others; a run resumes on any number of processes. Its
 state.json holds the checksums of its files, of the run's logs up to its step, and of itself; a run
 goes on from the last checkpoint where all of them are right.
 """
@@ -35,7 +35,7 @@ from epistill.json_files import read_json, write_json
 from epistill.rollouts.model import LanguageModel
 from epistill.store import RunStore
 from epistill.training.sharding import refresh
-from epistill.training.train_state import Learner
+from epistill.training.train_state import TrainState
 from epistill.world import World
 
 KEEP = 2
@@ -44,7 +44,7 @@ STUDENT, OPTIMIZER = "student/", "optimizer/"
 _NAME = re.compile(r"step-(\d{6,})")
 
 
-def save_checkpoint(store: RunStore, step: int, learner: Learner, world: World) -> None:
+def save_checkpoint(store: RunStore, step: int, learner: TrainState, world: World) -> None:
     """Write everything a resumed run needs to go on bit for bit; the oldest beyond KEEP goes.
 
     Raises:
@@ -57,7 +57,7 @@ def save_checkpoint(store: RunStore, step: int, learner: Learner, world: World) 
     state = {
         "format": FORMAT,
         "step": step,
-        "gate": learner.gate.state(),
+        "memory": learner.memory,
         "skipped_in_a_row": learner.skipped_in_a_row,
         "generators": generators,
     }
@@ -101,7 +101,7 @@ def save_checkpoint(store: RunStore, step: int, learner: Learner, world: World) 
         raise
 
 
-def resume(store: RunStore, learner: Learner, world: World) -> int:
+def resume(store: RunStore, learner: TrainState, world: World) -> int:
     """Go on from the last checkpoint that is whole, or from the start where there was never one.
 
     Returns:
@@ -186,7 +186,7 @@ def _step(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
 
 
-def load_checkpoint(path: Path, state: dict[str, Any], learner: Learner, world: World) -> int:
+def load_checkpoint(path: Path, state: dict[str, Any], learner: TrainState, world: World) -> int:
     """Restore all of it in place.
 
     Args:
@@ -223,7 +223,7 @@ def load_checkpoint(path: Path, state: dict[str, Any], learner: Learner, world: 
             {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
         )
     refresh(learner.student, learner.trained)
-    learner.gate.load_state(state["gate"])
+    learner.memory = state["memory"]
     learner.skipped_in_a_row = state["skipped_in_a_row"]
     generators = state["generators"]
     if world.rank < len(generators):  # a process that was not there before keeps its own seed
@@ -232,7 +232,7 @@ def load_checkpoint(path: Path, state: dict[str, Any], learner: Learner, world: 
     return int(state["step"])
 
 
-def _tensors(learner: Learner) -> dict[str, Any]:
+def _tensors(learner: TrainState) -> dict[str, Any]:
     """All tensors by role and name; by name, so that parameter order does not matter."""
     found: dict[str, Any] = {}
     for name, parameter in _trained(learner.trained).items():
@@ -245,7 +245,9 @@ def _tensors(learner: Learner) -> dict[str, Any]:
 
 
 def _prepare_optimizer(
-    learner: Learner, saved: dict[str, tuple[tuple[int, ...], torch.dtype]], tensors: dict[str, Any]
+    learner: TrainState,
+    saved: dict[str, tuple[tuple[int, ...], torch.dtype]],
+    tensors: dict[str, Any],
 ) -> None:
     """Make the state that a fresh optimiser has not yet, for the checkpoint to be read into."""
     parameters = _trained(learner.trained)

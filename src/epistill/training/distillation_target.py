@@ -6,17 +6,17 @@ divergences and teacher log-probs chunk by chunk; only hidden states are kept, n
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from epistill.axes import Method, PurifiedTarget, SampledToken, TopK
-from epistill.objective import distillation_nats, purified_target, token_log_probs
+from epistill.axes import Method
+from epistill.objective import token_log_probs
 from epistill.rollouts.align import align
 from epistill.rollouts.model import Head
 from epistill.teacher.weights import Teacher
-from epistill.training.step_records import TrainingRow
+from epistill.training_rows import TrainingRow
 
 
 class DistillationTarget:
@@ -42,20 +42,21 @@ class DistillationTarget:
         device: torch.device,
     ) -> None:
         """Run the target's networks over the rows' completions, once per view."""
-        for name, prompts in self._prompts(rows).items():
+        prompts = {
+            "teacher": [row.teacher_prompt_ids or () for row in rows],
+            "start": [row.prompt_ids for row in rows],
+            "context_alone": [row.reference_prompt_ids or () for row in rows],
+        }
+        for name in ("teacher", *self._divergence.target.views):
             owner = teacher if name == "teacher" or base is None else base
             with owner.scoring() as model:
                 batch = align(
-                    prompts, [row.completion_ids for row in rows], pad_id=pad_id, device=device
+                    prompts[name],
+                    [row.completion_ids for row in rows],
+                    pad_id=pad_id,
+                    device=device,
                 )
                 self._views[name] = (batch.hidden(model), model.head())
-
-    def _prompts(self, rows: Sequence[TrainingRow]) -> Mapping[str, list[tuple[int, ...]]]:
-        views = {"teacher": [row.teacher_prompt_ids or () for row in rows]}
-        if isinstance(self._divergence.target, PurifiedTarget):
-            views["base"] = [row.prompt_ids for row in rows]
-            views["reference"] = [row.reference_prompt_ids or () for row in rows]
-        return views
 
     @torch.no_grad()
     def _logits(self, view: str, part: slice) -> Tensor:
@@ -66,31 +67,14 @@ class DistillationTarget:
 
     def nats(self, student_logits: Tensor, part: slice, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Divergence of each position, and the teacher's log-prob of its token; [n] each."""
-        teacher_logits = self._logits("teacher", part)
-        teacher_log_probs = token_log_probs(teacher_logits, ids)
-        target_logits = teacher_logits
-        match self._divergence.target:
-            case PurifiedTarget(beta=beta, bound=bound):
-                target_logits = purified_target(
-                    self._logits("base", part),
-                    teacher_logits,
-                    self._logits("reference", part),
-                    beta=beta,
-                    bound=bound,
-                )
-            case _:
-                pass
-        support = self._divergence.support
-        top = support if isinstance(support, TopK) else None
-        nats = distillation_nats(
+        divergence = self._divergence
+        seen = {view: self._logits(view, part) for view in self._views}
+        teacher_log_probs = token_log_probs(seen["teacher"], ids)
+        nats = divergence.support.nats(
             student_logits,
-            target_logits,
+            divergence.target.logits({**seen, "student": student_logits.detach()}),
             ids,
-            alpha=self._divergence.alpha,
-            top_k=None if top is None else top.k,
-            add_tail=top is not None and top.add_tail,
-            chosen_by="student" if top is None else top.chosen_by,
-            sampled_token=isinstance(support, SampledToken),
-            entry_clip=self._divergence.entry_clip,
+            alpha=divergence.alpha,
+            entry_clip=divergence.entry_clip,
         )
         return nats, teacher_log_probs

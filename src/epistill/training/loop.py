@@ -24,11 +24,11 @@ from epistill.tasks.grading import Grader
 from epistill.thinking import split_thinking
 from epistill.training.batches import Batch, on_policy_batch, trace_batch
 from epistill.training.checkpoint import resume, save_checkpoint
-from epistill.training.optimiser_steps import mean, update
-from epistill.training.run_monitor import Watch, pass_at_group_size
+from epistill.training.optimiser_steps import mean, optimiser_steps
+from epistill.training.run_monitor import RunMonitor, pass_at_group_size
 from epistill.training.server_rollouts import open_engine
 from epistill.training.stored_traces import stored_traces
-from epistill.training.train_state import make_learner
+from epistill.training.train_state import make_train_state
 from epistill.world import current_world
 
 OnStep = Callable[[int, LanguageModel], None]
@@ -53,30 +53,30 @@ def train_student(
     """
     world = current_world()
     torch.manual_seed(derive_seed("torch", config.seed, *([world.rank] if world.rank else [])))
-    learner = make_learner(config, student, world)
-    teacher = learner.teacher
+    state = make_train_state(config, student, world)
+    teacher = state.teacher
     curriculum = make_curriculum(config.task, config.coverage, config.seed)
     engine = open_engine(config, student, store.folder)
     traces = stored_traces(config, store, student, curriculum, grader, world)
-    done = resume(store, learner, world)
-    watch = Watch(config, store, world)
+    done = resume(store, state, world)
+    monitor = RunMonitor(config, store, world)
     if done == 0:
         on_step(0, student)
-    while done < config.steps and watch.goes_on:
+    while done < config.steps and monitor.goes_on:
         started = time.perf_counter()
-        now = watch.config
+        now = monitor.config
         if traces is None:
             try:
                 batch = on_policy_batch(student, teacher, now, curriculum, grader, done, engine)
             except ServersLost as error:
-                save_checkpoint(store, done, learner, world)
+                save_checkpoint(store, done, state, world)
                 world.stop(f"{error}; the run stopped after {done} steps, with a checkpoint")
         else:
             batch = trace_batch(traces, config, done)
         sampled = time.perf_counter()
-        numbers = update(now, store, learner, batch, done, world)
+        numbers = optimiser_steps(now, store, state, batch, done, world)
         batch_numbers = _batch_metrics(batch, config.samples_per_problem, traces is None)
-        store.append_metrics(watch.observe({"step": done, **batch_numbers, **numbers}))
+        store.append_metrics(monitor.observe({"step": done, **batch_numbers, **numbers}))
         store.append_timing(
             {
                 "step": done,
@@ -87,7 +87,7 @@ def train_student(
         done += 1
         on_step(done, student)  # before the checkpoint: a run killed between them does it again
         if done % config.checkpoint_every == 0 and done < config.steps:
-            save_checkpoint(store, done, learner, world)
+            save_checkpoint(store, done, state, world)
     if engine is not None:
         engine.close()
 

@@ -1,7 +1,7 @@
 """The optimiser steps of one batch, by one process or many; steps that are no number are skipped.
 
-Enters: a `Learner` and a `Batch`. Leaves: changed weights, and the numbers for the metrics. Every
-process plans the signals of the whole batch and runs its share of the micro-batches.
+Enters: a `TrainState` and a `Batch`. Leaves: changed weights, and the numbers for the metrics.
+Every process plans the coefficients of the whole batch and runs its share of the micro-batches.
 """
 
 from __future__ import annotations
@@ -17,25 +17,28 @@ from epistill.config import RunConfig
 from epistill.errors import EpistillError
 from epistill.store import RunStore
 from epistill.training.batches import Batch
-from epistill.training.pre_step_scores import gather_evidence
+from epistill.training.pre_step_scores import gather_scores
 from epistill.training.sharding import gathered, refresh, sum_gradients
 from epistill.training.step import StepResult, accumulate_gradients
-from epistill.training.step_records import Progress, TrainingRow
-from epistill.training.train_state import Learner, base_rate
+from epistill.training.train_state import TrainState, base_rate
+from epistill.training_rows import PreStepScores, Progress, TrainingRow
 from epistill.world import World
 
 SKIPS_ALLOWED = 3  # optimiser steps in a row without a finite gradient, then the run stops
 
 
-def update(
+def optimiser_steps(
     config: RunConfig,
     store: RunStore,
-    learner: Learner,
+    state: TrainState,
     batch: Batch,
     step: int,
     world: World,
 ) -> dict[str, Any]:
     """`updates_per_batch` optimiser steps over equal parts of the batch; mean of their numbers.
+
+    Scores before the step, teachers and schedules count rollout batches, as SDPO's and RLCSD's code
+    does: they are the same for all parts of one.
 
     Raises:
         EpistillError: The rows cannot be split, or the third step in a row was not a number; then
@@ -49,37 +52,43 @@ def update(
         )
     size = len(batch.rows) // parts
     rate = base_rate(config) * min(1.0, (step + 1) / max(config.warmup_steps, 1))
-    for group in learner.optimizer.param_groups:
+    for group in state.optimizer.param_groups:
         group["lr"] = rate
     results: list[StepResult] = []
     norms: list[float] = []
     skipped = 0
-    learner.trained.network.train()
+    scores = gather_scores(
+        batch.rows, config.method, state.trained, state.teacher, state.base, **_scoring(config)
+    )
+    if config.method.shape is not None:
+        config.method.shape.remember(state.memory, scores)
+    state.trained.network.train()
     for part in range(parts):
-        learner.optimizer.zero_grad(set_to_none=True)
-        rows = batch.rows[part * size : (part + 1) * size]
-        result = gradients_of_step(config, learner, rows, step * parts + part)
+        state.optimizer.zero_grad(set_to_none=True)
+        own = slice(part * size, (part + 1) * size)
+        rows = batch.rows[own]
+        result = gradients_of_step(config, state, rows, scores[own], step)
         if result.trained_rows == 0:
             results.append(result)
             continue  # nothing to learn from: weights, optimiser and teacher stay as they are
-        parameters = [p for group in learner.optimizer.param_groups for p in group["params"]]
+        parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
         sum_gradients(parameters, world)
         norm = float(gathered(torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)))
         if not (math.isfinite(norm) and math.isfinite(result.loss)):
             skipped += 1
-            learner.skipped_in_a_row += 1
-            if learner.skipped_in_a_row >= SKIPS_ALLOWED:
+            state.skipped_in_a_row += 1
+            if state.skipped_in_a_row >= SKIPS_ALLOWED:
                 _stop(store, batch, rows, result, norm, step, world)
             continue
-        learner.skipped_in_a_row = 0
+        state.skipped_in_a_row = 0
         results.append(result)
         norms.append(norm)
-        learner.optimizer.step()
-        if learner.teacher is not None:
-            learner.teacher.after_step()
-    learner.optimizer.zero_grad(set_to_none=True)
-    learner.trained.network.eval()
-    refresh(learner.student, learner.trained)
+        state.optimizer.step()
+    if state.teacher is not None and norms:
+        state.teacher.after_batch()
+    state.optimizer.zero_grad(set_to_none=True)
+    state.trained.network.eval()
+    refresh(state.student, state.trained)
     averaged = {
         field.name: mean([getattr(result, field.name) for result in results])
         for field in fields(StepResult)
@@ -93,30 +102,45 @@ def update(
 
 
 def gradients_of_step(
-    config: RunConfig, learner: Learner, rows: Sequence[TrainingRow], number: int
+    config: RunConfig,
+    state: TrainState,
+    rows: Sequence[TrainingRow],
+    scores: Sequence[PreStepScores] | None,
+    step: int,
 ) -> StepResult:
-    """Leave the gradient of one optimiser step in the trained parameters."""
-    student, teacher, base = learner.trained, learner.teacher, learner.base
-    scoring = {
-        "temperature": config.sampling.temperature or 1.0,
-        "microbatch_tokens": config.microbatch_tokens,
-    }
-    evidence = gather_evidence(rows, config.method, student, teacher, base, **scoring)
+    """Leave the gradient of one optimiser step in the trained parameters.
+
+    Args:
+        config: The run.
+        state: Of training.
+        rows: Of the optimiser step.
+        scores: Of these rows; None scores them now.
+        step: Rollout batches done.
+    """
     return accumulate_gradients(
-        student,
-        teacher,
+        state.trained,
+        state.teacher,
         rows,
         config.method,
-        base=base,
-        evidence=evidence,
+        base=state.base,
+        scores=scores,
         progress=Progress(
-            step=number,
-            steps=config.steps * config.updates_per_batch,
-            gate_open=learner.gate.observe(evidence),
+            step=step,
+            steps=config.steps,
+            memory=state.memory,
             max_new_tokens=config.sampling.max_new_tokens,
         ),
-        **scoring,
+        **_scoring(config),
     )
+
+
+def _scoring(config: RunConfig) -> dict[str, Any]:
+    """Logits are divided by the sampling's temperature; a likelihood of traces is at 1."""
+    sampled = config.method.traces is None
+    return {
+        "temperature": config.sampling.temperature or 1.0 if sampled else 1.0,
+        "microbatch_tokens": config.microbatch_tokens,
+    }
 
 
 def _stop(

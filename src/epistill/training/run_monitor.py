@@ -19,7 +19,7 @@ from epistill.store import RunStore
 from epistill.world import World
 
 
-class Watch:
+class RunMonitor:
     """Monitors one run; its making and `observe` are collective.
 
     Args:

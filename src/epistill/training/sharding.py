@@ -2,7 +2,7 @@
 
 Enters: a model and the run's settings. Leaves: the model laid out in place, gradients summed over
 processes, and a whole copy of sharded weights for sampling. The weights of a loss are sums over the
-whole step already (`train.signal`), so gradients are summed, never averaged.
+whole step already (`token_coefficients`), so gradients are summed, never averaged.
 """
 
 from __future__ import annotations

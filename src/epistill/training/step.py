@@ -7,7 +7,7 @@ surrogate. Rows without a signal cost no forward pass of either network.
 
     loss = sum_t d_t D_t + sum_t g_t surrogate(A_t) + sum_t r_t (log p_t - log p_start,t)^2 / 2
 
-with the token weights d, g, r and advantages A of `train.signal`, which hold blend and reduction.
+with the weights d, g, r and advantages A of `token_coefficients`, which hold blend and reduction.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from epistill.axes import ImportanceClip, Method
-from epistill.objective import clipped_surrogate, importance_weight, token_log_probs
+from epistill.axes import Method
+from epistill.objective import clipped_surrogate, token_log_probs
 from epistill.objective.fused import head_loss
 from epistill.rollouts.align import align, micro_batches
 from epistill.rollouts.model import LanguageModel
 from epistill.teacher.weights import Teacher
 from epistill.training.distillation_target import DistillationTarget
-from epistill.training.pre_step_scores import gather_evidence
-from epistill.training.step_records import Evidence, Progress, TokenSignal, TrainingRow
-from epistill.training.token_signals import plan_signals
+from epistill.training.pre_step_scores import gather_scores
+from epistill.training.token_coefficients import TokenCoefficients, plan_coefficients
+from epistill.training_rows import PreStepScores, Progress, ScoredRow, TrainingRow
 from epistill.world import current_world
 
 
@@ -75,7 +75,7 @@ def accumulate_gradients(
     method: Method,
     *,
     base: Teacher | None = None,
-    evidence: Sequence[Evidence] | None = None,
+    scores: Sequence[PreStepScores] | None = None,
     progress: Progress | None = None,
     temperature: float,
     microbatch_tokens: int,
@@ -91,13 +91,13 @@ def accumulate_gradients(
         rows: All rows of the optimiser step.
         method: Where on the five axes.
         base: The weights at the start, for methods that refer to them.
-        evidence: Scores gathered beforehand (`gather_evidence`); None gathers what is needed.
+        scores: Gathered beforehand (`gather_scores`); None gathers what is needed.
         progress: Where training stands; None is the first step.
         temperature: All networks' logits are divided by it, as the sampler's were.
         microbatch_tokens: Padded tokens per forward pass; changes memory, not the loss.
     """
-    if evidence is None:
-        evidence = gather_evidence(
+    if scores is None:
+        scores = gather_scores(
             rows,
             method,
             student,
@@ -106,15 +106,15 @@ def accumulate_gradients(
             temperature=temperature,
             microbatch_tokens=microbatch_tokens,
         )
-    signals = plan_signals(rows, evidence, method, progress or Progress())
-    step = _Step(student, method, temperature, rows, signals, evidence)
+    coefficients = plan_coefficients(rows, scores, method, progress or Progress())
+    step = _Step(student, method, temperature, rows, coefficients, scores)
     world = current_world()
     padded = real = 0
     for distilled in (True, False):
         chosen = [
             i
-            for i, s in enumerate(signals)
-            if s.active and (s.distillation is not None) == distilled
+            for i, c in enumerate(coefficients)
+            if c.active and (c.distillation is not None) == distilled
         ]
         lengths = [len(rows[i].prompt_ids) + len(rows[i].completion_ids) for i in chosen]
         limit = world.batch_tokens(lengths, microbatch_tokens)
@@ -139,8 +139,8 @@ class _Step:
     method: Method
     temperature: float
     rows: Sequence[TrainingRow]
-    signals: Sequence[TokenSignal]
-    evidence: Sequence[Evidence]
+    coefficients: Sequence[TokenCoefficients]
+    scores: Sequence[PreStepScores]
     sums: dict[str, float] = field(default_factory=dict[str, float])
     counted: bool = True
 
@@ -171,11 +171,11 @@ class _Step:
         loss.backward()
 
     def _streams(self, members: Sequence[int]) -> dict[str, Tensor | None]:
-        """The rows' token signals, flat and aligned with the batch's completion tokens; [N]."""
+        """The rows' coefficients, flat and aligned with the batch's completion tokens; [N]."""
         device = self.student.device
 
         def joined(name: str) -> Tensor | None:
-            parts = [getattr(self.signals[i], name) for i in members]
+            parts = [getattr(self.coefficients[i], name) for i in members]
             if all(part is None for part in parts):
                 return None
             sizes = [len(self.rows[i].completion_ids) for i in members]
@@ -200,7 +200,7 @@ class _Step:
             if all(part is not None for part in marked)
             else None
         )
-        start = [self.evidence[i].start_log_probs for i in members]
+        start = [self.scores[i].start_log_probs for i in members]
         streams["start"] = (
             torch.cat([s for s in start if s is not None]).to(device)
             if streams["reference"] is not None
@@ -234,9 +234,9 @@ class _Step:
         if (weight := here["distillation"]) is not None:
             counted = (weight != 0).float()
             nats, teacher_log_probs = target.nats(logits, part, ids)
-            for setting in self.method.token_weights:
-                if isinstance(setting, ImportanceClip) and old is not None:
-                    weight = weight * importance_weight(log_probs, old, clip=setting.clip)
+            for choice in self.method.token_weights:
+                factor = choice.while_training(log_probs.detach(), old)
+                weight = weight if factor is None else weight * factor
             total = total + (weight * nats).sum()
             self._add("distillation", (weight * nats).detach())
             u = teacher_log_probs - log_probs.detach()
@@ -270,10 +270,8 @@ class _Step:
         """The numbers of the step, each under its own name."""
         sums = self.sums
 
-        distilled = sum(s.distillation is not None for s in self.signals)
-        weight = sum(
-            float(s.distillation.sum()) for s in self.signals if s.distillation is not None
-        )
+        weights = [c.distillation for c in self.coefficients if c.distillation is not None]
+        weight = sum(float(one.sum()) for one in weights)
         share = self.method.gradient_share
         before = self._scored_before()
         pull = before or sums
@@ -287,22 +285,22 @@ class _Step:
             teacher_pull_elsewhere_nats_per_token=_pull_elsewhere(pull),
             teacher_entropy_nats_per_token=_mean(before, "entropy", "u_tokens"),
             clipped_ratio_share=_mean(sums, "clipped", "gradient_tokens"),
-            distilled_rows=distilled,
-            reinforced_rows=sum(s.gradient is not None for s in self.signals),
-            trained_rows=sum(s.active for s in self.signals),
+            distilled_rows=len(weights),
+            reinforced_rows=sum(c.gradient is not None for c in self.coefficients),
+            trained_rows=sum(c.active for c in self.coefficients),
             student_tokens=real,
             padding_share=1 - real / padded if padded else None,
         )
 
     def _scored_before(self) -> dict[str, float]:
-        """The teacher's pull and entropy, summed over the tokens scored as evidence; {} if none."""
+        """The teacher's pull and entropy, summed over the tokens that were scored; {} if none."""
         found: dict[str, float] = {}
-        for row, evidence in zip(self.rows, self.evidence, strict=True):
-            if evidence.teacher is None or row.old_log_probs is None:
+        for row, scores in zip(self.rows, self.scores, strict=True):
+            if scores.teacher_log_probs is None or row.old_log_probs is None:
                 continue
-            u = evidence.teacher.log_probs - torch.tensor(row.old_log_probs)
-            markers = None if row.markers is None else torch.tensor(row.markers).float()
-            parts = _pull(u, torch.ones_like(u), markers) | {"entropy": evidence.teacher.entropies}
+            scored = ScoredRow(row, scores)
+            u, markers = scored.log_ratio, None if row.markers is None else scored.markers.float()
+            parts = _pull(u, torch.ones_like(u), markers) | {"entropy": scored.teacher_entropies}
             for name, value in parts.items():
                 found[name] = found.get(name, 0.0) + float(value.sum())
         return found

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from epistill.axes import PurifiedTarget
-from epistill.blends import ContrastShape, InputContrastShape
 from epistill.config import RunConfig
 from epistill.records import GradedRollout, Message
 from epistill.rollouts.model import LanguageModel
@@ -74,13 +72,15 @@ def teacher_prompts(
     seed = derive_seed("step_context", config.seed, step)
     if needs_regeneration(context):
         with teacher.scoring() as model:
-            texts = contexts_of(model, context, graded, grader, sampling=config.sampling, seed=seed)
+            texts = contexts_of(
+                model, context, graded, grader, sampling=config.teacher_sampling, seed=seed
+            )
     else:
         texts = context_texts(context, graded, seed=seed)
     render = _Renderer(student, config)
     shown: list[Ids | None] = []
     reference: list[Ids | None] = []
-    alone = isinstance(config.method.divergence.target, PurifiedTarget)
+    alone = "context_alone" in config.method.divergence.target.views
     for item, text in zip(graded, texts, strict=True):
         if text is None:
             shown.append(None)
@@ -104,25 +104,21 @@ def _negatives(
     seed: int,
 ) -> list[tuple[Ids, ...]]:
     """Contrasting prompts: wrong siblings as context, or the same context under other questions."""
-    context = config.method.context
+    context, needs = config.method.context, config.method.needs
     views: list[list[tuple[Message, ...]]] = [[] for _ in graded]
-    match config.method.shape:
-        case ContrastShape(negatives=count):
-            for i, negatives in enumerate(negative_texts(context, graded, count=count, seed=seed)):
-                if texts[i] is not None:
-                    views[i] = [
-                        teacher_messages(graded[i].problem, text, context) for text in negatives
-                    ]
-        case InputContrastShape(negatives=count):
-            problems = list({item.problem.id: item.problem for item in graded}.values())
-            for i, (item, text) in enumerate(zip(graded, texts, strict=True)):
-                others = [p for p in problems if p.id != item.problem.id]
-                if text is not None and others:
-                    rng = named_random("other_inputs", seed, i)
-                    chosen = rng.sample(others, min(count, len(others)))
-                    views[i] = [teacher_messages(p, text, context) for p in chosen]
-        case _:
-            pass
+    if needs.wrong_siblings:
+        wrong = negative_texts(context, graded, count=needs.wrong_siblings, seed=seed)
+        for i, negatives in enumerate(wrong):
+            if texts[i] is not None:
+                views[i] += [teacher_messages(graded[i].problem, t, context) for t in negatives]
+    if needs.other_questions:
+        problems = list({item.problem.id: item.problem for item in graded}.values())
+        for i, (item, text) in enumerate(zip(graded, texts, strict=True)):
+            others = [p for p in problems if p.id != item.problem.id]
+            if text is not None and others:
+                rng = named_random("other_inputs", seed, i)
+                chosen = rng.sample(others, min(needs.other_questions, len(others)))
+                views[i] += [teacher_messages(p, text, context) for p in chosen]
     found: list[tuple[Ids, ...]] = []
     for item, messages in zip(graded, views, strict=True):
         ids = [render(one, item) for one in messages]
@@ -134,7 +130,7 @@ class _Renderer:
     """Renders each chat once, and drops what leaves no room for the response."""
 
     def __init__(self, model: LanguageModel, config: RunConfig) -> None:
-        self._model, self._thinking = model, config.sampling.thinking
+        self._model, self._thinking = model, config.teacher_sampling.thinking
         self._known: dict[tuple[Message, ...], Ids] = {}
 
     def __call__(self, messages: tuple[Message, ...], item: GradedRollout) -> Ids | None:

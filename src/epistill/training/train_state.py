@@ -1,11 +1,11 @@
 """Everything that an optimiser step changes: what a checkpoint holds and a resumed run gets back.
 
-Enters: a `RunConfig` and the loaded student. Leaves: a `Learner`.
+Enters: a `RunConfig` and the loaded student. Leaves: a `TrainState`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,13 +15,12 @@ from epistill.config import RunConfig
 from epistill.rollouts.model import LanguageModel
 from epistill.teacher.context import needs_regeneration
 from epistill.teacher.weights import Place, Teacher, make_teacher
-from epistill.training.entropy_gate import EntropyGate
 from epistill.training.sharding import placement, trained_copy
 from epistill.world import World
 
 
 @dataclass(slots=True)
-class Learner:
+class TrainState:
     """State of training.
 
     Attributes:
@@ -29,7 +28,7 @@ class Learner:
         trained: What the optimiser works on: the student itself, or its sharded copy.
         teacher: The method's; None if it asks none.
         base: The weights at the start, for methods that refer to them.
-        gate: Of an entropy-gated signal.
+        memory: What the method's shape keeps from batch to batch; JSON.
         optimizer: Over the trained parameters.
         skipped_in_a_row: Optimiser steps without a finite gradient, up to now.
     """
@@ -38,8 +37,8 @@ class Learner:
     trained: LanguageModel
     teacher: Teacher | None
     base: Teacher | None
-    gate: EntropyGate
     optimizer: torch.optim.Optimizer
+    memory: dict[str, Any] = field(default_factory=dict[str, Any])
     skipped_in_a_row: int = 0
 
     def teachers(self) -> dict[str, Teacher]:
@@ -50,7 +49,7 @@ class Learner:
         return {role: teacher for role, teacher in roles.items() if teacher is not None}
 
 
-def make_learner(config: RunConfig, student: LanguageModel, world: World) -> Learner:
+def make_train_state(config: RunConfig, student: LanguageModel, world: World) -> TrainState:
     """Teachers are copied before the student is laid out over processes, and laid out alike.
 
     Raises:
@@ -77,7 +76,7 @@ def make_learner(config: RunConfig, student: LanguageModel, world: World) -> Lea
         weight_decay=config.weight_decay,
         betas=(0.9, 0.999),
     )
-    return Learner(student, trained, teacher, base, EntropyGate(method), optimizer)
+    return TrainState(student, trained, teacher, base, optimizer)
 
 
 def base_rate(config: RunConfig) -> float:
@@ -89,6 +88,6 @@ def _start_weights(
     method: Method, student: LanguageModel, teacher: Teacher | None, place: Place
 ) -> Teacher | None:
     """The weights at the start, where a method asks for them; a frozen teacher already has them."""
-    if not method.needs_start or isinstance(method.teacher, FrozenWeights):
+    if not method.needs_start or method.teacher.stays:
         return teacher if method.needs_start else None
     return make_teacher(FrozenWeights(), student, place)

@@ -36,13 +36,15 @@ def see_otherwise():
 
 
 def spoil(steps, inner):
-    def spoiled(student, *args, progress, **options):
-        found = inner(student, *args, progress=progress, **options)
+    def spoiled(student, *args, **options):
+        found = inner(student, *args, **options)
         for parameter in student.network.parameters():
-            if progress.step in steps and (grad := parameter.grad) is not None:
+            if spoiled.step in steps and (grad := parameter.grad) is not None:
                 (grad.to_local() if isinstance(grad, DTensor) else grad).fill_(torch.nan)
+        spoiled.step += 1
         return found
 
+    spoiled.step = 0
     epistill.training.optimiser_steps.accumulate_gradients = spoiled
 
 

@@ -19,8 +19,8 @@ from epistill.methods import method
 from epistill.rollouts.model import with_lora
 from epistill.training.optimiser_steps import gradients_of_step
 from epistill.training.sharding import gathered, sum_gradients
-from epistill.training.step_records import TrainingRow
-from epistill.training.train_state import make_learner
+from epistill.training.train_state import make_train_state
+from epistill.training_rows import TrainingRow
 from epistill.world import joined
 from tests.helpers.models import make_tiny_model
 
@@ -54,25 +54,25 @@ def step(case, world):
     }  # fmt: skip
     config = RunConfig.model_validate(settings)
     student = student_of(case)
-    learner = make_learner(config, student, world)
+    state = make_train_state(config, student, world)
     rows = [
         TrainingRow(p, c, tuple(-3.0 for _ in c), a, t)
         for p, c, a, t in zip(PROMPTS, COMPLETIONS, ADVANTAGES, CONTEXTS, strict=True)
     ]
-    learner.trained.network.train()
+    state.trained.network.train()
     calls = []
-    block = next(m for n, m in learner.trained.network.named_modules() if n.endswith("layers.0"))
+    block = next(m for n, m in state.trained.network.named_modules() if n.endswith("layers.0"))
     inner = block.self_attn.forward  # a module's own hooks do not see what is computed again
     block.self_attn.forward = lambda *args, **kwargs: (calls.append(1), inner(*args, **kwargs))[1]
-    result = gradients_of_step(config, learner, rows, 0)
-    parameters = dict(learner.trained.network.named_parameters())
+    result = gradients_of_step(config, state, rows, None, 0)
+    parameters = dict(state.trained.network.named_parameters())
     sum_gradients(parameters.values(), world)
     found = {
         name: gathered(p.grad).clone().contiguous()
         for name, p in parameters.items()
         if p.grad is not None
     }
-    return found, {**asdict(result), **layout_of(learner), "block_calls": len(calls)}
+    return found, {**asdict(result), **layout_of(state), "block_calls": len(calls)}
 
 
 def layout(tensor):
@@ -81,11 +81,11 @@ def layout(tensor):
     )
 
 
-def layout_of(learner):
+def layout_of(state):
     """Whether each copied teacher lies over the processes as the student does, tensor by tensor."""
-    own = {n: layout(p) for n, p in learner.trained.network.named_parameters()}
-    copies = [t._model.network for t in learner.teachers().values() if hasattr(t, "_model")]
-    averages = [t._average for t in learner.teachers().values() if hasattr(t, "_average")]
+    own = {n: layout(p) for n, p in state.trained.network.named_parameters()}
+    copies = [t._model.network for t in state.teachers().values() if hasattr(t, "_model")]
+    averages = [t._kept for t in state.teachers().values() if hasattr(t, "_kept")]
     theirs = [{n: layout(p) for n, p in copy.named_parameters()} for copy in copies]
     theirs += [{n: layout(p) for n, p in average.items()} for average in averages]
     return {

@@ -1,0 +1,276 @@
+"""Axis 5, shapes: how a teacher's log-probs change the verifier's advantage token by token.
+
+The formulas are in `objective/shaping.py`. Imports no torch until a shape is asked to compute.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import MutableMapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from epistill.settings import Choice
+from epistill.training_rows import Needs, PreStepScores, Progress, ScoredRow
+
+if TYPE_CHECKING:
+    from torch import Tensor
+else:
+    Tensor = Any
+
+
+class Shape(Choice):
+    """An advantage for every token of a response.
+
+    Attributes:
+        needs: Scores that it reads. A row of which the teacher could not be asked them (no context,
+            or one that does not fit) keeps `without_teacher` times the verifier's advantage.
+        strength_field: The setting that an alarm may lower; None for none.
+    """
+
+    noun: ClassVar[str] = "shape"
+    needs: ClassVar[Needs] = Needs(teacher_scores=True)
+    strength_field: ClassVar[str | None] = None
+
+    @abstractmethod
+    def advantages(self, row: ScoredRow, progress: Progress) -> Tensor:
+        """[T], without gradient, of a row of which all that is needed is known."""
+
+    @property
+    def without_teacher(self) -> float | None:
+        """What is left of the verifier's advantage; None: the row leaves the update."""
+        return 1.0
+
+    def apart(self, row: ScoredRow) -> Tensor | None:
+        """[T], tokens whose loss is a mean of its own, weighted by `apart_weight`; None: one mean.
+
+        A shape with this has its mean over tokens on each of the two paths, whatever the method's
+        reduction says.
+        """
+        return None
+
+    @property
+    def apart_weight(self) -> float | None:
+        """Weight of the second mean; None where there is one mean."""
+        return None
+
+    def remember(self, memory: MutableMapping[str, Any], scores: Sequence[PreStepScores]) -> None:
+        """Take in the scores of a step, before its advantages; what is kept is JSON.
+
+        `Progress.memory` has it; checkpoints hold it.
+        """
+
+
+class RatioShape(Shape):
+    """A [(1 - s) + s clip(exp(sign(A) u), low, high)], s falling linearly to 0 over decay_steps.
+
+    Source: RLSD 2604.03128. decay_steps None keeps s.
+    """
+
+    type: Literal["ratio"] = "ratio"
+    strength_field: ClassVar[str | None] = "strength"
+    strength: float = Field(default=0.5, ge=0.0, le=1.0)
+    decay_steps: int | None = Field(default=50, ge=1)
+    low: float = 0.8
+    high: float = 1.2
+
+    def advantages(self, row: ScoredRow, progress: Progress) -> Tensor:
+        """See the class."""
+        from epistill.objective.shaping import ratio_advantage
+
+        left = 1.0
+        if self.decay_steps is not None:
+            left = 1 - min(progress.step / self.decay_steps, 1.0)
+        return ratio_advantage(
+            row.advantage,
+            row.log_ratio,
+            strength=self.strength * left,
+            low=self.low,
+            high=self.high,
+        )
+
+
+class ReversedRatioShape(Shape):
+    """A [(1 - s) + s clip(exp(-sign(A) u), 1 - clip, 1 + clip)] on right responses, else A.
+
+    Towards what the student found without the teacher. Source: RLRT 2605.10781.
+    """
+
+    type: Literal["reversed_ratio"] = "reversed_ratio"
+    needs: ClassVar[Needs] = Needs(teacher_scores=True, verdicts=True)
+    strength_field: ClassVar[str | None] = "strength"
+    strength: float = Field(default=1.0, ge=0.0, le=1.0)
+    clip: float = Field(default=1.0, gt=0.0, le=1.0)
+
+    def advantages(self, row: ScoredRow, progress: Progress) -> Tensor:
+        """See the class."""
+        from epistill.objective.shaping import ratio_advantage
+
+        return ratio_advantage(
+            row.advantage,
+            -row.log_ratio,
+            strength=self.strength if row.correct else 0.0,
+            low=1 - self.clip,
+            high=1 + self.clip,
+        )
+
+
+class AscentShape(Shape):
+    """A - g strength phi(u), phi(u) = (softplus(u) - log 2) / 2: away from the teacher.
+
+    The gate g is 0 for warmup_steps; the mean over them of the batch median of the teacher's
+    entropy is H_warm. Then g turns 1 when the median reaches H_warm and 0 when it falls below
+    gate_off H_warm. Source: AntiSD 2605.11609, Alg. 1; g right after the warm-up is inferred (on).
+    """
+
+    type: Literal["ascent"] = "ascent"
+    strength_field: ClassVar[str | None] = "strength"
+    strength: float = Field(default=0.5, ge=0.0)
+    gate_off: float = Field(default=0.93, gt=0.0)
+    warmup_steps: int = Field(default=5, ge=1)
+
+    def remember(self, memory: MutableMapping[str, Any], scores: Sequence[PreStepScores]) -> None:
+        """Turn the gate: `memory["open"]` says whether it is.
+
+        The median is over all scored tokens of the step. A step in which the teacher scored
+        nothing, or nothing but NaN, leaves the gate as it is.
+        """
+        import torch
+
+        warm, above = memory.setdefault("warm", []), memory.get("above", True)
+        warming = len(warm) < self.warmup_steps
+        parts = [s.teacher_entropies for s in scores if s.teacher_entropies is not None]
+        median = float(torch.cat(parts).median()) if parts else float("nan")
+        if median == median:  # a number
+            if warming:
+                warm.append(median)
+            else:
+                level = sum(warm) / len(warm)
+                above = median >= level or (above and median >= self.gate_off * level)
+        memory.update(above=above, open=above and not warming)
+
+    def advantages(self, row: ScoredRow, progress: Progress) -> Tensor:
+        """See the class."""
+        from epistill.objective.shaping import ascent_advantage
+
+        opened = self.strength if progress.memory.get("open", True) else 0.0
+        return ascent_advantage(row.advantage, row.log_ratio, strength=opened)
+
+
+class ContrastShape(Shape):
+    """Sign-preserving clamp of A + r, r = clip(beta strength tanh(e / tau), -bound, bound).
+
+    e = log p_T(y | c+) - log mean_k p_T(y | c-_k) over up to `negatives` wrong siblings (others
+    fill up). Tokens with |r| > gate take this path, the rest keep A; each path is a mean of its
+    own, the first weighted by eta. Rows without both contexts leave the update.
+    Source: RLCSD 2606.11709.
+    """
+
+    type: Literal["contrast"] = "contrast"
+    strength_field: ClassVar[str | None] = "strength"
+    tau: float = Field(default=0.02, gt=0.0)
+    beta: float = 1.0
+    strength: float = 0.5
+    bound: float = Field(default=2.0, gt=0.0)
+    gate: float = Field(default=0.02, ge=0.0)
+    eta: float = Field(default=1.0, ge=0.0)
+    negatives: int = Field(default=4, ge=1)
+
+    @property
+    def needs(self) -> Needs:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Of both contexts."""
+        return Needs(teacher_scores=True, wrong_siblings=self.negatives)
+
+    @property
+    def without_teacher(self) -> float | None:
+        """It leaves."""
+        return None
+
+    @property
+    def apart_weight(self) -> float | None:
+        """Eta."""
+        return self.eta
+
+    def advantages(self, row: ScoredRow, progress: Progress) -> Tensor:
+        """See the class."""
+        return self._moved(row)[0]
+
+    def apart(self, row: ScoredRow) -> Tensor | None:
+        """The tokens that the gate lets through."""
+        return self._moved(row)[1]
+
+    def _moved(self, row: ScoredRow) -> tuple[Tensor, Tensor]:
+        from epistill.objective.shaping import contrast_advantage, contrast_evidence
+
+        return contrast_advantage(
+            row.advantage,
+            contrast_evidence(row.teacher_log_probs, row.negatives),
+            tau=self.tau,
+            scale=self.beta * self.strength,
+            bound=self.bound,
+            gate=self.gate,
+        )
+
+
+class EntropyDirectedShape(Shape):
+    """A + beta tanh((tau - H) / sigma_H) sigmoid(|d| - 1) d, d = u / mean |u| of the response.
+
+    H is the student's entropy, tau its `quantile` within the response, sigma_H the mean absolute
+    deviation. Source: DASD 2605.22263 (quantile .20); beta, the normaliser of u and the side of the
+    quantile are not published where we could read them: inferred.
+    """
+
+    type: Literal["entropy_directed"] = "entropy_directed"
+    needs: ClassVar[Needs] = Needs(teacher_scores=True, student_entropies=True)
+    strength_field: ClassVar[str | None] = "beta"
+    beta: float = 1.0
+    quantile: float = Field(default=0.8, gt=0.0, lt=1.0)
+
+    def advantages(self, row: ScoredRow, progress: Progress) -> Tensor:
+        """See the class."""
+        from epistill.objective.shaping import entropy_directed_advantage
+
+        return entropy_directed_advantage(
+            row.advantage,
+            row.log_ratio,
+            row.student_entropies,
+            beta=self.beta,
+            quantile=self.quantile,
+        )
+
+
+class InputContrastShape(Shape):
+    """verifier A + u - strength mean_k u_k: the part of the teacher's signal that is about x.
+
+    u_k is the log-ratio of a teacher that sees the same context under another problem's question.
+    Source: CREDIT 2605.11613, whose abstract gives the decomposition but no constants: strength,
+    the number of negatives and the verifier's share are inferred.
+    """
+
+    type: Literal["input_contrast"] = "input_contrast"
+    strength: float = 1.0
+    negatives: int = Field(default=1, ge=1)
+    verifier: float = Field(default=0.0, ge=0.0)
+
+    @property
+    def needs(self) -> Needs:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Of both questions."""
+        return Needs(teacher_scores=True, other_questions=self.negatives)
+
+    @property
+    def without_teacher(self) -> float | None:
+        """The verifier's part."""
+        return self.verifier
+
+    def advantages(self, row: ScoredRow, progress: Progress) -> Tensor:
+        """See the class."""
+        from epistill.objective.shaping import input_contrast_advantage
+
+        return input_contrast_advantage(
+            row.advantage,
+            row.log_ratio,
+            row.negatives - row.student_log_probs,
+            strength=self.strength,
+            verifier=self.verifier,
+        )

@@ -1,0 +1,215 @@
+"""Axis 3: towards what rows are distilled, on which tokens, and how the distance is measured.
+
+Defaults are the settings of arXiv 2603.24472 unless a field says otherwise. Imports no torch until
+a choice is asked to compute.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from epistill.settings import Choice, Settings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+else:
+    Tensor = Any
+
+View = Literal["start", "context_alone"]
+
+
+class Support(Choice):
+    """On which tokens of the vocabulary student and target are compared."""
+
+    noun: ClassVar[str] = "support"
+
+    @abstractmethod
+    def nats(
+        self,
+        student_logits: Tensor,
+        target_logits: Tensor,
+        token_ids: Tensor,
+        *,
+        alpha: float,
+        entry_clip: float | None,
+    ) -> Tensor:
+        """Divergence of every position in nats, [n], with gradient for the student.
+
+        Args:
+            student_logits, target_logits: [n, V], at the loss temperature.
+            token_ids: [n], the tokens that were sampled there.
+            alpha, entry_clip: Of the `Divergence`.
+        """
+
+    def check(self, divergence: Divergence) -> None:
+        """Refuse settings that this support would ignore, by a ValueError."""
+
+
+class FullVocabulary(Support):
+    """Compare over every token."""
+
+    type: Literal["full"] = "full"
+
+    def nats(
+        self, student_logits: Tensor, target_logits: Tensor, token_ids: Tensor, **settings: Any
+    ) -> Tensor:
+        """The divergence itself."""
+        from epistill.objective import distillation_nats
+
+        return distillation_nats(student_logits, target_logits, token_ids, **settings)
+
+    def words(self) -> str:
+        """For a table."""
+        return "all tokens"
+
+
+class TopK(Support):
+    """Compare over the top k, with or without the rest as one bucket."""
+
+    type: Literal["top_k"] = "top_k"
+    k: int = Field(default=100, ge=1)
+    add_tail: bool = True
+    chosen_by: Literal["student", "teacher"] = "student"
+
+    def nats(
+        self, student_logits: Tensor, target_logits: Tensor, token_ids: Tensor, **settings: Any
+    ) -> Tensor:
+        """The divergence over k tokens (and the tail), a lower bound of the full one."""
+        from epistill.objective import distillation_nats
+
+        return distillation_nats(
+            student_logits,
+            target_logits,
+            token_ids,
+            top_k=self.k,
+            add_tail=self.add_tail,
+            chosen_by=self.chosen_by,
+            **settings,
+        )
+
+    def words(self) -> str:
+        """For a table."""
+        return f"{self.chosen_by}'s top {self.k}" + (" + tail" if self.add_tail else "")
+
+
+class SampledToken(Support):
+    """Compare on the sampled token alone (an estimate of reverse KL)."""
+
+    type: Literal["sampled_token"] = "sampled_token"
+
+    def nats(
+        self, student_logits: Tensor, target_logits: Tensor, token_ids: Tensor, **settings: Any
+    ) -> Tensor:
+        """The score-function estimate; only its gradient means something."""
+        from epistill.objective import distillation_nats
+
+        return distillation_nats(
+            student_logits, target_logits, token_ids, sampled_token=True, **settings
+        )
+
+    def check(self, divergence: Divergence) -> None:
+        """One token has one term, and estimates one divergence."""
+        if divergence.alpha != 1.0:
+            raise ValueError(
+                "support sampled_token estimates reverse KL only: found "
+                f"alpha={divergence.alpha}, expected 1.0"
+            )
+        if divergence.entry_clip is not None:
+            raise ValueError(
+                "support sampled_token has one term per position and entry_clip "
+                f"{divergence.entry_clip} bounds terms; expected entry_clip none"
+            )
+
+
+class Target(Choice):
+    """What a distilled row is trained towards.
+
+    Attributes:
+        views: What must be scored besides the teacher: "start" sees the question, "context_alone"
+            the context without it, both with the weights at the start of training.
+    """
+
+    noun: ClassVar[str] = "target"
+    views: ClassVar[tuple[View, ...]] = ()
+
+    @abstractmethod
+    def logits(self, seen: Mapping[str, Tensor]) -> Tensor:
+        """Logits of the target, [n, V].
+
+        Args:
+            seen: Logits [n, V] by view: "teacher", "student" (both always there, without
+                gradient), and the `views`; at the loss temperature.
+        """
+
+
+class TeacherTarget(Target):
+    """The student is trained towards the teacher itself."""
+
+    type: Literal["teacher"] = "teacher"
+
+    def logits(self, seen: Mapping[str, Tensor]) -> Tensor:
+        """The teacher's."""
+        return seen["teacher"]
+
+    def words(self) -> str:
+        """Nothing: this is what distillation is."""
+        return ""
+
+
+class PurifiedTarget(Target):
+    """softmax(log p_base + bound tanh((log p_T - log p_reference - mean) / bound) / beta).
+
+    p_reference sees the context without the question, so that what the context says by itself is
+    taken out; p_base sees the question alone; both have the frozen weights. The mean is over the
+    vocabulary. Source: Purified OPSD 2607.02234.
+    """
+
+    type: Literal["purified"] = "purified"
+    views: ClassVar[tuple[View, ...]] = ("start", "context_alone")
+    beta: float = Field(default=1.0, gt=0.0)
+    bound: float = Field(default=10.0, gt=0.0)
+
+    def logits(self, seen: Mapping[str, Tensor]) -> Tensor:
+        """See the class."""
+        from epistill.objective import purified_target
+
+        return purified_target(
+            seen["start"],
+            seen["teacher"],
+            seen["context_alone"],
+            beta=self.beta,
+            bound=self.bound,
+        )
+
+    def words(self) -> str:
+        """For a table."""
+        return "purified target"
+
+
+class Divergence(Settings):
+    """alpha 0 is KL(T||S), 1 is KL(S||T), between generalised JSD; mind the jump at the ends.
+
+    Attributes:
+        entry_clip: Upper bound on each token's term of the sum (OPSD); None for none.
+    """
+
+    alpha: float = Field(default=0.5, ge=0.0, le=1.0)
+    support: Support = TopK()
+    target: Target = TeacherTarget()
+    entry_clip: float | None = Field(default=None, gt=0.0)
+
+    @model_validator(mode="after")
+    def _the_support_can_do_this(self) -> Divergence:
+        self.support.check(self)
+        return self
+
+    def words(self) -> str:
+        """For a table."""
+        name = {0.0: "forward KL", 1.0: "reverse KL"}.get(self.alpha, f"JSD {self.alpha:g}")
+        clip = "" if self.entry_clip is None else f", entries <= {self.entry_clip:g}"
+        target = self.target.words()
+        return f"{name}, {self.support.words()}{clip}" + (f", {target}" if target else "")

@@ -1,0 +1,118 @@
+"""Axis 4: weights of completion tokens in the distillation term, multiplied together.
+
+A token whose weight is 0 leaves the mean; a row without a token left leaves the step. Imports no
+torch until a weight is asked to compute.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from epistill.settings import Choice
+from epistill.training_rows import Needs, ScoredRow
+
+if TYPE_CHECKING:
+    from torch import Tensor
+else:
+    Tensor = Any
+
+
+class TokenWeight(Choice):
+    """Weights of the tokens of one response; define `weights`, or `while_training`.
+
+    Attributes:
+        needs: Scores that `weights` reads.
+        mean_one: The product of all weights of this kind is divided by its mean over the tokens
+            that the step distils.
+    """
+
+    noun: ClassVar[str] = "token weight"
+    needs: ClassVar[Needs] = Needs()
+    mean_one: ClassVar[bool] = False
+
+    def weights(self, row: ScoredRow, kept: Tensor) -> Tensor:
+        """[T], before the step, without gradient.
+
+        Args:
+            row: The response.
+            kept: [T], which of its tokens no weight of the method sets to 0.
+        """
+        return kept.float()
+
+    def while_training(self, log_probs: Tensor, old_log_probs: Tensor | None) -> Tensor | None:
+        """[n], from what is only known in the student's forward pass; None for 1.
+
+        Args:
+            log_probs: [n], the student's of each token now.
+            old_log_probs: [n], when it was sampled; None where nobody's policy sampled.
+        """
+        return None
+
+
+class ImportanceClip(TokenWeight):
+    """min(p_now / p_when_sampled, clip), detached."""
+
+    type: Literal["importance_clip"] = "importance_clip"
+    clip: float = Field(default=2.0, gt=0.0)
+
+    def while_training(self, log_probs: Tensor, old_log_probs: Tensor | None) -> Tensor | None:
+        """See the class."""
+        from epistill.objective import importance_weight
+
+        if old_log_probs is None:
+            return None
+        return importance_weight(log_probs, old_log_probs, clip=self.clip)
+
+
+class TokenRange(TokenWeight):
+    """Keep completion tokens skip_first .. up_to (exclusive); None keeps to the end."""
+
+    type: Literal["token_range"] = "token_range"
+    skip_first: int = Field(default=0, ge=0)
+    up_to: int | None = Field(default=None, ge=1)
+
+    def weights(self, row: ScoredRow, kept: Tensor) -> Tensor:
+        """1 inside, 0 outside."""
+        inside = kept.new_zeros(row.length, dtype=kept.float().dtype)
+        inside[self.skip_first : self.up_to] = 1
+        return inside
+
+
+class PositionRise(TokenWeight):
+    """floor + (1 - floor) sigmoid((f - midpoint) / width), f the place in the kept response.
+
+    f = (t - 1/2) / L for the t-th of L kept tokens. Source: PW-OPSD 2605.21606 (.25, .30, .10).
+    """
+
+    type: Literal["position_rise"] = "position_rise"
+    floor: float = Field(default=0.25, ge=0.0, le=1.0)
+    midpoint: float = 0.30
+    width: float = Field(default=0.10, gt=0.0)
+
+    def weights(self, row: ScoredRow, kept: Tensor) -> Tensor:
+        """See the class; 1 where no token is kept anyway."""
+        from epistill.objective import position_weights
+
+        found = kept.float()
+        found[kept] = position_weights(
+            int(kept.sum()), floor=self.floor, midpoint=self.midpoint, width=self.width
+        )
+        return found
+
+
+class TeacherConfidence(TokenWeight):
+    """exp(-beta H_T), divided by its mean over the distilled tokens of the step.
+
+    Source: SRPO 2604.02288 (beta 1). Over what the mean is taken is inferred.
+    """
+
+    type: Literal["teacher_confidence"] = "teacher_confidence"
+    needs: ClassVar[Needs] = Needs(teacher_scores=True)
+    mean_one: ClassVar[bool] = True
+    beta: float = Field(default=1.0, ge=0.0)
+
+    def weights(self, row: ScoredRow, kept: Tensor) -> Tensor:
+        """Before it is divided by its mean."""
+        return (-self.beta * row.teacher_entropies).exp()
