@@ -11,7 +11,7 @@ from epistill.blends import Convex
 from epistill.config import RunConfig
 from epistill.errors import EpistillError
 from epistill.methods import METHODS, method
-from epistill.monitor import Fall, Monitor, Narrowing, Pull, Watcher, with_less_teacher
+from epistill.monitor import Fall, Loops, Monitor, Narrowing, Pull, Watcher, with_less_teacher
 
 DENSITY, ENTROPY = "density_per_1k_tokens", "entropy_nats_per_token"
 
@@ -113,6 +113,24 @@ def test_a_pull_needs_markers_and_a_gap():
     assert [s for s, _ in fired(settings, pulled(-2.0, -0.6))] == [4]
     assert fired(settings, pulled(-1.0, -0.6)) == []
     assert fired(settings, pulled(None, -0.6)) == []
+
+
+def test_loops_fire_where_responses_collapse_and_keep_still_where_a_few_always_loop():
+    """Shares of 128 responses: real counts are binomial, so the noise is."""
+    draw = random.Random(1)
+
+    def share(chance):
+        return sum(draw.random() < chance for _ in range(128)) / 128
+
+    collapse = [{"step": i, "looping_share": share(0.01 if i < 20 else 0.25)} for i in range(40)]
+    steps = [step for step, rule in fired(only(Loops()), collapse) if rule == "loops"]
+    assert steps
+    assert 20 <= steps[0] <= 26
+    for _ in range(40):
+        steady = [{"step": i, "looping_share": share(0.04)} for i in range(100)]
+        assert fired(only(Loops()), steady) == []
+    never = [{"step": i, "looping_share": 0.0} for i in range(20)]
+    assert fired(only(Loops()), never) == []
 
 
 def test_absent_numbers_and_traces_are_passed_over():

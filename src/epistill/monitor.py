@@ -26,6 +26,7 @@ DENSITY = "density_per_1k_tokens"
 ENTROPY = "entropy_nats_per_token"
 AVG_AT_K = "reward"  # the mean score of all responses of the step
 PASS_AT_K = "pass_at_k"
+LOOPING = "looping_share"
 PULL_ON_MARKERS = "teacher_pull_on_markers_nats_per_token"
 PULL_ELSEWHERE = "teacher_pull_elsewhere_nats_per_token"
 _MEASURES = (
@@ -34,6 +35,7 @@ _MEASURES = (
     "length_tokens",
     AVG_AT_K,
     PASS_AT_K,
+    LOOPING,
     PULL_ON_MARKERS,
     PULL_ELSEWHERE,
 )
@@ -68,12 +70,21 @@ class Pull(Settings):
     action: Action | None = None
 
 
-Rule = Annotated[Fall | Narrowing | Pull, Field(discriminator="type")]
+class Loops(Settings):
+    """The share of responses that end in a loop rose by more than `points`."""
+
+    type: Literal["loops"] = "loops"
+    points: float = Field(default=0.05, gt=0.0, lt=1.0)
+    action: Action | None = None
+
+
+Rule = Annotated[Fall | Narrowing | Pull | Loops, Field(discriminator="type")]
 DEFAULT_RULES = (
     Fall(measure=DENSITY, share=0.5),
     Fall(measure=ENTROPY, share=0.8),
     Narrowing(),
     Pull(action="log"),
+    Loops(),
 )
 
 
@@ -192,6 +203,8 @@ class Watcher:
                 found = _narrowing(rule, passed, mean, settings)
             case Pull():
                 found = self._pull(rule, settings)
+            case Loops():
+                found = _loops(rule, self._change(LOOPING, settings), settings)
         if found is None:
             return None
         baseline, value, threshold, message = found
@@ -280,6 +293,18 @@ def _narrowing(
         passed.before - rule.points,
         f"pass@k fell from {passed.before:.3f} to {passed.now:.3f} while avg@k rose from "
         f"{mean.before:.3f} to {mean.now:.3f}: fewer problems are solved, more often",
+    )
+
+
+def _loops(rule: Loops, change: _Change | None, settings: Monitor) -> _Found | None:
+    if change is None or change.now - change.before <= rule.points or not change.rose(settings):
+        return None
+    return (
+        change.before,
+        change.now,
+        change.before + rule.points,
+        f"{change.now:.0%} of the responses end in a loop ({change.before:.0%} in the first "
+        f"{settings.baseline_steps} steps): markers in them are collapse, not doubt",
     )
 
 

@@ -297,3 +297,31 @@ def test_a_group_with_half_a_character_is_written(write, tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"response": "a", "g": "x\\ud800"}\n')
     assert list(summary_of(path, by="g")["files"][0]["groups"]) == ["x?"]
+
+
+def test_densities_with_and_without_loops(write):
+    loop = "x = 3. " + "Wait, let me check that again. " * 100
+    good = ["Maybe 12. So 3 * 4 = 12.", "Wait, no. It is 7."]
+    texts = [*good, loop]
+    path = write("t.jsonl", [{"response": t, "problem_id": i} for i, t in enumerate(texts)])
+    found = group_of(path)
+    assert found["looping"]["count"] == 1
+    assert found["looping"]["share"]["value"] == pytest.approx(1 / 3)
+    markers = found["markers"]["paper-en"]
+    assert markers["count"] == 2 + 200  # "Maybe", "Wait"; a "wait" and a "check" a hundred times
+    words = sum(map(count_words, good))
+    rest = markers["without_looping"]
+    assert rest["count"] == 2
+    assert rest["density_per_1k_words"]["value"] == pytest.approx(1000 * 2 / words)
+
+
+def test_truncation_is_inferred_from_one_largest_length(write):
+    def basis(lengths, **extra):
+        records = [{"response": f"It is {i}.", "n_tokens": n} for i, n in enumerate(lengths)]
+        return group_of(write("t.jsonl", [record | extra for record in records]))["truncated"]
+
+    found = basis([*range(20, 60), *[512] * 8])
+    assert found["basis"].startswith("at least: 8 responses")
+    assert (found["share"]["value"], found["share"]["low"]) == (8 / 48, None)
+    assert basis([*range(20, 60), *[512] * 4])["basis"].startswith("unclosed")
+    assert basis([*range(20, 60), *[512] * 8], finish_reason="stop")["basis"] == "field"

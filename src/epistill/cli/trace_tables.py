@@ -64,12 +64,14 @@ def _overview(groups: Mapping[str, Mapping[str, Any]]) -> Table:
     add("share with thinking", (format_estimate(g["thinking"]["share"]) for g in each))
     add("share truncated", (format_estimate(g["truncated"]["share"]) for g in each))
     add("... as said by", (g["truncated"]["basis"] for g in each))
+    add("share that ends in a loop", (format_estimate(g["looping"]["share"]) for g in each))
     for lexicon in dict.fromkeys(name for g in each for name in g["markers"]):
         found = [g["markers"].get(lexicon) for g in each]
         for label, path, digits in (
             ("count", ("count",), 0),
             ("per 1,000 words", ("density_per_1k_words",), 2),
             ("per 1,000 tokens", ("density_per_1k_tokens",), 2),
+            ("per 1,000 words without loops", ("without_looping", "density_per_1k_words"), 2),
             ("per 1,000 words of thinking", ("thinking", "density_per_1k_words"), 2),
             ("per 1,000 words of answer", ("answer", "density_per_1k_words"), 2),
             ("share of responses with any", ("share_of_responses_with_any",), 3),

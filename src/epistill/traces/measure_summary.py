@@ -21,6 +21,8 @@ from epistill.traces.measure import Measured, Options, tabulator
 from epistill.traces.tabulate import DECILES, ClusterSums, Floats
 
 RESAMPLES = 1_000
+# So many responses of exactly the largest length were cut: lengths hardly ever meet by chance.
+MANY, MANY_SHARE = 5, 0.01
 
 
 def summarise_measured(results: Sequence[Measured], options: Options) -> dict[str, Any]:
@@ -82,6 +84,7 @@ class _Group:
     def __init__(self, sums: ClusterSums, options: Options) -> None:
         self.sums, self.folded = sums.sums, sums.folded
         self.tabulator, self.seed = tabulator(options), options.seed
+        self.longest = sums.longest
         self.totals = self.sums.sum(axis=0)
         self.has_tokens = self._total("with_tokens") == self._total("responses")
         self.thinking_tokens = options.tokenizer is not None
@@ -142,6 +145,8 @@ class _Group:
         thinking: dict[str, Any] = {}
         self._ratio(thinking, "share", self._column("with_thinking"), responses)
         self._ratio(thinking, "unclosed_share", self._column("unclosed"), responses)
+        looping: dict[str, Any] = {"count": self._total("looping")}
+        self._ratio(looping, "share", self._column("looping"), responses)
         return {
             "responses": self._total("responses"),
             "empty_responses": self._total("empty"),
@@ -150,10 +155,11 @@ class _Group:
             "length": length,
             "thinking": thinking,
             "truncated": self._truncated(),
+            "looping": looping,
         }
 
     def _truncated(self) -> dict[str, Any]:
-        """From a field where every response has one, else from thinking that never closes."""
+        """From a field where every response has one, else from what cutting leaves behind."""
         said, responses = self._total("with_stop"), self._total("responses")
         found: dict[str, Any] = {"responses_with_a_stop_field": said}
         if said == responses:
@@ -162,6 +168,12 @@ class _Group:
         elif said:
             found["basis"] = "field, over those responses that have one"
             self._ratio(found, "share", self._column("cut"), self._column("with_stop"))
+        elif self.has_tokens and self.longest[1] >= max(MANY, MANY_SHARE * responses):
+            tokens, there = self.longest
+            found["basis"] = (
+                f"at least: {there} responses end at one largest length, {tokens} tokens"
+            )
+            found["share"] = {"value": there / responses, "low": None, "high": None}
         else:
             found["basis"] = "unclosed thinking: a lower bound"
             self._ratio(found, "share", self._column("unclosed"), self._column("responses"))
@@ -180,6 +192,12 @@ class _Group:
         found["density_per_1k_tokens"] = None
         if self.has_tokens:
             self._ratio(found, "density_per_1k_tokens", markers, self._column("tokens"), 1000)
+        settled = self._column(f"{name}.settled")
+        rest = found["without_looping"] = {"count": int(settled.sum())}
+        self._ratio(rest, "density_per_1k_words", settled, self._column("settled_words"), 1000)
+        if self.has_tokens:
+            tokens = self._column("settled_tokens")
+            self._ratio(rest, "density_per_1k_tokens", settled, tokens, 1000)
         self._ratio(found, "share_of_responses_with_any", self._column(f"{name}.any"), responses)
         for part, count, length in (
             ("thinking", inside, thinking_words),

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from epistill.errors import EpistillError
 from epistill.metrics.corrections import correction_episodes, correction_evidence
 from epistill.metrics.lexicon import load_lexicon
+from epistill.metrics.loops import is_looping
 from epistill.metrics.scan import Hits, Scanner
 from epistill.metrics.words import Buffer, Ints, make_buffer
 from epistill.thinking import SplitResponse, split_thinking
@@ -32,6 +33,7 @@ MAX_CLUSTERS = 2048
 _COLUMNS = (
     "responses", "empty", "words", "chinese_words", "thinking_words", "with_thinking", "unclosed",
     "tokens", "with_tokens", "thinking_tokens", "cut", "with_stop",
+    "looping", "settled_words", "settled_tokens",
 )  # fmt: skip
 
 
@@ -51,7 +53,8 @@ class Tabulator:
     Attributes:
         lexicons: All lists that are counted, controls too.
         columns: Name to columns. Besides single counts, for each list L: `L.words` and
-            `L.substrings` (by word), `L.deciles`, `L.thinking`, `L.any`, `L.episodes`.
+            `L.substrings` (by word), `L.deciles`, `L.thinking`, `L.any`, `L.episodes`,
+            `L.settled` (in responses that do not end in a loop).
     """
 
     def __init__(
@@ -76,7 +79,7 @@ class Tabulator:
             self._add_column(f"{lexicon.name}.words", len(lexicon.words))
             self._add_column(f"{lexicon.name}.substrings", len(lexicon.words))
             self._add_column(f"{lexicon.name}.deciles", DECILES)
-            for name in ("thinking", "any", "episodes"):
+            for name in ("thinking", "any", "episodes", "settled"):
                 self._add_column(f"{lexicon.name}.{name}", 1)
 
     def _add_column(self, name: str, width: int) -> None:
@@ -117,7 +120,18 @@ class Tabulator:
         self._put(table, "with_stop", [cut is not None for cut in cuts])
         self._count_tokens(table, traces, segments)
         self._count_markers(table, buffer, total)
+        self._leave_out_loops(table, [is_looping(trace.text) for trace in traces])
         return table, parts
+
+    def _leave_out_loops(self, table: Floats, looping: Sequence[bool]) -> None:
+        """The same sums over responses that do not loop."""
+        settled = ~np.array(looping, bool)
+        self._put(table, "looping", ~settled)
+        for name in ("words", "tokens"):
+            self._put(table, f"settled_{name}", settled * table[:, self.columns[name]][:, 0])
+        for lexicon in self.lexicons:
+            words = table[:, self.columns[f"{lexicon.name}.words"]].sum(axis=1)
+            self._put(table, f"{lexicon.name}.settled", settled * words)
 
     def _put(self, table: Floats, name: str, values: Any) -> None:
         columns = table[:, self.columns[name]]
@@ -202,10 +216,12 @@ class ClusterSums:
 
     Attributes:
         folded: More clusters came than there are rows: they were added together by hash.
+        longest: The largest number of tokens of a response, and how many responses have it.
     """
 
     def __init__(self, width: int) -> None:
         self.folded = False
+        self.longest = (0, 0)
         self._rows: dict[int, int] = {}
         self._sums = np.zeros((16, width))
 
@@ -232,8 +248,15 @@ class ClusterSums:
         if not self.folded and len(self._rows) > MAX_CLUSTERS:
             self._fold()
 
+    def see_length(self, tokens: int, responses: int) -> None:
+        """So many responses are this long."""
+        if tokens >= self.longest[0]:
+            before = self.longest[1] if tokens == self.longest[0] else 0
+            self.longest = tokens, before + responses
+
     def merge(self, other: ClusterSums) -> None:
         """Add another's sums."""
+        self.see_length(*other.longest)
         if other.folded and not self.folded:
             self._fold()
         self.add(other._rows, other.sums)

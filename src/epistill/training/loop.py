@@ -14,6 +14,7 @@ import torch
 
 from epistill.config import RunConfig
 from epistill.metrics.epistemic import official_substring_count, total_markers
+from epistill.metrics.loops import is_looping
 from epistill.records import GradedRollout, GradeStatus
 from epistill.rollouts.model import LanguageModel
 from epistill.rollouts.vllm_client import ServersLost
@@ -112,6 +113,7 @@ def _batch_metrics(batch: Batch, group_size: int, on_policy: bool) -> dict[str, 
         ),
         "length_tokens": tokens / len(items),
         "truncated_share": mean([float(i.rollout.stop_reason == "length") for i in items]),
+        "looping_share": mean([float(is_looping(item.rollout.text)) for item in items]),
         "markers_per_response": (in_thinking + in_answer) / len(items),
         "markers_in_thinking_per_response": in_thinking / len(items),
         "markers_in_answer_per_response": in_answer / len(items),
