@@ -217,6 +217,31 @@ def test_no_branch_is_named_after_a_method():
                 assert not set(map(str, constants)) & set(METHODS), f"{name}:{node.lineno}"
 
 
+def test_nothing_asks_which_choice_on_an_axis_it_has():
+    """What a choice means is asked of the choice: no isinstance, no case on a class of an axis."""
+    from epistill.settings import Choice
+
+    def below(kind):
+        return {kind.__name__}.union(*(below(one) for one in kind.__subclasses__()))
+
+    kinds = {name for name in below(Choice) if name != "Choice"}
+    assert len(kinds) > 20
+    for path, name in modules():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            asked: list[ast.AST] = []
+            if isinstance(node, ast.MatchClass):
+                asked = [node.cls]
+            elif isinstance(node, ast.Call):
+                called = getattr(node.func, "id", None)
+                asked = node.args[1:] if called in ("isinstance", "issubclass") else []
+            elif isinstance(node, ast.Compare) and ".type" in ast.unparse(node):
+                literal = [c.value for c in ast.walk(node) if isinstance(c, ast.Constant)]
+                own = {one for axis in Choice.__subclasses__() for one in axis.kinds()}
+                assert not own & set(map(str, literal)), f"{name}:{node.lineno}"
+            words = {getattr(n, "id", getattr(n, "attr", None)) for a in asked for n in ast.walk(a)}
+            assert not kinds & words, f"{name}:{node.lineno} asks for {kinds & words}"
+
+
 def test_every_setting_is_read_somewhere():
     """A parsed setting that nothing uses is a lie (peers: flags that never reach the sampler)."""
     from epistill import axes, blends, config, settings, shapes, targets, token_weights

@@ -23,6 +23,8 @@ class PolicyGradient(Settings):
         normalize_std: Divide advantages by the group's standard deviation (original GRPO).
         clip_low: Lower clip of the ratio.
         clip_high: Upper clip of the ratio (DAPO's clip-higher).
+        dual_clip: Bound of the loss where the advantage is negative, in multiples of it; None for
+            none.
         drop_uniform_groups: Groups whose rewards are all equal do not count in the mean (DAPO draws
             new ones in their place).
     """
@@ -30,6 +32,7 @@ class PolicyGradient(Settings):
     normalize_std: bool = False
     clip_low: float = Field(default=0.2, gt=0.0, lt=1.0)
     clip_high: float = Field(default=0.28, gt=0.0)
+    dual_clip: float | None = Field(default=None, gt=1.0)
     drop_uniform_groups: bool = False
 
 

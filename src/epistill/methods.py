@@ -78,9 +78,9 @@ _SDPO = Method(
 _POINTS = (
     _verifier(
         "grpo",
-        f"GRPO arXiv 2402.03300 with the settings of {PAPER} section 5 (clip .2/.28, no division "
-        "by std, no KL term)",
-        policy_gradient=PolicyGradient(normalize_std=False, clip_low=0.2, clip_high=0.28),
+        f"GRPO arXiv 2402.03300 with the settings of {PAPER} section 5 (clip .2/.28, dual clip 3 "
+        "as in its code, no division by std, no KL term)",
+        policy_gradient=PolicyGradient(clip_low=0.2, clip_high=0.28, dual_clip=3.0),
     ),
     _verifier(
         "dapo",
@@ -130,7 +130,8 @@ _POINTS = (
         reduction="sequence_mean",
         learning_rate=1e-6,
         source="RLSD arXiv 2604.03128: strength .5 falling to 0 over 50 steps; learning rate from "
-        "re-implementations",
+        "re-implementations; THU-BPM/RLCSD's RLSD is another variant: a snapshot every 10, token "
+        "mean, u against the current log-probs",
     ),
     Method(
         name="rlrt",
@@ -179,21 +180,26 @@ _POINTS = (
         divergence=Divergence(alpha=0.5, support=TopK(chosen_by="teacher")),
         token_weights=(ImportanceClip(clip=2.0), TeacherConfidence(beta=1.0)),
         blend=Routed(),
-        policy_gradient=_PPO,
+        policy_gradient=_PPO.model_copy(update={"dual_clip": 3.0}),
         learning_rate=5e-6,
-        source="SRPO arXiv 2604.02288: beta 1, teacher's top 100, EMA .05; how its losses are "
-        "summed and over what the weight's mean goes are inferred",
+        source="SRPO arXiv 2604.02288: beta 1, teacher's top 100, EMA .05; dual clip 3 as in "
+        "THU-BPM/RLCSD; how its losses are summed and over what the weight's mean goes are "
+        "inferred",
     ),
     Method(
         name="sdpg",
         context=Context(source="answer"),
         teacher=LiveWeights(),
-        divergence=Divergence(alpha=1.0, support=FullVocabulary()),
+        divergence=Divergence(alpha=1.0, support=FullVocabulary(), cap_nats=20.0, tempered=False),
         blend=Regularised(distillation=1e-3, reference=1e-3),
-        policy_gradient=_PPO,
+        policy_gradient=PolicyGradient(
+            normalize_std=True, clip_high=0.28, dual_clip=10.0, drop_uniform_groups=True
+        ),
         learning_rate=1e-6,
         source="SDPG arXiv 2606.04036: 1e-3 and 1e-3 as in its launch script, reverse KL over the "
-        "full vocabulary, ramps off, A > 0 gate off as in its code",
+        "full vocabulary, at most 20 nats, the teacher's logits untempered, clip .2/.28, dual clip "
+        "10, ramps and A > 0 gate off as in its code; filtered groups leave the verifier's mean "
+        "(its resampling of them is not done)",
     ),
     Method(
         name="pw-opsd",

@@ -195,12 +195,16 @@ class Divergence(Settings):
 
     Attributes:
         entry_clip: Upper bound on each token's term of the sum (OPSD); None for none.
+        cap_nats: Upper bound on the divergence of a position (SDPG); None for none.
+        tempered: Divide the target's logits by the sampling temperature, as the student's are.
     """
 
     alpha: float = Field(default=0.5, ge=0.0, le=1.0)
     support: Support = TopK()
     target: Target = TeacherTarget()
     entry_clip: float | None = Field(default=None, gt=0.0)
+    cap_nats: float | None = Field(default=None, gt=0.0)
+    tempered: bool = True
 
     @model_validator(mode="after")
     def _the_support_can_do_this(self) -> Divergence:
@@ -211,5 +215,6 @@ class Divergence(Settings):
         """For a table."""
         name = {0.0: "forward KL", 1.0: "reverse KL"}.get(self.alpha, f"JSD {self.alpha:g}")
         clip = "" if self.entry_clip is None else f", entries <= {self.entry_clip:g}"
+        clip += "" if self.cap_nats is None else f", <= {self.cap_nats:g} nats"
         target = self.target.words()
         return f"{name}, {self.support.words()}{clip}" + (f", {target}" if target else "")

@@ -40,15 +40,27 @@ def clipped_surrogate(
     *,
     clip_low: float,
     clip_high: float,
+    dual_clip: float | None = None,
 ) -> Float[Tensor, "*batch"]:
     """-min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A), rho = exp(log p - log p_old).
 
     PPO's surrogate (1707.06347 Eq. 7) with DAPO's separate upper bound (2503.14476 Eq. 10). On
     policy rho is 1 and the gradient is -A grad log p.
+
+    Args:
+        log_probs: Now, with gradient.
+        old_log_probs: When the tokens were sampled.
+        advantages: Of each token.
+        clip_low, clip_high: Of the ratio.
+        dual_clip: Where A < 0 the loss is at most -dual_clip A (1912.09729 Eq. 5, c > 1); None for
+            no bound.
     """
     ratio = (log_probs - old_log_probs.detach()).clamp(-20, 20).exp()
     clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
-    return -torch.minimum(ratio * advantages, clipped * advantages)
+    loss = -torch.minimum(ratio * advantages, clipped * advantages)
+    if dual_clip is None:
+        return loss
+    return torch.where(advantages < 0, torch.minimum(loss, -dual_clip * advantages), loss)
 
 
 def importance_weight(

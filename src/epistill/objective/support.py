@@ -15,7 +15,7 @@ from torch import Tensor
 
 from epistill.objective.blocks import row_blocks
 
-TINY_TAIL = 1e-12
+TINY_TAIL = 1e-7  # of SDPO's core_algos.py
 
 
 def log_tail_mass(
@@ -27,8 +27,7 @@ def log_tail_mass(
     top k already hold all its mass has a tail of (about) nothing, not NaN.
     """
     inside = log_probs.logsumexp(-1, keepdim=True)
-    limit = max(torch.finfo(log_probs.dtype).eps, TINY_TAIL)
-    return torch.log(-torch.expm1(inside.clamp(max=-limit)))
+    return torch.log(-torch.expm1(inside.clamp(max=-TINY_TAIL)))
 
 
 def aligned_log_probs(

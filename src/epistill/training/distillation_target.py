@@ -29,7 +29,7 @@ class DistillationTarget:
 
     def __init__(self, method: Method, temperature: float) -> None:
         self._divergence = method.divergence
-        self._temperature = temperature
+        self._temperature = temperature if method.divergence.tempered else 1.0
         self._views: dict[str, tuple[Tensor, Head]] = {}
 
     @torch.no_grad()
@@ -77,4 +77,6 @@ class DistillationTarget:
             alpha=divergence.alpha,
             entry_clip=divergence.entry_clip,
         )
+        if divergence.cap_nats is not None:
+            nats = nats.clamp(max=divergence.cap_nats)
         return nats, teacher_log_probs

@@ -257,7 +257,12 @@ class _Step:
         self._add("clipped", outside.float())
         self._add("gradient_tokens", (weight != 0).float())
         return clipped_surrogate(
-            log_probs, old, advantage, clip_low=clip.clip_low, clip_high=clip.clip_high
+            log_probs,
+            old,
+            advantage,
+            clip_low=clip.clip_low,
+            clip_high=clip.clip_high,
+            dual_clip=clip.dual_clip,
         )
 
     def _add(self, name: str, value: Tensor | float) -> None:
