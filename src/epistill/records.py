@@ -66,11 +66,14 @@ class Grade:
         status: Correct, wrong, or why no verdict could be reached.
         extracted: The answer that was read; None where none could be.
         reason: One line for a person; empty for a plain correct or wrong.
+        frame: What the answer stood in ("boxed", "label", ...; see `tasks.answers`); "whole" where
+            it is all of the response, "search" where it had to be searched for, "" without one.
     """
 
     status: GradeStatus
     extracted: str | None
     reason: str = ""
+    frame: str = ""
 
     def __post_init__(self) -> None:
         if self.extracted is None and self.status in (GradeStatus.CORRECT, GradeStatus.WRONG):

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from epistill.records import GradeStatus
-from epistill.tasks.answers import extract_answer, last_boxed
+from epistill.tasks.answers import extract_answer, frames
 from epistill.tasks.grading import Grader, grade_choice, grade_exact, grade_math
 
 
@@ -36,8 +36,8 @@ def test_extraction(text, answer):
 
 
 def test_braces_balance():
-    assert last_boxed(r"\boxed{\text{a \} b}}") == r"\text{a \} b}"
-    assert last_boxed("nothing") is None
+    assert [f.text for f in frames(r"\boxed{\text{a \} b}}")] == [r"\text{a \} b}"]
+    assert list(frames("nothing")) == []
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_order_is_kept_across_graders(grader):
     grades = grader.grade(
         [
             ("exact", "a", "answer a"),
-            ("math", "2", r"\boxed{1+1}"),
+            ("math", "2", r"\boxed{4/2}"),
             ("choice", "C", "<answer>D</answer>"),
         ]
     )
@@ -153,4 +153,4 @@ def test_every_math500_answer_against_itself(grader, shared_data):
     ],
 )
 def test_a_sentence_is_searched_for_its_number(gold, said, status):
-    assert grade_math(gold, said).status.value == status
+    assert grade_math(gold, said, lenient=True).status.value == status

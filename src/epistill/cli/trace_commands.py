@@ -127,7 +127,7 @@ def grade_command(
     response_field: ResponseField = None,
     problem_field: ProblemField = None,
     opened_thinking: Opened = False,
-    time_limit: Annotated[float, typer.Option(help="Seconds for one answer.")] = 5.0,
+    time_limit: Annotated[float, typer.Option(help="Processor seconds for one answer.")] = 5.0,
     workers: Annotated[int, typer.Option(help="Processes.")] = 2,
     as_json: Json = False,
 ) -> None:

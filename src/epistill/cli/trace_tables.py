@@ -182,6 +182,8 @@ def print_graded(results: Iterable[Mapping[str, Any]]) -> None:
         )
         table = Table("value [95 % interval]", "")
         table.add_row("share correct", format_estimate(result["score"]))
+        with_unframed = format_estimate(result["score_with_unframed"])
+        table.add_row("with answers that stand in no frame", with_unframed)
         for status, count in result["statuses"].items():
             table.add_row(status, f"{count:,}")
         agreement = result["agreement"]

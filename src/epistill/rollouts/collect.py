@@ -89,7 +89,8 @@ def sample_and_grade(
                 (asked[i][0], r, prompts[i].opens_thinking)
                 for i, r in zip(places, rollouts, strict=True)
             )
-        ]
+        ],
+        cut=[rollout.stop_reason == "length" for rollout in rollouts],
     )
     found = dict(zip(own, _groups(rollouts, grades, samples), strict=True))
     if world.size > 1:

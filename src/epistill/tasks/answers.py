@@ -1,26 +1,66 @@
-r"""Reading the answer out of a response. One extractor for every grader.
+r"""Reading the answer out of a response: the frames in which a response states its answer.
 
-Enters: the answer part of a response (thinking already split off). Leaves: the answer's text, or
-None. Forms, in this order, the last occurrence of each: `<answer>..</answer>`, `\boxed{..}`,
-`#### ..`, `Answer: ..` / `answer is ..` / `answer ..`, and a text that is nothing but one short
-line.
+Enters: the answer part of a response (thinking already split off). Leaves: `Framed` texts, the one
+that counts first. A frame is `\boxed{..}`, `<answer>..</answer>`, `#### ..`, a label at the start
+of a line (`Answer:`, `Final answer`, 答案：) or, after these, in a sentence (*the answer is ..*,
+*.. is the answer*). Among equals the last one counts.
 """
 
 from __future__ import annotations
 
-import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
 
-_TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
-_HASHES = re.compile(r"####[ \t]*(\S[^\n]*)")
-_LABELLED = re.compile(
-    r"\banswer\b[ \t]*(?:\*\*)?[ \t]*(?:is[ \t]*:?|[:=])?[ \t]*(?:\*\*)?[ \t]*(\S[^\n]*)",
-    re.IGNORECASE,
-)
-_BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
-_FENCED = re.compile(r"^```[ \t]*(\w*)[ \t]*\n(.*?)^```[ \t]*$", re.DOTALL | re.MULTILINE)
+from epistill.tasks.linear_patterns import patterns, utf8
+
+_READ = patterns("answers")
+
+FrameName = Literal["boxed", "tag", "hashes", "label", "whole", "search"]
 MAX_PLAIN = 64
 # An answer stands at the end; this many characters are looked at, so a 1 MB response costs nothing.
-MAX_SEARCHED = 20_000
+MAX_SEARCHED = 50_000
+MAX_LINE = 2_000  # of a label's line
+MAX_FRAMES = 8  # of one response, from its end
+
+
+@dataclass(frozen=True, slots=True)
+class Framed:
+    """A text in which a response states its answer.
+
+    Attributes:
+        text: Without the frame; of a label the rest of its line, or the block after it.
+        frame: Which frame it stood in; "whole" is a response that is nothing else.
+    """
+
+    text: str
+    frame: FrameName
+
+
+def frames(text: str, *, cut: bool = False) -> Iterator[Framed]:
+    r"""The frames of a response, the one that counts first.
+
+    Args:
+        text: The response after its thinking.
+        cut: It ended at a limit: only a frame that was completed counts.
+
+    Example:
+        >>> [f.text for f in frames(r"#### 3" "\n" r"No: \boxed{5} and \boxed{8}")]
+        ['5, 8', '3']
+        >>> list(frames("The answer is 8", cut=True))
+        []
+    """
+    text = utf8(text[-MAX_SEARCHED:])
+    whole = text if not cut else text[: _complete(text)]
+    strong = [
+        *_boxes(text),
+        *((m.end(), Framed(m[1], "tag")) for m in _READ["tagged"].finditer(text)),
+        *((m.end(), Framed(m[1], "hashes")) for m in _READ["hashes"].finditer(whole)),
+        *_labels(whole),
+    ]
+    for found in (strong, _sentences(whole)):
+        in_order = sorted(found, key=lambda one: -one[0])
+        yield from (framed for _, framed in in_order[:MAX_FRAMES])
 
 
 def extract_answer(text: str) -> str | None:
@@ -30,31 +70,25 @@ def extract_answer(text: str) -> str | None:
         text: The response after its thinking.
 
     Returns:
-        The answer without its frame, or None where no form above is found.
+        The answer without its frame, or None where it has none and is no single short line.
 
     Example:
         >>> extract_answer(r"so $x=2$, hence \boxed{\frac{1}{2}}.")
         '\\frac{1}{2}'
-        >>> extract_answer("She has 3 left.\n#### 3")
-        '3'
-        >>> extract_answer("answer 18")
-        '18'
+        >>> extract_answer("She has 3 left.\n#### 3"), extract_answer("answer 18")
+        ('3', '18')
         >>> extract_answer("I do not know what to say about this question, or about any other.")
     """
-    tail = text[-MAX_SEARCHED:]
-    if tagged := _TAGGED.findall(tail):
-        return _clean(tagged[-1])
-    boxed = last_boxed(tail)
-    if boxed is not None:
-        return _clean(boxed)
-    for pattern in (_HASHES, _LABELLED):
-        if found := pattern.findall(tail):
-            return _clean(found[-1])
-    stripped = tail.strip()
-    short = bool(stripped) and "\n" not in stripped and len(stripped) <= MAX_PLAIN
-    if short and not _BOXED.search(stripped):  # a box that never closes gives no answer
-        return _clean(stripped)
-    return None
+    found = next((c for framed in frames(text) if (c := clean(framed.text))), None)
+    return found if found is not None else short_line(text)
+
+
+def short_line(text: str) -> str | None:
+    """A response that is nothing but one short line, without a box that never closes."""
+    line = text[-MAX_SEARCHED:].strip()
+    if "\n" in line or len(line) > MAX_PLAIN or "boxed" in line:
+        return None
+    return clean(line)
 
 
 def extract_code(text: str) -> str | None:
@@ -70,30 +104,107 @@ def extract_code(text: str) -> str | None:
         >>> extract_code("So:\n```python\nprint(1)\n```\nIt prints\n```\n1\n```")
         'print(1)\n'
     """
-    blocks = [(name.lower(), code) for name, code in _FENCED.findall(text) if code.strip()]
+    text = utf8(text)
+    blocks = [(m[1].lower(), m[2]) for m in _READ["fenced"].finditer(text) if m[2].strip()]
     marked = [code for name, code in blocks if name in ("python", "python3", "py")]
     codes = marked or [code for _, code in blocks]
     return codes[-1] if codes else None
 
 
-def last_boxed(text: str) -> str | None:
-    r"""Content of the last complete `\boxed{..}`, braces balanced; None where there is none."""
-    for match in reversed(list(_BOXED.finditer(text))):
-        depth = 1
-        for position in range(match.end(), len(text)):
-            character = text[position]
-            if character == "{" and text[position - 1] != "\\":
-                depth += 1
-            elif character == "}" and text[position - 1] != "\\":
-                depth -= 1
-            if depth == 0:
-                return text[match.end() : position]
-    return None
-
-
-def _clean(answer: str) -> str | None:
+def clean(answer: str) -> str | None:
     """Drop markup around the answer; None if nothing is left."""
     cleaned = answer.strip().strip("*").strip()
     if cleaned.endswith(".") and not cleaned.endswith(".."):
         cleaned = cleaned[:-1].rstrip()
     return cleaned or None
+
+
+def _complete(text: str) -> int:
+    """Where the last sentence or line ends that is followed by more."""
+    return max(text.rfind(end) + 1 for end in (". ", "\n", "。", "! ", "? "))
+
+
+def _boxes(text: str) -> list[tuple[int, Framed]]:
+    """Complete boxes and their ends; joined by *and* they are one list; inner ones unwrapped."""
+    opened: list[tuple[int, int] | None] = []  # start and content of each open brace that is a box
+    closed: list[tuple[int, int, str]] = []
+    for token in _READ["box"].finditer(text):
+        if token[0][-1] == "{" and token[0] != "\\{":
+            opened.append((token.start(), token.end()) if len(token[0]) > 1 else None)
+        elif token[0] == "}" and opened and (box := opened.pop()) is not None:
+            content = text[box[1] : token.start()]
+            while closed and closed[-1][0] > box[0]:  # inside this one
+                start, end, inner = closed.pop()
+                content = text[box[1] : start] + inner + text[end : token.start()]
+            closed.append((box[0], token.end(), content))
+    joined: list[tuple[int, Framed]] = []
+    for i, (start, end, content) in enumerate(closed):
+        before = text[closed[i - 1][1] : start] if i else ""
+        near = i > 0 and len(before) < MAX_PLAIN and "\n\n" not in before
+        if (
+            near
+            and content != closed[i - 1][2]
+            and _READ["between"].match(before)
+            and before.strip(" $\n.")
+        ):
+            content = f"{joined.pop()[1].text}, {content}"
+        joined.append((end, Framed(content, "boxed")))
+    return joined
+
+
+def _labels(text: str) -> Iterator[tuple[int, Framed]]:
+    """Labels that begin a line; the value is on that line or in the next block."""
+    for found in _READ["head"].finditer(text):
+        line_end = _line_end(text, found.end())
+        rest = text[found.end() : line_end]
+        link = _READ["link"].match(rest)
+        value = rest[link.end() :] if link else rest
+        bare = link is None and found[0][-1] not in ":："
+        if bare and rest.strip(" *_#\t") and not _begins_a_value(rest):
+            continue
+        if not value.strip(" *_#\t:：`"):
+            value = _block(text, line_end)
+        yield found.end(), Framed(value, "label")
+
+
+def _line_end(text: str, start: int) -> int:
+    """End of the line, or of what is read of it."""
+    limit = min(len(text), start + MAX_LINE)
+    end = text.find("\n", start, limit)
+    return limit if end < 0 else end
+
+
+def _begins_a_value(rest: str) -> bool:
+    """After a bare label: `answer 18`, `**Answer** $x$`."""
+    return rest[0] in " *_" and rest.lstrip(" *_")[:1] in tuple("0123456789$\\-([.<£€") + tuple(
+        c for c in "ABCDEFGHIJ" if len(rest.strip(" *_.")) == 1
+    )
+
+
+def _block(text: str, start: int) -> str:
+    """The first paragraph after a label; display mathematics whole."""
+    rest = text[start : start + MAX_LINE].lstrip()
+    for opening, closing in (("\\[", "\\]"), ("$$", "$$"), ("```", "```")):
+        if rest.startswith(opening):
+            end = rest.find(closing, 2)
+            return rest[2:end] if end > 0 else ""
+    return rest.split("\n", 1)[0]
+
+
+def _sentences(text: str) -> Iterator[tuple[int, Framed]]:
+    """*The answer is ..* within a line, and *.. is the answer*."""
+    for found in _READ["said"].finditer(text):
+        end = _line_end(text, found.end())
+        before = text[max(0, found.start() - 40) : found.start()].rsplit("\n", 1)[-1]
+        if _READ["not_one"].search(before):
+            continue
+        if found[0][0] in "故应选":
+            yield found.end(), Framed(found[0][-1], "label")
+        elif link := _READ["link"].match(text[found.end() : end]):
+            value = text[found.end() + link.end() : end]
+            yield found.end(), Framed(value if value.strip(" *_") else _block(text, end), "label")
+    for found in _READ["after"].finditer(text):
+        before = text[max(0, found.start() - 2 * MAX_PLAIN) : found.start()].rsplit("\n", 1)[-1]
+        if not _READ["doubted"].search(before) and not text[found.end() :].startswith("?"):
+            sentence = _READ["sentence_end"].split(before.rstrip(" ,;.!*_"))[-1]
+            yield found.end(), Framed(sentence, "label")

@@ -16,7 +16,6 @@ Several rows of one problem (a file that repeats it to fill a batch) are one pro
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,9 @@ from epistill.errors import EpistillError, first_line
 from epistill.readers.record_files import SUFFIXES, read_records
 from epistill.readers.text_records import Unusable
 from epistill.records import GraderName, Message, Problem
+from epistill.tasks.linear_patterns import linear
 from epistill.tasks.livecodebench import is_livecodebench, read_livecodebench
+from epistill.tasks.math_grading import read_reference, reference_text
 
 QUESTION_FIELDS = ("question", "problem", "prompt", "input", "instruction")
 ANSWER_FIELDS = ("answer", "final_answer", "target", "ground_truth", "expected_answer")
@@ -38,8 +39,8 @@ EXPECTED = (
     f"{', '.join(QUESTION_FIELDS)} with one of {', '.join(ANSWER_FIELDS)}"
 )
 HUB_FILE = "hf://datasets/"
-_GSM8K_END = re.compile(r"####[ \t]*([^\n]+)\s*$")
-_CHOICE = re.compile(r"\(?[A-J]\)?")
+_GSM8K_END = linear(r"####[ \t]*([^\n]+)\s*$")
+_CHOICE = linear(r"\(?[A-J]\)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +195,10 @@ def _parse(
         return (Message("user", question),), answer, None, str(record.get("question_id", number))
     extra = _as_mapping(record.get("extra_info")) or {}
     solution = _first(record, SOLUTION_FIELDS) or _first(extra, SOLUTION_FIELDS)
-    answer, worked = reference_answer(record)
+    try:
+        answer, worked = reference_answer(record)
+    except EpistillError as error:
+        raise EpistillError(f"{source}: row {number}: {error}; give one answer") from error
     solution = worked or solution
     question = _first(record, QUESTION_FIELDS)
     missing = [n for n, v in (("question", question), ("answer", answer)) if v in (None, "")]
@@ -230,7 +234,7 @@ def reference_answer(record: Mapping[str, Any]) -> tuple[str | None, str | None]
         answer = _first(record, ANSWER_FIELDS)
     if answer in (None, ""):
         return None, None
-    answer = str(answer)
+    answer = reference_text(answer)
     if "question" in record and (end := _GSM8K_END.search(answer)):
         return end[1].strip(), answer
     return answer, None
@@ -267,7 +271,11 @@ def grader_of(answers: Iterable[str]) -> GraderName:
         >>> grader_of(["A", "(C)"]), grader_of(["A", "3"])
         ('choice', 'math')
     """
-    return "choice" if all(_CHOICE.fullmatch(answer.strip()) for answer in answers) else "math"
+    return (
+        "choice"
+        if all(_CHOICE.fullmatch(read_reference(answer).strip(" .")) for answer in answers)
+        else "math"
+    )
 
 
 def _first(record: Mapping[str, Any], names: Iterable[str]) -> Any:

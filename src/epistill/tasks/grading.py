@@ -1,45 +1,55 @@
-"""Grading, by the grader a problem names, with a hard time limit; it never takes a run down.
+r"""Grading, by the grader a problem names; it never takes a run down.
 
 Enters: problems and the answer part of responses. Leaves: a `Grade` each, in order. "exact" and
-"choice" are decided here and now; "math" goes to math-verify in worker processes that are killed
-at the time limit (sympy can hang inside one C call, where no signal reaches it); "code" runs in the
-sandbox (`tasks/code.py`).
+"choice" are decided here and now; "math" goes to worker processes with a limit of processor time
+(sympy can hang inside one C call, where no signal reaches it); "code" runs in the sandbox
+(`tasks/code.py`). Only an answer in a frame counts (`tasks/answers.py`), or a response that is
+nothing but its answer.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 from epistill.records import Grade, GraderName, GradeStatus
-from epistill.tasks.answers import extract_answer
+from epistill.tasks.answers import Framed, clean, frames, short_line
+from epistill.tasks.clauses import letter_in
 from epistill.tasks.code import grade_code
+from epistill.tasks.equality import is_bare
+from epistill.tasks.linear_patterns import patterns, utf8
+from epistill.tasks.math_grading import Question, read_reference
+from epistill.tasks.workers import Lost, Workers
 
-if TYPE_CHECKING:
-    from pebble import ProcessPool
+_READ = patterns("grading")
 
 NO_ANSWER = "the response has no answer part"
-UNREAD = "no answer was found in the response"
-# Two words and a number: "the value is 5", but not "5 apples", "sqrt 5" or "x in [0, 1]".
-_SENTENCE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]+\s+(?!(?:in|or|and)\b)[A-Za-z]{2,}\s+\W{0,3}\d")
-_LEADING_LETTER = re.compile(r"\(([A-Z])\)|([A-Z])(?:[:.)]|$)")
-_LETTER = re.compile(r"(?<![A-Za-z0-9'])[A-Z](?![A-Za-z0-9'])")
+NO_FRAME = r"no answer in a frame (\boxed{}, `Answer:`, ####, <answer>)"
+CUT = "the response was cut before an answer was complete"
+SEARCHED = 2_000  # characters at the end of a response without a frame, where that is asked for
 
 
-def grade_exact(answer: str, response: str) -> Grade:
-    """Equal after collapsing white space and case."""
-    extracted = extract_answer(response)
-    if extracted is None:
-        return _unreadable(response)
-    same = " ".join(extracted.casefold().split()) == " ".join(answer.casefold().split())
-    return Grade(GradeStatus.CORRECT if same else GradeStatus.WRONG, extracted)
+def grade_exact(answer: str, response: str, *, cut: bool = False) -> Grade:
+    """Equal after collapsing white space and case; a cut response too, as nothing can be added."""
+    lines = [m[1] for m in _READ["answer_line"].finditer(utf8(response))]
+    found = [f for f in frames(response) if f.frame != "label"]
+    found += [Framed(lines[-1], "label")] if lines else list(frames(response))
+    found += [Framed(line, "whole")] if (line := short_line(response)) else []
+    read = next(((f, text) for f in found if (text := clean(f.text))), None)
+    if read is None:
+        return _unreadable(response, cut)
+    same = _same_text(read[1], answer) or _same_text(read[1], clean(answer) or answer)
+    status = GradeStatus.CORRECT if same else GradeStatus.WRONG
+    return Grade(status, read[1], frame=read[0].frame)
 
 
-def grade_choice(answer: str, response: str) -> Grade:
+def _same_text(left: str, right: str) -> bool:
+    return " ".join(left.casefold().split()) == " ".join(right.casefold().split())
+
+
+def grade_choice(answer: str, response: str, *, cut: bool = False) -> Grade:
     r"""The letter of a multiple-choice answer.
 
     Example:
@@ -48,76 +58,68 @@ def grade_choice(answer: str, response: str) -> Grade:
         >>> grade_choice("B", "Answer: (C) 3.5").extracted
         'C'
     """
-    extracted = extract_answer(response)
-    if extracted is None:
-        return _unreadable(response)
-    leading = _LEADING_LETTER.match(extracted)
-    letters = {leading[1] or leading[2]} if leading else set(_LETTER.findall(extracted))
-    if len(letters) != 1:
-        reason = f"expected one letter, found {sorted(letters)} in {extracted[:80]!r}"
+    found = list(frames(response, cut=cut))
+    text = response.strip()
+    if not found and not cut and len(text) < SEARCHED and _READ["option_line"].match(utf8(text)):
+        found = [Framed(text, "whole")]
+    for framed in found:
+        inner = [*frames(framed.text)] if framed.frame == "tag" else []
+        for one in (*inner, framed):
+            if letter := letter_in(one.text.split("\n")[0] or one.text):
+                same = letter == (letter_in(read_reference(answer)) or answer.strip())
+                status = GradeStatus.CORRECT if same else GradeStatus.WRONG
+                return Grade(status, letter, frame=framed.frame)
+    if found:
+        reason = f"expected one letter, found {found[0].text.strip()[:80]!r}"
         return Grade(GradeStatus.UNREADABLE, None, reason)
-    letter = letters.pop()
-    same = letter == answer.strip().strip("()").upper()
-    return Grade(GradeStatus.CORRECT if same else GradeStatus.WRONG, letter)
+    return _unreadable(response, cut)
 
 
-def grade_math(answer: str, response: str) -> Grade:
-    """Mathematical equality by math-verify. Runs in a worker process; see `Grader`."""
-    from math_verify import parse, verify
+def grade_math(answer: str, response: str, *, cut: bool = False, lenient: bool = False) -> Grade:
+    """Mathematical equality. Without limits of time and memory; see `Grader`."""
+    from epistill.tasks.math_grading import grade_question
 
-    extracted = extract_answer(response)
-    # A frame we recognise is handed over boxed, so that math-verify reads exactly that; without
-    # one, or where it holds a sentence, math-verify searches the text itself.
-    if extracted is None:
-        text = response[-2000:]
-    elif _SENTENCE.search(extracted):
-        text, extracted = extracted, None
-    else:
-        text = _boxed(extracted)
-    found = parse(text, parsing_timeout=None)  # pyright: ignore[reportArgumentType]
-    if not found:
-        return _unreadable(response)
-    gold = parse(_boxed(answer), parsing_timeout=None)  # pyright: ignore[reportArgumentType]
-    same = verify(gold, found, timeout_seconds=None)
-    shown = extracted if extracted is not None else str(found[-1])
-    return Grade(GradeStatus.CORRECT if same else GradeStatus.WRONG, shown[:200])
+    question = _question(answer, response, cut, lenient)
+    return _explained(grade_question(question), question, response, cut)
 
 
-def _boxed(text: str) -> str:
-    return "\\boxed{" + text + "}"
+def _question(answer: str, response: str, cut: bool, lenient: bool) -> Question:
+    found = tuple(frames(response, cut=cut))
+    line = None if found or cut else short_line(" ".join(response.split()))
+    if line is not None and is_bare(line):
+        found = (Framed(line, "whole"),)
+    return Question(answer, found, response[-SEARCHED:] if lenient and not cut else "")
 
 
-def _unreadable(response: str) -> Grade:
-    return Grade(GradeStatus.UNREADABLE, None, UNREAD if response.strip() else NO_ANSWER)
+def _explained(grade: Grade, question: Question, response: str, cut: bool) -> Grade:
+    if grade.status is not GradeStatus.UNREADABLE or question.found:
+        return grade
+    return _unreadable(response, cut)
+
+
+def _unreadable(response: str, cut: bool) -> Grade:
+    reason = NO_ANSWER if not response.strip() else CUT if cut else NO_FRAME
+    return Grade(GradeStatus.UNREADABLE, None, reason)
 
 
 _IN_PROCESS = {"exact": grade_exact, "choice": grade_choice}
-
-
-def _grade_math_quietly(answer: str, response: str) -> Grade:
-    import logging
-
-    logging.getLogger("math_verify").setLevel(logging.ERROR)
-    try:
-        return grade_math(answer, response)
-    except RecursionError:
-        return Grade(GradeStatus.UNREADABLE, None, "the answer is nested too deeply to parse")
 
 
 class Grader:
     """Grades batches; its worker processes start with the first math problem.
 
     Args:
-        time_limit_s: Per response; the worker is killed and replaced.
+        time_limit_s: Seconds of processor time of a math answer; at the limit the worker is killed
+            and replaced, and the answer tried once more, alone.
         workers: Worker processes.
 
     Use as a context manager, so that workers end with it.
     """
 
     def __init__(self, *, time_limit_s: float = 5.0, workers: int = 2) -> None:
-        self.time_limit_s = time_limit_s
         self.workers = workers
-        self._pool: ProcessPool | None = None
+        name = "epistill.tasks.math_grading:grade_question"
+        self._math = Workers(name, limit_s=time_limit_s, workers=workers)
 
     def __enter__(self) -> Grader:
         return self
@@ -128,63 +130,52 @@ class Grader:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._pool is not None:
-            self._pool.stop()
-            self._pool.join()
-            self._pool = None
+        self._math.close()
 
-    def grade(self, items: Sequence[tuple[GraderName, str, str]]) -> list[Grade]:
-        """Grade (grader, reference answer, answer part of the response) triples, in order."""
-        grades = {
-            i: _IN_PROCESS[grader](answer, response)
-            for i, (grader, answer, response) in enumerate(items)
-            if grader in _IN_PROCESS
-        }
-        for name, grade_all in (("math", self._grade_in_pool), ("code", self._grade_programs)):
-            chosen = [i for i, (grader, _, _) in enumerate(items) if grader == name]
-            if chosen:
-                pairs = [items[i][1:] for i in chosen]
-                grades.update(zip(chosen, grade_all(pairs), strict=True))
+    def grade(
+        self,
+        items: Sequence[tuple[GraderName, str, str]],
+        *,
+        cut: Sequence[bool] | None = None,
+        lenient: bool = False,
+    ) -> list[Grade]:
+        """Grade (grader, reference answer, answer part of the response) triples, in order.
+
+        Args:
+            items: What to grade.
+            cut: Whether each response ended at a limit; then an answer must have been complete.
+            lenient: Search a response of "math" that has no frame; its grade says "search".
+        """
+        cuts = [False] * len(items) if cut is None else list(cut)
+        grades: dict[int, Grade] = {}
+        places: dict[str, list[int]] = {"math": [], "code": []}
+        for i, (grader, answer, response) in enumerate(items):
+            if grader in _IN_PROCESS:
+                grades[i] = _IN_PROCESS[grader](answer, response, cut=cuts[i])
+            else:
+                places[grader].append(i)
+        if places["math"]:
+            asked = [_question(*items[i][1:], cuts[i], lenient) for i in places["math"]]
+            for i, question, grade in zip(places["math"], asked, self._answers(asked), strict=True):
+                grades[i] = _explained(grade, question, items[i][2], cuts[i])
+        if places["code"]:
+            with ThreadPoolExecutor(self.workers) as threads:  # each waits for its own process
+                found = threads.map(lambda i: grade_code(*items[i][1:]), places["code"])
+                grades.update(zip(places["code"], found, strict=True))
         return [grades[i] for i in range(len(items))]
 
-    def _grade_programs(self, pairs: Sequence[tuple[str, str]]) -> list[Grade]:
-        with ThreadPoolExecutor(self.workers) as threads:  # each waits for a process of its own
-            return list(threads.map(lambda pair: grade_code(*pair), pairs))
-
-    def _grade_in_pool(self, pairs: Sequence[tuple[str, str]]) -> list[Grade]:
-        from pebble import ProcessExpired, ProcessPool
-
-        if self._pool is None:
-            import multiprocessing
-
-            # Importing sympy takes longer than grading; it must not count against a response, nor
-            # against the next one where a worker was killed and another takes its place.
-            self._pool = ProcessPool(
-                max_workers=self.workers,
-                context=multiprocessing.get_context("spawn"),
-                initializer=_warm_up,
-            )
+    def _answers(self, asked: Sequence[Question]) -> list[Grade]:
         # Responses that give one answer to one problem get one verdict, whatever stands before it.
-        read = [extract_answer(response) for _, response in pairs]
-        keys = [
-            (answer, response if found is None else found, found is None)
-            for (answer, response), found in zip(pairs, read, strict=True)
-        ]
-        futures = {
-            key: self._pool.schedule(_grade_math_quietly, args=pair, timeout=self.time_limit_s)
-            for key, pair in dict(zip(keys, pairs, strict=True)).items()
-        }
-        verdicts: dict[tuple[str, str, bool], Grade] = {}
-        for key, future in futures.items():
-            try:
-                verdicts[key] = future.result()
-            except FutureTimeout:
-                reason = f"grading took longer than {self.time_limit_s:g} s"
-                verdicts[key] = Grade(GradeStatus.TIMEOUT, None, reason)
-            except (ProcessExpired, MemoryError, ValueError, ArithmeticError, TypeError) as error:
-                reason = f"grading failed: {type(error).__name__}"
-                verdicts[key] = Grade(GradeStatus.UNREADABLE, None, reason)
-        return [verdicts[key] for key in keys]
+        keys = [replace(one, text="") if one.found else one for one in asked]
+        distinct = dict(zip(keys, asked, strict=True))
+        grades: dict[Question, Grade] = {}
+        found = self._math.map(list(distinct.values()))
+        for key, grade in zip(distinct, found, strict=True):
+            if isinstance(grade, Lost):
+                status = GradeStatus.TIMEOUT if grade.timeout else GradeStatus.UNREADABLE
+                grade = Grade(status, None, f"grading failed: {grade.reason}")
+            grades[key] = grade
+        return [grades[key] for key in keys]
 
 
 def grade_responses(
@@ -194,9 +185,8 @@ def grade_responses(
 
     Args:
         items: (grader, reference answer, answer part of the response) triples. "math" is
-            mathematical equality by math-verify, in worker processes (a script that asks for it
-            needs the usual `if __name__ == "__main__":`); "choice" a letter; "exact" equal text.
-        time_limit_s: Per response of "math", after which its status is "timeout".
+            mathematical equality, in worker processes; "choice" a letter; "exact" equal text.
+        time_limit_s: Processor time of a "math" answer, after which its status is "timeout".
         workers: Processes.
 
     Returns:
@@ -210,9 +200,3 @@ def grade_responses(
     """
     with Grader(time_limit_s=time_limit_s, workers=workers) as grader:
         return grader.grade(items)
-
-
-def _warm_up() -> None:
-    import math_verify  # pyright: ignore[reportUnusedImport]
-
-    math_verify.verify(math_verify.parse("$1$"), math_verify.parse("$1$"))

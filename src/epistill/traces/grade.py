@@ -2,8 +2,9 @@
 
 Enters: files of traces; reference answers in the records, or in a file of problems. Leaves: JSON
 lines with the columns COLUMNS added (lists beside a list of responses), and a summary in which
-read, graded and skipped add up. Only the answer part of a response is graded, as in training. It
-decides nothing about answers: `tasks.grading` does.
+read, graded and skipped add up. Only the answer part of a response is graded, as in training; where
+it has no frame, an answer is searched for, which counts in `grade_score_unframed` alone. It decides
+nothing about answers: `tasks.grading` does.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from epistill.evaluation.stats import bootstrap_ratio
 from epistill.readers.record_files import find_files, stem_of
 from epistill.readers.text_records import Unusable
 from epistill.records import Grade, GraderName, GradeStatus
-from epistill.tasks.grading import Grader
+from epistill.tasks.grading import NO_FRAME, Grader
 from epistill.traces import fields
 from epistill.traces.fields import Trace
 from epistill.traces.file_counts import Reading, hash64
@@ -37,6 +38,7 @@ from epistill.traces.references import (
     GradeOptions,
     Lookup,
     choose_grader,
+    is_cut,
     look_up,
     records_of,
     reference_of,
@@ -44,7 +46,7 @@ from epistill.traces.references import (
 from epistill.traces.tabulate import ClusterSums, split
 
 COLUMNS = ("grade_score", "grade_status", "grade_extracted", "grade_reason", "grade_reference",
-           "grade_grader")  # fmt: skip
+           "grade_grader", "grade_frame", "grade_score_unframed")  # fmt: skip
 LABEL_FIELDS = tuple(name for name in fields.SCORE_FIELDS if name != "grade_score")
 MAX_LISTED = 100  # disagreements that are listed; all are counted
 BATCH = 2_000  # responses that are graded together
@@ -68,8 +70,10 @@ class _Totals:
     reading: Reading = field(default_factory=Reading)
     statuses: Counter[str] = field(default_factory=Counter)
     graders: Counter[str] = field(default_factory=Counter)
-    sums: ClusterSums = field(default_factory=lambda: ClusterSums(2))
+    sums: ClusterSums = field(default_factory=lambda: ClusterSums(3))
+    frames: Counter[str] = field(default_factory=Counter)
     labels: Counter[tuple[bool, bool]] = field(default_factory=Counter)
+    agree_unframed: int = 0
     disagreements: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -85,7 +89,8 @@ def grade_files(
 
     Returns:
         For each file: `file`, `written`, `reading`, `statuses`, `score` (share correct, with a 95 %
-        interval by problem), `graders`, and `agreement` with older labels, None without them.
+        interval by problem), `score_with_unframed`, `frames` (responses by the frame of their
+        answer), `graders`, and `agreement` with older labels, None without them.
 
     Raises:
         EpistillError: Nothing to read, no reference answers, or a place that cannot be written.
@@ -179,6 +184,7 @@ def _grade_batch(
 ) -> Iterator[dict[str, Any]]:
     entries: dict[int, list[_Entry]] = defaultdict(list)
     items: list[tuple[GraderName, str, str]] = []
+    cut: list[bool] = []
     for i, (row, record) in enumerate(batch):
         for place, found in enumerate(_traces(record, row, options, totals.reading)):
             entry = _entry(place, found, chosen, options, lookup, totals.reading, row)
@@ -186,7 +192,8 @@ def _grade_batch(
             if entry.trace is not None and entry.reference is not None and entry.grader is not None:
                 answer = split(entry.trace, opened=options.opened).answer
                 items.append((entry.grader, entry.reference, answer))
-    grades = iter(grader.grade(items))
+                cut.append(is_cut(entry.trace))
+    grades = iter(grader.grade(items, cut=cut, lenient=True))
     for i, (_, record) in enumerate(batch):
         values = [
             None if entry.trace is None else _verdict(entry, next(grades), options, totals)
@@ -238,14 +245,18 @@ def _verdict(entry: _Entry, grade: Grade, options: GradeOptions, totals: _Totals
     trace = entry.trace
     assert trace is not None
     assert entry.grader is not None
+    with_unframed = grade.score
+    if grade.frame == "search":
+        grade = replace(grade, status=GradeStatus.UNREADABLE, reason=NO_FRAME)
+    totals.frames[grade.frame or "none"] += 1
     totals.statuses[grade.status.value] += 1
     totals.graders[entry.grader] += 1
     problem, name = fields.problem_of(trace, options.problem_field)
     if name is not None:
         totals.reading.fields["problem"][name] += 1
     key = f"{trace.row}\0{entry.place}" if problem is None else problem
-    totals.sums.add([hash64(key)], np.array([[grade.score, 1.0]]))
-    _compare_label(trace, entry, grade, options, totals)
+    totals.sums.add([hash64(key)], np.array([[grade.score, 1.0, with_unframed]]))
+    _compare_label(trace, entry, grade, with_unframed, options, totals)
     return dict(
         zip(
             COLUMNS,
@@ -256,6 +267,8 @@ def _verdict(entry: _Entry, grade: Grade, options: GradeOptions, totals: _Totals
                 grade.reason or None,
                 entry.reference,
                 entry.grader,
+                grade.frame or None,
+                with_unframed,
             ),
             strict=True,
         )
@@ -263,7 +276,12 @@ def _verdict(entry: _Entry, grade: Grade, options: GradeOptions, totals: _Totals
 
 
 def _compare_label(
-    trace: Trace, entry: _Entry, grade: Grade, options: GradeOptions, totals: _Totals
+    trace: Trace,
+    entry: _Entry,
+    grade: Grade,
+    with_unframed: float,
+    options: GradeOptions,
+    totals: _Totals,
 ) -> None:
     names = LABEL_FIELDS if options.label_field is None else (options.label_field,)
     try:
@@ -275,6 +293,7 @@ def _compare_label(
     totals.reading.fields["label"][name] += 1
     ours, theirs = grade.status is GradeStatus.CORRECT, label > 0.5
     totals.labels[ours, theirs] += 1
+    totals.agree_unframed += (with_unframed > 0) == theirs
     if ours != theirs and len(totals.disagreements) < MAX_LISTED:
         totals.disagreements.append(
             {
@@ -291,7 +310,7 @@ def _compare_label(
 
 def _describe(path: Path, place: Path, totals: _Totals) -> dict[str, Any]:
     sums = totals.sums.sums
-    (score,) = bootstrap_ratio(sums[:, :1], sums[:, 1:], resamples=RESAMPLES)
+    score, unframed = bootstrap_ratio(sums[:, ::2], sums[:, [1, 1]], resamples=RESAMPLES)
     labels = totals.labels
     agreement = None
     if labels:
@@ -301,6 +320,7 @@ def _describe(path: Path, place: Path, totals: _Totals) -> dict[str, Any]:
         agreement = {
             "labelled": labels.total(),
             "agree": both + neither,
+            "agree_with_unframed": totals.agree_unframed,
             "correct_here_wrong_there": ours,
             "wrong_here_correct_there": theirs,
             "disagreements": totals.disagreements,
@@ -317,5 +337,7 @@ def _describe(path: Path, place: Path, totals: _Totals) -> dict[str, Any]:
         "graders": dict(totals.graders),
         "problems": None if totals.sums.folded else len(sums),
         "score": None if score is None else asdict(score),
+        "score_with_unframed": None if unframed is None else asdict(unframed),
+        "frames": dict(totals.frames),
         "agreement": agreement,
     }

@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from epistill.errors import EpistillError
 from epistill.readers.record_files import read_records
 from epistill.readers.text_records import Unusable
 from epistill.records import GraderName, Problem
@@ -22,6 +23,12 @@ from epistill.traces.file_counts import Reading
 from epistill.traces.problem_keys import filter_of
 
 REFERENCE_FIELDS = fields.NAMES["reference"]
+_LIMITS = ("max_new_tokens", "max_tokens", "max_completion_tokens", "max_gen_toks")
+LIMIT_FIELDS = _LIMITS + tuple(
+    f"{place}.{name}"
+    for place in ("sampling", "sampling_params", "generation_config", "generation_kwargs", "params")
+    for name in _LIMITS
+)
 PEEKED = 1_000  # records that decide between letters and mathematics
 Lookup = Mapping[str, tuple[str, GraderName]]
 
@@ -36,7 +43,7 @@ class GradeOptions:
         problems: File of problems to look answers up in, by id, then by question.
         grader: None takes "choice" where the references are letters, else "math".
         label_field: Of an older verdict to compare with; None looks through LABEL_FIELDS.
-        time_limit_s, workers: Of the grader.
+        time_limit_s, workers: Of the grader; seconds of processor time.
     """
 
     response_field: str | None = None
@@ -96,7 +103,16 @@ def is_evaluation(record: Mapping[str, Any]) -> bool:
 def reference_in(
     record: Mapping[str, Any], answer_field: str | None = None
 ) -> tuple[str | None, str | None]:
-    """The reference answer in a record and the field that has it."""
+    """The reference answer in a record and the field that has it; None and why there is none."""
+    try:
+        return _reference_in(record, answer_field)
+    except EpistillError as error:
+        return None, str(error)
+
+
+def _reference_in(
+    record: Mapping[str, Any], answer_field: str | None
+) -> tuple[str | None, str | None]:
     if answer_field is not None:
         value = fields.get(record, answer_field)
         if value is None:
@@ -145,3 +161,12 @@ def reference_of(
     reference, grader = next((lookup[key] for key in known if key and key in lookup), (None, None))
     source = str(options.problems)
     return reference, grader, source if reference is not None else f"problem not in {source}"
+
+
+def is_cut(trace: Trace) -> bool:
+    """Whether a response ended at a limit: it is said, or it has as many tokens as were allowed."""
+    said, _ = fields.cut_of(trace)
+    if said is not None:
+        return said
+    tokens, limit = fields.tokens_of(trace)[0], trace.first(LIMIT_FIELDS)[0]
+    return tokens is not None and isinstance(limit, int) and 0 < limit <= tokens

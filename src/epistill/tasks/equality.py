@@ -1,0 +1,246 @@
+r"""Whether an answer has the value of the reference: math-verify, and what it gets wrong.
+
+Enters: two texts without frames. Leaves: equal or not, or `NotAValue`. Texts are tidied
+(`tasks/notation.py`), parted from units, split into the elements of lists, tuples, sets and
+intervals, and compared element by element (`tasks/expressions.py`).
+"""
+
+from __future__ import annotations
+
+from itertools import product
+
+from epistill.tasks.expressions import NotAValue, same_expression
+from epistill.tasks.linear_patterns import patterns
+from epistill.tasks.notation import NUMBERS, SYNONYMS, Quantity, quantity, tidy
+
+_READ = patterns("equality")
+
+MAX_LENGTH = 2_000
+MAX_ELEMENTS = 100
+_PARENTHESES = {"(": ")", "[": "]", "\\{": "\\}", "\\langle": "\\rangle"}
+
+
+def equal(reference: str, answer: str) -> bool:
+    r"""Whether an answer has the reference's value.
+
+    Args:
+        reference, answer: Texts without their frames.
+
+    Raises:
+        NotAValue: The answer cannot be read.
+
+    Example:
+        >>> equal("1/2", ".5"), equal("73", "46 + 27"), equal("5 m", "5 cm")
+        (True, False, False)
+    """
+    if len(answer) > MAX_LENGTH or not (tidied := tidy(answer)):
+        raise NotAValue("the answer is empty or too long")
+    gold = tidy(reference)
+    if _plain(gold) == _plain(tidied):
+        return True
+    return any(_equal(g, a) for g, a in product(_readings(gold), _readings(tidied)))
+
+
+def _plain(text: str) -> str:
+    return _READ["apart"].sub(r"\1\2", text).replace("\\times", "\\cdot")
+
+
+def _readings(text: str) -> list[str]:
+    """What a text may say: 1,234 is a number, and a list."""
+    if _READ["spaced"].match(text):
+        return [text.replace(" ", "")]
+    if _READ["european"].match(text):
+        return [text.replace(".", "").replace(",", ".")]
+    bare = quantity(text).latex
+    return [text.replace(",", ""), text] if _READ["grouped"].match(bare) else [text]
+
+
+def _equal(gold: str, answer: str) -> bool:
+    if _words(gold) is not None or (_words(answer) or "").replace(" ", "") in SYNONYMS:
+        return _same_words(gold, answer)
+    if _READ["clock"].match(gold) or _READ["clock"].match(answer):
+        return _clock(gold) == _clock(answer)
+    if _digits_in_base(gold) or _digits_in_base(answer):
+        return _same_base(gold, answer)
+    ours, theirs = quantity(gold), quantity(answer)
+    if ours.unit and theirs.unit and ours.unit != theirs.unit:
+        return False
+    if ours.percent or theirs.percent:
+        return _same_percent(ours, theirs)
+    if theirs.unit and len(theirs.unit) == 1 and theirs.unit in ours.latex and not ours.unit:
+        theirs = Quantity(answer)  # the reference has a variable of that name
+    return _same_shape(
+        _undefined(ours.latex, theirs.latex, computed=False),
+        _undefined(theirs.latex, ours.latex, computed=True),
+    )
+
+
+def _words(text: str) -> str | None:
+    """The words of an answer in prose, and what has a synonym; None for mathematics."""
+    for words in (text.casefold(), text.casefold().strip(" .()").removeprefix("the ")):
+        if words.replace(" ", "") in SYNONYMS:
+            return words
+    return words if is_prose(text) and not any(c in text for c in "\\=^_<>+*/{[|,") else None
+
+
+def is_prose(text: str) -> bool:
+    """Words, and no number."""
+    return not any(c.isdecimal() for c in text) and bool(
+        _READ["prose"].search(_READ["command"].sub("", text))
+    )
+
+
+def is_bare(text: str) -> bool:
+    """A value and its unit, or words without a number; no sentence around a number."""
+    latex = quantity(tidy(text)).latex
+    return is_prose(latex) or not _READ["word"].search(_READ["command"].sub("", latex))
+
+
+def _same_words(gold: str, answer: str) -> bool:
+    one, other = ((_words(t) or t.casefold()).replace(" ", "") for t in (gold, answer))
+    return SYNONYMS.get(one, one.replace("-", "")) == SYNONYMS.get(other, other.replace("-", ""))
+
+
+def _clock(text: str) -> str:
+    text = text.lower().replace(" ", "").replace(".", "")
+    return text.lstrip("0") if not text.startswith("0:") else text
+
+
+def _digits_in_base(text: str) -> tuple[str, str] | None:
+    found = _READ["based"].match(text) or _READ["base_words"].match(text)
+    return (found[1].upper(), NUMBERS.get(found[2], found[2])) if found else None
+
+
+def _same_base(gold: str, answer: str) -> bool:
+    ours, theirs = _digits_in_base(gold), _digits_in_base(answer)
+    if ours and theirs:
+        return ours == theirs
+    # One of them leaves the base to the question.
+    digits = (ours or theirs or ("", ""))[0]
+    return digits == (answer if ours else gold).replace(" ", "").upper()
+
+
+def _same_percent(ours: Quantity, theirs: Quantity) -> bool:
+    if ours.percent == theirs.percent:
+        return _same_shape(ours.latex, theirs.latex)
+    share, other = (ours, theirs) if ours.percent else (theirs, ours)
+    part = f"\\frac{{{share.latex}}}{{100}}"
+    if _same_shape(*((part, other.latex) if ours.percent else (other.latex, part))):
+        return True
+    # "What percent": the number alone; but .5 is not meant by .5 %, which is .005.
+    whole = _same_shape(ours.latex, theirs.latex)
+    return whole and (ours.percent or not theirs.latex.startswith((".", "0.")))
+
+
+def _undefined(text: str, other: str, *, computed: bool) -> str:
+    """The value behind `x =`; of an answer also behind `2 + 3 =`, and before `= x`."""
+    theirs = _READ["defined"].match(other)
+    if theirs is None and _READ["equals"].search(other):
+        return text  # an equation is compared as one
+    found = _READ["defined"].match(text)
+    if found and not _READ["equals"].search(found[2]):
+        same_name = theirs is None or _plain(theirs[1]) == _plain(found[1])
+        return found[2] if same_name else text
+    if theirs is None and text.count("=") == 1 and len(_split(text)) == 1:
+        left, _, right = text.partition("=")
+        if turned := _READ["defined"].match(f"{right} = {left}"):
+            return turned[2]
+    found = _READ["computed"].match(text)
+    if found and theirs is None and (computed or not _READ["letter"].search(found[1])):
+        return found[2]
+    return text
+
+
+def _split(text: str) -> list[str]:
+    """Elements between the separators that stand in no parentheses."""
+    depth, start, elements = 0, 0, list[str]()
+    for token in _READ["token"].finditer(text):
+        what = token[0]
+        if what in ("(", "[", "{", "\\{", "\\langle", "\\begin{"):
+            depth += 1
+        elif what in (")", "]", "}", "\\}", "\\rangle", "\\end{"):
+            depth -= 1
+        elif depth == 0 and what in (",", ";", " and ", " or "):
+            elements.append(text[start : token.start()])
+            start = token.end()
+    elements.append(text[start:])
+    return [e.strip() for e in elements if e.strip()]
+
+
+def _enclosed(text: str) -> tuple[str, str, str] | None:
+    """(opening, content, closing) where one pair holds everything."""
+    opening = next((o for o in _PARENTHESES if text.startswith(o)), None)
+    if opening is None:
+        return None
+    closing = next((c for c in _PARENTHESES.values() if text.endswith(c)), None)
+    if closing is None or len(text) < len(opening) + len(closing):
+        return None
+    depth = 0
+    for token in _READ["token"].finditer(text):
+        depth += token[0] in ("(", "[", "{", "\\{", "\\langle", "\\begin{")
+        depth -= token[0] in (")", "]", "}", "\\}", "\\rangle", "\\end{")
+        if depth == 0 and token.end() < len(text):
+            return None
+    return opening, text[len(opening) : len(text) - len(closing)].strip(), closing
+
+
+def _same_shape(gold: str, answer: str) -> bool:
+    """Compare lists, tuples, sets and intervals by their elements; else one element."""
+    ours, theirs = _enclosed(gold), _enclosed(answer)
+    if ours and theirs:
+        left, right = _split(ours[1]), _split(theirs[1])
+        if len(left) == len(right) == 1 and "\\{" not in (ours[0], theirs[0]):
+            return _same_shape(left[0], right[0])
+        same = {"\\langle": "(", "\\rangle": ")"}
+        if [same.get(x, x) for x in ours[::2]] != [same.get(x, x) for x in theirs[::2]]:
+            return False
+        return _same_elements(left, right, ordered=ours[0] != "\\{")
+    if ours and (len(left := _split(ours[1])) == 1 or ours[0] in ("\\{", "(")):
+        found = [(_READ["defined"].match(e), e) for e in _split(answer)]
+        right = [name[2] if name else element for name, element in found]
+        if len(left) == len(right) and not any(map(_READ["relation"].search, right)):
+            return _same_elements(left, right, ordered=ours[0] != "\\{")
+    elif theirs and (len(right := _split(theirs[1])) == 1 or len(_split(gold)) > 1):
+        left = _split(gold)
+        return _same_elements(left, right, ordered=theirs[0] != "\\{")
+    if "\\cup" in gold and "\\cup" in answer:
+        return _same_elements(gold.split("\\cup"), answer.split("\\cup"), ordered=False)
+    left, right = _signs(_named(_split(gold))), _signs(_named(_split(answer)))
+    if len(left) > 1 or len(right) > 1:
+        return _same_elements(left, right, ordered=False)
+    return same_expression(gold, answer)
+
+
+def _named(elements: list[str]) -> list[str]:
+    """`n = 3, 4, 5` without its name."""
+    found = _READ["defined"].match(elements[0]) if elements[1:] else None
+    if found is None or any("=" in element for element in elements[1:]):
+        return elements
+    return [found[2], *elements[1:]]
+
+
+def _signs(elements: list[str]) -> list[str]:
+    r"""`\pm 7` as two elements."""
+    return [
+        element.replace("\\pm", sign)
+        for element in elements
+        for sign in (("+", "-") if "\\pm" in element else ("",))
+    ]
+
+
+def _same_elements(gold: list[str], answer: list[str], *, ordered: bool) -> bool:
+    if len(gold) != len(answer) or len(gold) > MAX_ELEMENTS:
+        return False
+    if ordered:
+        return all(_same_part(g, a) for g, a in zip(gold, answer, strict=True))
+    left = list(answer)
+    for one in gold:
+        place = next((i for i, other in enumerate(left) if _same_part(one, other)), None)
+        if place is None:
+            return False
+        del left[place]
+    return True
+
+
+def _same_part(gold: str, answer: str) -> bool:
+    return _plain(gold) == _plain(answer) or _equal(gold.strip(), answer.strip())

@@ -1,0 +1,160 @@
+r"""Whether two expressions are equal: math-verify, and a check of its yes.
+
+Enters: LaTeX of one element each. Leaves: equal or not, or `NotAValue`. Numbers must be equal
+exactly, or to six decimals where one is a decimal; expressions must agree at points; equations be
+multiples of each other. A sum that is left to the reader is no value.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+from epistill.tasks.linear_patterns import patterns
+from epistill.tasks.notation import exact_decimals
+
+_READ = patterns("expressions")
+_DECIMALS, _SHARE = 5e-7, 1e-4  # of two numbers one of which is rounded: absolute, and relative
+_DIGITS = 120  # of irrational numbers that are compared
+_POINTS = ("0.7310585786", "2.2360679774", "1.6180339887")  # where expressions are compared
+
+
+class NotAValue(ValueError):
+    """The text holds nothing that could be compared."""
+
+
+def same_expression(gold: str, answer: str) -> bool:
+    r"""Whether two elements, without units and separators, have one value.
+
+    Raises:
+        NotAValue: The answer cannot be parsed.
+
+    Example:
+        >>> same_expression(r"\frac{1}{1500!}", r"\frac{1}{1502!}"), same_expression("7", "3+4")
+        (False, False)
+    """
+    from math_verify import verify
+
+    if "\\approx" in answer:
+        return any(same_expression(gold, part) for part in answer.split("\\approx"))
+    if _READ["digits_apart"].search(answer):
+        raise NotAValue("digits with a space between them")
+    if "\\ldots" in exact_decimals(gold + answer):
+        return False  # equal text has been found equal before
+    ours, theirs = (_parsed(exact_decimals(text)) for text in (gold, answer))
+    if theirs is None:
+        raise NotAValue("the answer cannot be parsed")
+    if ours is None:
+        return False
+    if _is_number(ours) and _is_number(theirs):
+        if _is_left_to_do(theirs) and not _is_left_to_do(ours):
+            return False
+        rounded = ("." in gold) != ("." in answer) or "." in gold
+        return _same_number(ours, theirs, rounded=rounded)
+    if _are_equations(ours, theirs):
+        return _same_equation(ours, theirs)
+    same = verify(ours, theirs, allow_set_relation_comp=True, timeout_seconds=None)
+    return same and _agree_at_points(ours, theirs)
+
+
+@lru_cache(maxsize=4096)
+def _parsed(latex: str) -> Any:
+    """math-verify's parser on one element; None where it fails."""
+    from latex2sympy2_extended.latex2sympy2 import latex2sympy
+    from math_verify.grader import should_treat_as_complex
+
+    try:
+        return latex2sympy(
+            latex,
+            is_real=not should_treat_as_complex(latex),
+            convert_degrees=False,
+            normalization_config=None,
+        )
+    except RecursionError:
+        raise
+    except Exception:  # noqa: BLE001 - a parser generated from a grammar raises anything
+        return None
+
+
+def _is_number(value: Any) -> bool:
+    return bool(getattr(value, "is_number", False)) and getattr(value, "is_commutative", False)
+
+
+def _is_left_to_do(value: Any) -> bool:
+    """A sum, or a product of numbers that are no prime factors: arithmetic, not its result."""
+    import sympy
+
+    for part in sympy.preorder_traversal(value):
+        if isinstance(part, sympy.Sum | sympy.Product | sympy.Integral | sympy.Limit):
+            return True
+        if isinstance(part, sympy.Add | sympy.Mul):
+            known = [a for a in part.args if a.is_number and a.doit().is_rational]
+            if isinstance(part, sympy.Add):
+                if len(known) > 1:
+                    return True
+            elif (
+                len(known) == len(part.args)
+                and sum(a.is_Rational for a in known) > 1
+                and any(a.is_Integer and abs(a) > 9 and not sympy.isprime(abs(a)) for a in known)
+            ):
+                return True
+    return False
+
+
+def _same_number(ours: Any, theirs: Any, *, rounded: bool) -> bool:
+    import sympy
+
+    ours, theirs = ours.doit(), theirs.doit()
+    if ours in _UNDEFINED() or theirs in _UNDEFINED():
+        return ours == theirs
+    if ours.is_Rational and theirs.is_Rational and not rounded:
+        return ours == theirs
+    difference = abs((ours - theirs).evalf(_DIGITS))
+    size = max(abs(ours.evalf(_DIGITS)), abs(theirs.evalf(_DIGITS)))
+    if rounded:
+        return bool(difference <= _DECIMALS and difference <= _SHARE * size)
+    if size == 0 or difference > size * sympy.Float(10) ** (20 - _DIGITS):
+        return bool(size == 0)
+    return True
+
+
+def _UNDEFINED() -> tuple[Any, ...]:
+    import sympy
+
+    return sympy.nan, sympy.zoo, sympy.oo, -sympy.oo
+
+
+def _are_equations(ours: Any, theirs: Any) -> bool:
+    import sympy
+
+    return isinstance(ours, sympy.Eq) and isinstance(theirs, sympy.Eq)
+
+
+def _same_equation(ours: Any, theirs: Any) -> bool:
+    """One is a constant multiple of the other."""
+    import sympy
+
+    left, right = (sympy.expand((e.lhs - e.rhs).doit()) for e in (ours, theirs))
+    if left == 0 or right == 0:
+        return left == right
+    ratio = sympy.simplify(left / right)
+    return bool(ratio.is_number and ratio.is_nonzero)
+
+
+def _agree_at_points(ours: Any, theirs: Any) -> bool:
+    """math-verify drops what is small; expressions with letters are compared at points too."""
+    import sympy
+
+    if not (isinstance(ours, sympy.Expr) and isinstance(theirs, sympy.Expr)):
+        return True
+    letters = sorted(ours.free_symbols | theirs.free_symbols, key=str)
+    if not letters:
+        return True
+    for shift, _ in enumerate(_POINTS):
+        values = [(s, sympy.Rational(_POINTS[(i + shift) % 3]) + i) for i, s in enumerate(letters)]
+        left, right = (e.subs(values).doit().evalf(50) for e in (ours, theirs))
+        if not (left.is_number and right.is_number):
+            continue
+        if abs(left - right) > sympy.Float("1e-9") * max(abs(left), abs(right)):
+            return False
+    return True

@@ -1,0 +1,36 @@
+"""Regular expressions in time linear in the text, whatever a model writes: Google's RE2."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from importlib import resources
+from typing import Any, cast
+
+import re2
+
+SOURCE: dict[str, Any] = tomllib.loads(
+    (resources.files("epistill.tasks") / "answer_patterns.toml").read_text(encoding="utf-8")
+)
+
+
+def linear(pattern: str) -> re.Pattern[str]:
+    """A pattern of RE2, which has the standard interface, but no look-around.
+
+    RE2 reads UTF-8: give it texts that went through `utf8`.
+
+    Example:
+        >>> linear(r"(a+)+$").search("a" * 50 + "b") is None
+        True
+    """
+    return cast("re.Pattern[str]", re2.compile(pattern))
+
+
+def patterns(module: str) -> dict[str, re.Pattern[str]]:
+    """The named patterns of `answer_patterns.toml` that a module uses."""
+    return {name: linear("".join(p)) for name, p in SOURCE[module].items() if name != "rewrites"}
+
+
+def utf8(text: str) -> str:
+    """A text without lone surrogates."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()

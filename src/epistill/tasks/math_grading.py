@@ -1,0 +1,128 @@
+"""The verdict of "math": the first frame that holds a value decides. Runs in worker processes.
+
+Enters: a reference, the frames of a response and what is left where it has none. Leaves: a `Grade`.
+`tasks/clauses.py` reads a frame, `tasks/equality.py` compares.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from epistill.errors import EpistillError
+from epistill.records import Grade, GradeStatus
+from epistill.tasks.answers import Framed, frames
+from epistill.tasks.clauses import clause_of, values_in
+from epistill.tasks.equality import NotAValue, equal, is_prose
+from epistill.tasks.linear_patterns import patterns
+
+_READ = patterns("math_grading")
+# Of an object, the member that is the answer.
+_MEMBERS = ("answer", "final_answer", "target", "ground_truth", "expected_answer", "value", "gold")
+MAX_SHOWN = 200
+UNREADABLE = "no frame of the response holds a value"
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What a worker is asked.
+
+    Attributes:
+        reference: As the source has it, frames and all.
+        found: The frames of the response, the one that counts first.
+        text: Searched by math-verify where no frame holds a value; "" where that is not wanted.
+    """
+
+    reference: str
+    found: tuple[Framed, ...]
+    text: str = ""
+
+
+def grade_question(question: Question) -> Grade:
+    """Compare the first frame that holds a value with the reference."""
+    reference = read_reference(question.reference)
+    for framed, value in _values(question):
+        if framed.frame == "label" and is_prose(value) and not is_prose(reference):
+            continue  # "the answer is obvious"
+        try:
+            same = equal(reference, value)
+        except NotAValue:
+            continue
+        status = GradeStatus.CORRECT if same else GradeStatus.WRONG
+        return Grade(status, value.strip()[:MAX_SHOWN], frame=framed.frame)
+    return Grade(GradeStatus.UNREADABLE, None, UNREADABLE)
+
+
+def _values(question: Question) -> Iterator[tuple[Framed, str]]:
+    for framed in question.found:
+        for value in values_in(framed):
+            yield framed, value
+    if question.text:
+        from math_verify import parse
+
+        found = parse(question.text, parsing_timeout=None)  # pyright: ignore[reportArgumentType]
+        for text in reversed([one for one in found if isinstance(one, str)]):
+            yield Framed(text, "search"), text
+
+
+def read_reference(reference: str) -> str:
+    r"""A reference without its frame: it is read as a response is.
+
+    Example:
+        >>> [read_reference(r) for r in (r"It is \boxed{34}.", "The answer is 34", "#### 34")]
+        ['34', '34', '34']
+    """
+    framed = next(frames(reference), None)
+    if framed is None:
+        return reference
+    return framed.text if framed.frame != "label" else clause_of(framed.text) or reference
+
+
+def reference_text(value: Any) -> str:
+    r"""A reference answer as text, out of the lists and objects that files keep it in.
+
+    Raises:
+        EpistillError: It is ambiguous: several answers, a truth value, not a number.
+
+    Example:
+        >>> reference_text('["34"]'), reference_text({"target": 34.0}), reference_text("[0, 1]")
+        ('34', '34.0', '[0, 1]')
+    """
+    if isinstance(value, str):
+        text = value.strip()
+        listed = _READ["quoted"].match(text) and _literal(text)
+        if listed:
+            return reference_text(listed)
+        several = _READ["several"].match(text) and not _READ["grouped"].match(text)
+        if several or text.lower() in ("nan", "null", "n/a"):
+            raise EpistillError("the reference is ambiguous: several values, or none")
+        return value
+    if isinstance(value, Mapping):
+        named = [value[n] for n in _MEMBERS if value.get(n) is not None]
+        value = named[:1] or list(value.values())
+    if isinstance(value, list | tuple):
+        distinct = list(dict.fromkeys(map(reference_text, value)))
+        if len(distinct) != 1:
+            raise EpistillError(f"the reference is ambiguous: a list of {len(distinct)} answers")
+        return distinct[0]
+    if isinstance(value, bool) or value is None or value != value:
+        raise EpistillError(f"the reference is ambiguous: {value}, which is no answer")
+    return str(value)
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+
+
+def warm_up() -> None:
+    """Import what takes longer than grading; it must not count against an answer."""
+    import logging
+
+    logging.disable(logging.ERROR)
+    equal("1/3", "0.25")
+    equal("x", "x+1")

@@ -1,0 +1,192 @@
+r"""What models and people write, as LaTeX that can be parsed: the normalisation before comparing.
+
+Enters: the text of an answer, without its frame. Leaves: LaTeX without styles, spaces, currency
+signs, Unicode look-alikes; decimals with a period and an exact form of repeating ones; and, apart
+from it, the unit and the percent sign. `notation.json` has the tables. Nothing is evaluated here.
+"""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from dataclasses import dataclass
+from fractions import Fraction
+from importlib import resources
+from typing import Any
+
+from epistill.tasks.linear_patterns import SOURCE, linear, patterns, utf8
+
+_READ = patterns("notation")
+_REWRITES = [(linear(pattern), new) for pattern, new in SOURCE["notation"]["rewrites"]]
+
+_TABLES: dict[str, Any] = json.loads(
+    (resources.files("epistill.tasks") / "notation.json").read_text(encoding="utf-8")
+)
+_SYMBOLS = str.maketrans(_TABLES["symbols"])
+NUMBERS: dict[str, str] = {word: str(value) for word, value in _TABLES["numbers"].items()}
+_NOT_UNITS = frozenset(_TABLES["not_units"])
+_UNITS: dict[str, str] = _TABLES["units"]
+_SCALES: dict[str, int] = _TABLES["scales"]
+# Words and symbols without spaces and cases.
+SYNONYMS: dict[str, str] = {
+    "".join(name.casefold().split()): value for name, value in _TABLES["synonyms"].items()
+}
+_RAISED = "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ"
+_LOWERED = "₀₁₂₃₄₅₆₇₈₉₊₋ₙ"
+_PLAIN = "0123456789+-n"
+_NESTED = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Quantity:
+    """An answer without what stands around its value.
+
+    Attributes:
+        latex: The value.
+        unit: Its unit, spelled one way where the table knows it; None without one.
+        percent: A percent sign stood behind it.
+    """
+
+    latex: str
+    unit: str | None = None
+    percent: bool = False
+
+
+def tidy(text: str) -> str:
+    r"""One spelling for each symbol: no styles, no dollars, plain digits and minus signs.
+
+    Example:
+        >>> tidy("$–３½$"), tidy(r"\boxed{\text{13}\,\mathrm{cm}}"), tidy("1\u202f234,5×10⁻³")
+        ('-3\\frac{1}{2}', '13 cm', '1234,5\\times 10^{-3}')
+    """
+    text = utf8(text)
+    text = _READ["moved"].sub(_moved, text)
+    text = "".join(map(_plain_digit, text.translate(_SYMBOLS))) if not text.isascii() else text
+    # Two backslashes part the rows of a matrix; elsewhere they are a slip.
+    rows = "\x01" if "\\begin{" in text else "\\"
+    text = text.replace("\\\\", rows).replace("\n", " ")
+    for _ in range(_NESTED):
+        text, styles = _READ["wrapped"].subn(r" \1 ", text)
+        text, old = _READ["old_style"].subn(r"\1", text)
+        if not styles + old:
+            break
+    for pattern, replacement in _REWRITES:
+        text = pattern.sub(replacement, text)
+    text = text.replace("\x01", "\\\\ ").lstrip(" ,;:*_\"'").rstrip(" .,;:*_\"'")
+    return _braced_roots(text).strip()
+
+
+def exact_decimals(latex: str) -> str:
+    r"""Decimals, repeating ones too, as fractions; 0.333... goes on as it began.
+
+    Example:
+        >>> exact_decimals(r"0.1\overline{6}"), exact_decimals(r"0.333\ldots")
+        ('\\frac{1}{6}', '\\frac{1}{3}')
+    """
+    latex = _READ["repeating"].sub(_repeating, latex)
+    latex = _READ["going_on"].sub(_going_on, latex)
+    return _READ["decimal"].sub(lambda m: _fraction(Fraction(f"{m[1] or 0}.{m[2]}")), latex)
+
+
+def quantity(latex: str) -> Quantity:
+    r"""Part a tidy answer from its unit, percent sign and remark; *million* is a power of ten.
+
+    Example:
+        >>> quantity("18 dollars"), quantity("34 (units)").latex, quantity("1.5 million").latex
+        (Quantity(latex='18', unit='dollar', percent=False), '34', '1.5\\times 10^{6}')
+        >>> quantity("3 more than 4").unit is None, quantity("50%").percent
+        (True, True)
+    """
+    if (number := NUMBERS.get(latex.lower())) is not None:
+        return Quantity(number)
+    if remark := _READ["remark"].match(latex):
+        latex = remark[1]
+    latex = _READ["mixed"].sub(r"\1\2\\frac{\3}{\4}\5", latex)
+    latex = _READ["scaled"].sub(_scaled, latex).strip()
+    unit = None
+    if (found := _READ["unit"].match(latex)) and _is_unit(found[3], bool(found[2])):
+        words = _READ["word"].findall(found[3])
+        unit = next((_UNITS[w] for word in words for w in _spellings(word) if w in _UNITS), "")
+        latex = found[1].strip()
+    percent = latex.endswith("%")
+    latex = latex.removesuffix("%").strip(" ,;:")
+    return Quantity(latex, unit or None, percent)
+
+
+def _is_unit(words: str, apart: bool) -> bool:
+    found = _READ["word"].findall(words)
+    if not found or len(found) > 6 or any(word.lower() in _NOT_UNITS for word in found):
+        return False
+    if not found[0].isascii():
+        return not any(sign in words for sign in ("以上", "以下", "至少", "至多", "成", "或", "到"))
+    if found[0].lower() in _TABLES["functions"]:
+        return False
+    known = any(word in _UNITS for word in _spellings(found[0]))
+    return (known and (apart or len(found[0]) > 1)) or (apart and len(found[0]) > 1)
+
+
+def _spellings(word: str) -> tuple[str, ...]:
+    low = word.lower()
+    return word, low, low.removesuffix("s"), low.removesuffix("es")
+
+
+def _moved(found: Any) -> str:
+    raised = found[0][0] in _RAISED
+    plain = "".join(_PLAIN[(_RAISED if raised else _LOWERED).index(c)] for c in found[0])
+    return ("^{" if raised else "_{") + plain + "}"
+
+
+def _plain_digit(character: str) -> str:
+    """Digits of every script, vulgar fractions, full-width letters; what else there is stays."""
+    if character.isascii():
+        return character
+    if (digit := unicodedata.decimal(character, None)) is not None:
+        return str(digit)
+    parts = unicodedata.normalize("NFKC", character).split("⁄")
+    if len(parts) == 2 and all(parts):
+        return f"\\frac{{{parts[0]}}}{{{parts[1]}}}"
+    return parts[0] if "\uff00" <= character <= "\uffef" or "𝐀" <= character <= "𝟿" else character
+
+
+def _braced_roots(text: str) -> str:
+    r"""`\sqrt(..)` as `\sqrt{..}`, parentheses balanced."""
+    place = len(text)
+    for _ in range(_NESTED):
+        place = text.rfind("\\sqrt(", 0, place)
+        if place < 0:
+            break
+        depth = 0
+        for end in range(place + 5, len(text)):
+            depth += (text[end] == "(") - (text[end] == ")")
+            if depth == 0:
+                text = f"{text[: place + 5]}{{{text[place + 6 : end]}}}{text[end + 1 :]}"
+                break
+    return text
+
+
+def _fraction(value: Fraction) -> str:
+    return str(value.numerator) if value.denominator == 1 else (
+        f"\\frac{{{value.numerator}}}{{{value.denominator}}}"
+    )  # fmt: skip
+
+
+def _repeating(found: Any) -> str:
+    period = found[6] or found[3] + (found[4] or "") + (found[5] or "")
+    start = Fraction(f"{found[1] or 0}.{found[2] or 0}")
+    return _fraction(start + Fraction(int(period), 10 ** len(found[2]) * (10 ** len(period) - 1)))
+
+
+def _going_on(found: Any) -> str:
+    whole, _, digits = found[1].partition(".")
+    for length in range(1, 7):
+        period = digits[-length:]
+        if len(digits) >= 2 * length + (length == 1) and digits.endswith(period * 2):
+            return exact_decimals(f"{whole}.{digits[:-length]}({period})")
+    return found[0]
+
+
+def _scaled(found: Any) -> str:
+    if found[2] == "dozen":
+        return f"{found[1]}\\cdot 12"
+    rest = found[0][found.end(2) - found.start() :].removeprefix("s")
+    return f"{found[1]}\\times 10^{{{_SCALES[found[2]]}}}{rest}"

@@ -1,0 +1,174 @@
+"""Worker processes for a function that may hang, crash or eat memory.
+
+Enters: the name of a function and its arguments. Leaves: its results, or why there is none. A call
+is limited in processor time, which does not depend on what else the machine does, and by the
+kernel, which ends a worker inside one C call too. Workers are plain programs that import nothing of
+the caller's `__main__`, so scripts without a guard, `python -` and notebooks can start them.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from epistill.errors import EpistillError, first_line
+
+MEMORY = 2 << 30  # bytes of address space of a worker
+_START = (
+    "import sys; sys.path[:] = {path!r}\n"
+    "from epistill.tasks.workers import serve; serve({name!r}, {limit!r})"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """A call without a result.
+
+    Attributes:
+        timeout: Its processor time was spent, twice.
+        reason: One line.
+    """
+
+    timeout: bool
+    reason: str
+
+
+class Workers:
+    """Calls one function in worker processes that start with the first call.
+
+    Args:
+        name: `module:function`; it takes one argument. `module` may have a `warm_up()`.
+        limit_s: Seconds of processor time of a call.
+        workers: Processes.
+    """
+
+    def __init__(self, name: str, *, limit_s: float, workers: int) -> None:
+        self.limit_s = limit_s
+        self._program = _START.format(path=sys.path, name=name, limit=limit_s)
+        self._running: list[subprocess.Popen[bytes] | None] = [None] * workers
+        self._stopped = False
+
+    def map(self, arguments: Sequence[Any]) -> list[Any]:
+        """A result or a `Lost` for each argument, in order.
+
+        A call that took too long, or whose worker died, is made again when no other runs.
+        """
+        results: list[Any] = [None] * len(arguments)
+        again: list[int] = []
+        numbers, lock = iter(range(len(arguments))), threading.Lock()
+
+        def work(place: int) -> None:
+            while not self._stopped:
+                with lock:
+                    number = next(numbers, None)
+                if number is None:
+                    return
+                results[number] = self._call(place, arguments[number])
+                if isinstance(results[number], Lost):
+                    again.append(number)
+
+        places = range(min(len(self._running), len(arguments)))
+        try:
+            with ThreadPoolExecutor(max(1, len(places))) as threads:
+                try:
+                    list(threads.map(work, places))
+                except BaseException:
+                    self.close()
+                    raise
+            for number in sorted(again):
+                results[number] = self._call(0, arguments[number])
+        except BaseException:
+            self.close()
+            raise
+        return results
+
+    def close(self) -> None:
+        """End the processes."""
+        self._stopped = True
+        for process in self._running:
+            if process is not None:
+                process.kill()
+                process.communicate()
+        self._running = [None] * len(self._running)
+
+    def _call(self, place: int, argument: Any) -> Any:
+        process = self._running[place] or self._start(place)
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            pickle.dump(argument, process.stdin)
+            process.stdin.flush()
+            return pickle.load(process.stdout)
+        except (EOFError, OSError, pickle.UnpicklingError):
+            process.kill()
+            process.communicate()
+            self._running[place] = None
+            code = process.returncode
+            if code == -signal.SIGPROF:
+                return Lost(True, f"it took longer than {self.limit_s:g} s of processor time")
+            return Lost(False, f"its process ended (exit status {code})")
+
+    def _start(self, place: int) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", self._program],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        self._running[place] = process
+        assert process.stdout is not None
+        try:
+            problem = pickle.load(process.stdout)
+        except (EOFError, pickle.UnpicklingError):
+            problem = f"exit status {process.wait()}"
+        if problem:
+            raise EpistillError(f"a grading process could not start ({problem}); free some memory")
+        return process
+
+
+def serve(name: str, limit_s: float) -> None:
+    """A worker's life: read an argument, call, write the result, until the pipe is closed."""
+    import resource
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller ends it
+    replies = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a library prints is no reply
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    most = MEMORY if hard == resource.RLIM_INFINITY else min(MEMORY, hard)
+    problem, function = "", None
+    try:
+        resource.setrlimit(resource.RLIMIT_AS, (most, hard))
+        module = import_module(name.partition(":")[0])
+        function = getattr(module, name.partition(":")[2])
+        getattr(module, "warm_up", int)()
+    except (ImportError, OSError, ValueError, MemoryError) as error:
+        problem = first_line(error)
+    for reply in _replies(problem, limit_s, function):
+        pickle.dump(reply, replies)
+        replies.flush()
+
+
+def _replies(problem: str, limit_s: float, function: Any) -> Iterable[Any]:
+    yield problem
+    while not problem:
+        try:
+            argument = pickle.load(sys.stdin.buffer)
+        except EOFError:
+            return
+        # SIGPROF is not caught: at the limit the kernel ends this process, in whatever call it is.
+        signal.setitimer(signal.ITIMER_PROF, limit_s)
+        try:
+            reply = function(argument)
+        except (MemoryError, RecursionError, ValueError, ArithmeticError, TypeError) as error:
+            reply = Lost(False, type(error).__name__)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        yield reply
