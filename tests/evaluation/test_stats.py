@@ -51,6 +51,16 @@ def test_maj_at_k_votes_ties_and_silence():
     assert maj_at_k(answers, right, 1) == pytest.approx(0.5)
 
 
+def test_maj_at_k_votes_by_value():
+    spelled = ["0.5", "1/2", r"\frac12", "3", "3"]
+    right = [True, True, True, False, False]
+    assert maj_at_k(spelled, right, 5) == maj_at_k([".5"] * 3 + ["3"] * 2, right, 5) == 1.0
+    assert maj_at_k(["3", "6/2", "1"], [False, False, True], 3) == 0.0  # wrong ones are joined too
+    # Equal however they are spelled, since both are right; a value graded both ways is half right.
+    assert maj_at_k([r"2\sqrt{3}", r"\sqrt{12}", "1"], [True, True, False], 3) == 1.0
+    assert maj_at_k(["5", "5.0", "7"], [True, False, False], 3) == 0.5
+
+
 def test_maj_at_k_by_sampling_is_near_the_exact_value():
     rng = np.random.default_rng(0)
     right = list(rng.random(14) < 0.6)

@@ -8,10 +8,10 @@ resampled; several training seeds add their own spread.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from itertools import combinations
+from itertools import combinations, compress
 from math import comb
 from typing import Any
 
@@ -19,6 +19,7 @@ import numpy as np
 
 from epistill.evaluation.intervals import Floats, bca_interval, crossed_interval, without_rounding
 from epistill.seeds import derive_seed, named_random
+from epistill.tasks.equality import value_key
 
 RESAMPLES = 10_000
 MAX_SUBSETS = 500
@@ -96,10 +97,14 @@ def pass_at_k(n: int, correct: int, k: int) -> float:
 def maj_at_k(
     answers: Sequence[str | None], correct: Sequence[bool], k: int, *, seed: int = 0
 ) -> float:
-    """Expected correctness of the majority answer of k samples; ties are shared equally.
+    """Expected correctness of the majority answer of k samples.
 
-    Unreadable answers (None) do not vote. Exact over all subsets of size k where there are at most
-    500, else over 500 drawn ones.
+    Answers vote by value (`tasks.equality.value_key`): 1/2, .5 and 50/100 are one vote. Those that
+    were graded correct have the reference's value and are one vote however they are spelled; wrong
+    ones that only algebra could tell equal are not joined. A value that was graded both ways counts
+    as its share of correct grades among all n. Ties are shared equally; unreadable answers (None)
+    do not vote. Exact over all subsets of size k where there are at most 500, else over 500 drawn
+    ones.
 
     Args:
         answers: The n extracted answers.
@@ -113,6 +118,8 @@ def maj_at_k(
     Example:
         >>> maj_at_k(["a", "a", "b"], [True, True, False], 3)
         1.0
+        >>> maj_at_k([".5", "1/2", "7"], [True, True, False], 3)
+        1.0
     """
     n = len(answers)
     if len(correct) != n:
@@ -124,19 +131,22 @@ def maj_at_k(
     else:
         rng = named_random("maj_at_k", seed, n, k)
         subsets = [tuple(rng.sample(range(n), k)) for _ in range(MAX_SUBSETS)]
-    return float(np.mean([_majority(answers, correct, subset) for subset in subsets]))
+    values = [None if answer is None else value_key(answer) for answer in answers]
+    all_of, right_of = Counter(values), Counter(compress(values, correct))
+    shares = {value: right_of[value] / count for value, count in all_of.items()}
+    # All that are right are one value: True, which no key is.
+    votes = [True if value is not None and shares[value] == 1 else value for value in values]
+    return float(
+        np.mean([_majority([votes[i] for i in s], {**shares, True: 1.0}) for s in subsets])
+    )
 
 
-def _majority(
-    answers: Sequence[str | None], correct: Sequence[bool], subset: Sequence[int]
-) -> float:
-    votes = Counter(answers[i] for i in subset if answers[i] is not None)
-    if not votes:
-        return 0.0
-    most = max(votes.values())
-    leaders = {answer for answer, count in votes.items() if count == most}
-    right = {answers[i] for i in subset if correct[i]}
-    return len(leaders & right) / len(leaders)
+def _majority(votes: Sequence[Any], shares: Mapping[Any, float]) -> float:
+    """Mean share of correct grades of the values with most votes."""
+    counts = Counter(vote for vote in votes if vote is not None)
+    most = max(counts.values(), default=0)
+    leaders = [shares[value] for value, count in counts.items() if count == most]
+    return float(np.mean(leaders)) if leaders else 0.0
 
 
 def bootstrap_mean(per_problem: Floats, *, seed: int = 0, resamples: int = RESAMPLES) -> Estimate:

@@ -159,8 +159,10 @@ def _labels(text: str) -> Iterator[tuple[int, Framed]]:
         rest = text[found.end() : line_end]
         link = _READ["link"].match(rest)
         value = rest[link.end() :] if link else rest
-        bare = link is None and found[0][-1] not in ":："
-        if bare and rest.strip(" *_#\t") and not _begins_a_value(rest):
+        # "The answer is .." is a sentence, also where it begins a line.
+        headed = found[0][-1] in ":：】" or not rest.strip(" *_#\t")
+        headed = headed or bool(link and _READ["colon"].search(link[0]))
+        if not headed and (link or not _begins_a_value(rest)):
             continue
         if not value.strip(" *_#\t:：`"):
             value = _block(text, line_end)
@@ -176,9 +178,7 @@ def _line_end(text: str, start: int) -> int:
 
 def _begins_a_value(rest: str) -> bool:
     """After a bare label: `answer 18`, `**Answer** $x$`."""
-    return rest[0] in " *_" and rest.lstrip(" *_")[:1] in tuple("0123456789$\\-([.<£€") + tuple(
-        c for c in "ABCDEFGHIJ" if len(rest.strip(" *_.")) == 1
-    )
+    return rest[0] in " *_】]–-" and bool(_READ["bare"].match(rest))
 
 
 def _block(text: str, start: int) -> str:
@@ -196,7 +196,7 @@ def _sentences(text: str) -> Iterator[tuple[int, Framed]]:
     for found in _READ["said"].finditer(text):
         end = _line_end(text, found.end())
         before = text[max(0, found.start() - 40) : found.start()].rsplit("\n", 1)[-1]
-        if _READ["not_one"].search(before):
+        if _READ["not_one"].search(_READ["sentence_end"].split(before)[-1]):
             continue
         if found[0][0] in "故应选":
             yield found.end(), Framed(found[0][-1], "label")

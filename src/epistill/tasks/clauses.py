@@ -26,7 +26,7 @@ def values_in(framed: Framed) -> Iterator[str]:
         [['81'], []]
     """
     text = tidy(framed.text) if framed.frame == "boxed" else framed.text
-    if framed.frame in ("boxed", "tag"):
+    if framed.frame in ("boxed", "tag", "hashes"):
         for inner in frames(text):
             yield from values_in(inner)
     if framed.frame != "label" and not _READ["sentence"].match(framed.text):

@@ -7,11 +7,13 @@ intervals, and compared element by element (`tasks/expressions.py`).
 
 from __future__ import annotations
 
+from fractions import Fraction
+from functools import lru_cache
 from itertools import product
 
-from epistill.tasks.expressions import NotAValue, same_expression
+from epistill.tasks.expressions import NotAValue, same_expression, same_region
 from epistill.tasks.linear_patterns import patterns
-from epistill.tasks.notation import NUMBERS, SYNONYMS, Quantity, quantity, tidy
+from epistill.tasks.notation import NUMBERS, SYNONYMS, Quantity, exact_decimals, quantity, tidy
 
 _READ = patterns("equality")
 
@@ -39,6 +41,24 @@ def equal(reference: str, answer: str) -> bool:
     if _plain(gold) == _plain(tidied):
         return True
     return any(_equal(g, a) for g, a in product(_readings(gold), _readings(tidied)))
+
+
+@lru_cache(maxsize=65_536)
+def value_key(answer: str) -> str:
+    r"""A spelling that answers of one value share: rational numbers by value, others as tidy text.
+
+    Example:
+        >>> [value_key(text) for text in ("1/2", ".5", r"x = \frac12", "2 1/2", r"\sqrt{2}")]
+        ['1/2', '1/2', '1/2', '5/2', '\\sqrt{2}']
+    """
+    read = quantity(_readings(tidy(answer[:MAX_LENGTH]))[0])
+    named = _READ["defined"].match(read.latex)
+    latex = _plain(exact_decimals(named[2] if named else read.latex))
+    found = _READ["rational"].match(_READ["over"].sub(r"\\frac{\1}{\2}", latex))
+    if found and latex.strip("+-") and len(latex) < MAX_ELEMENTS and found[4] != "0":
+        part = Fraction(int(found[3] or 0), int(found[4] or 1))
+        latex = str((int(found[2] or 0) + part) * (-1 if found[1] == "-" else 1))
+    return latex + "%" * read.percent
 
 
 def _plain(text: str) -> str:
@@ -146,8 +166,11 @@ def _undefined(text: str, other: str, *, computed: bool) -> str:
         if turned := _READ["defined"].match(f"{right} = {left}"):
             return turned[2]
     found = _READ["computed"].match(text)
-    if found and theirs is None and (computed or not _READ["letter"].search(found[1])):
-        return found[2]
+    if found and theirs is None:
+        left = _READ["subscript"].sub("", found[1])
+        named = _READ["letter"].search(left)
+        if not named or (computed and not _READ["unknown"].search(left)):
+            return found[2]
     return text
 
 
@@ -187,6 +210,9 @@ def _enclosed(text: str) -> tuple[str, str, str] | None:
 def _same_shape(gold: str, answer: str) -> bool:
     """Compare lists, tuples, sets and intervals by their elements; else one element."""
     ours, theirs = _enclosed(gold), _enclosed(answer)
+    alone = _split(theirs[1]) if theirs and theirs[0] == "\\{" else []
+    if len(alone) == 1 and not gold.startswith("\\{"):
+        return _same_shape(gold, alone[0])
     if ours and theirs:
         left, right = _split(ours[1]), _split(theirs[1])
         if len(left) == len(right) == 1 and "\\{" not in (ours[0], theirs[0]):
@@ -203,9 +229,14 @@ def _same_shape(gold: str, answer: str) -> bool:
     elif theirs and (len(right := _split(theirs[1])) == 1 or len(_split(gold)) > 1):
         left = _split(gold)
         return _same_elements(left, right, ordered=theirs[0] != "\\{")
+    several = ours and _split(ours[1])[1:], theirs and _split(theirs[1])[1:]
+    if any(several) and not _READ["relation"].search(gold + answer) and "cup" not in gold + answer:
+        return False
     if "\\cup" in gold and "\\cup" in answer:
         return _same_elements(gold.split("\\cup"), answer.split("\\cup"), ordered=False)
     left, right = _signs(_named(_split(gold))), _signs(_named(_split(answer)))
+    if (len(left) > 1) != (len(right) > 1) and _READ["relation"].search(gold + answer):
+        return same_region(left, right)
     if len(left) > 1 or len(right) > 1:
         return _same_elements(left, right, ordered=False)
     return same_expression(gold, answer)

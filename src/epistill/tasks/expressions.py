@@ -15,6 +15,7 @@ from epistill.tasks.notation import exact_decimals
 
 _READ = patterns("expressions")
 _DECIMALS, _SHARE = 5e-7, 1e-4  # of two numbers one of which is rounded: absolute, and relative
+_NOISE = 1e-9  # of floating point, between two decimals that end
 _DIGITS = 120  # of irrational numbers that are compared
 _POINTS = ("0.7310585786", "2.2360679774", "1.6180339887")  # where expressions are compared
 
@@ -46,15 +47,37 @@ def same_expression(gold: str, answer: str) -> bool:
         raise NotAValue("the answer cannot be parsed")
     if ours is None:
         return False
+    if any((sign in answer) != (sign in gold) for sign in ("mod", "'")):
+        return False  # which the parser passes over
     if _is_number(ours) and _is_number(theirs):
         if _is_left_to_do(theirs) and not _is_left_to_do(ours):
             return False
         rounded = ("." in gold) != ("." in answer) or "." in gold
         return _same_number(ours, theirs, rounded=rounded)
-    if _are_equations(ours, theirs):
-        return _same_equation(ours, theirs)
+    equations = _is_equation(ours), _is_equation(theirs)
+    if any(equations):
+        return all(equations) and _same_equation(ours, theirs)
     same = verify(ours, theirs, allow_set_relation_comp=True, timeout_seconds=None)
     return same and _agree_at_points(ours, theirs)
+
+
+def same_region(gold: list[str], answer: list[str]) -> bool:
+    r"""Whether inequalities, one or the other of which holds, and intervals are one set of numbers.
+
+    Example:
+        >>> same_region([r"(-\infty,-2)\cup(2,\infty)"], ["x<-2", "x>2"])
+        True
+    """
+    import sympy
+
+    regions: list[Any] = []
+    for texts in (gold, answer):
+        parsed = [_parsed(exact_decimals(text)) for text in texts]
+        if not all(isinstance(one, sympy.Set | sympy.logic.boolalg.Boolean) for one in parsed):
+            return False
+        sets = [one if isinstance(one, sympy.Set) else one.as_set() for one in parsed]
+        regions.append(sympy.Union(*sets))
+    return regions[0].symmetric_difference(regions[1]).is_empty is True
 
 
 @lru_cache(maxsize=4096)
@@ -95,7 +118,7 @@ def _is_left_to_do(value: Any) -> bool:
             elif (
                 len(known) == len(part.args)
                 and sum(a.is_Rational for a in known) > 1
-                and any(a.is_Integer and abs(a) > 9 and not sympy.isprime(abs(a)) for a in known)
+                and any(a.is_Integer and not sympy.isprime(abs(a)) for a in known)
             ):
                 return True
     return False
@@ -111,11 +134,22 @@ def _same_number(ours: Any, theirs: Any, *, rounded: bool) -> bool:
         return ours == theirs
     difference = abs((ours - theirs).evalf(_DIGITS))
     size = max(abs(ours.evalf(_DIGITS)), abs(theirs.evalf(_DIGITS)))
-    if rounded:
+    if rounded and not (_ends(ours) and _ends(theirs)):
         return bool(difference <= _DECIMALS and difference <= _SHARE * size)
+    if rounded:
+        return bool(difference <= _NOISE * size)
     if size == 0 or difference > size * sympy.Float(10) ** (20 - _DIGITS):
         return bool(size == 0)
     return True
+
+
+def _ends(value: Any) -> bool:
+    """Whether its decimals do."""
+    rest = int(value.q) if value.is_Rational else 7
+    for prime in (2, 5):
+        while rest % prime == 0:
+            rest //= prime
+    return rest == 1
 
 
 def _UNDEFINED() -> tuple[Any, ...]:
@@ -124,10 +158,10 @@ def _UNDEFINED() -> tuple[Any, ...]:
     return sympy.nan, sympy.zoo, sympy.oo, -sympy.oo
 
 
-def _are_equations(ours: Any, theirs: Any) -> bool:
+def _is_equation(value: Any) -> bool:
     import sympy
 
-    return isinstance(ours, sympy.Eq) and isinstance(theirs, sympy.Eq)
+    return isinstance(value, sympy.Eq) and not isinstance(value.rhs, sympy.Set)
 
 
 def _same_equation(ours: Any, theirs: Any) -> bool:

@@ -34,6 +34,7 @@ SEARCHED = 2_000  # characters at the end of a response without a frame, where t
 def grade_exact(answer: str, response: str, *, cut: bool = False) -> Grade:
     """Equal after collapsing white space and case; a cut response too, as nothing can be added."""
     lines = [m[1] for m in _READ["answer_line"].finditer(utf8(response))]
+    lines = [line for line in lines if not _READ["empty_line"].match(line)]
     found = [f for f in frames(response) if f.frame != "label"]
     found += [Framed(lines[-1], "label")] if lines else list(frames(response))
     found += [Framed(line, "whole")] if (line := short_line(response)) else []

@@ -17,6 +17,7 @@ from epistill.tasks.answers import Framed, frames
 from epistill.tasks.clauses import clause_of, values_in
 from epistill.tasks.equality import NotAValue, equal, is_prose
 from epistill.tasks.linear_patterns import patterns
+from epistill.tasks.notation import tidy
 
 _READ = patterns("math_grading")
 # Of an object, the member that is the answer.
@@ -48,6 +49,8 @@ def grade_question(question: Question) -> Grade:
             continue  # "the answer is obvious"
         try:
             same = equal(reference, value)
+            if same and framed.frame != "boxed" and _READ["product"].match(tidy(value)):
+                same = tidy(value) == tidy(reference)  # a question may have asked for the product
         except NotAValue:
             continue
         status = GradeStatus.CORRECT if same else GradeStatus.WRONG

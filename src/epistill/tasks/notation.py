@@ -72,7 +72,7 @@ def tidy(text: str) -> str:
             break
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
-    text = text.replace("\x01", "\\\\ ").lstrip(" ,;:*_\"'").rstrip(" .,;:*_\"'")
+    text = text.replace("\x01", "\\\\ ").lstrip(" ,;:*_").rstrip(" .,;:*_")
     return _braced_roots(text).strip()
 
 
@@ -118,7 +118,7 @@ def _is_unit(words: str, apart: bool) -> bool:
     if not found or len(found) > 6 or any(word.lower() in _NOT_UNITS for word in found):
         return False
     if not found[0].isascii():
-        return not any(sign in words for sign in ("以上", "以下", "至少", "至多", "成", "或", "到"))
+        return not _READ["no_unit"].search(words)
     if found[0].lower() in _TABLES["functions"]:
         return False
     known = any(word in _UNITS for word in _spellings(found[0]))

@@ -1,0 +1,60 @@
+"""Worker processes: started from anywhere, ended by the kernel at their limit, replaced."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from epistill.tasks.grading import Grader
+from epistill.tasks.workers import MEMORY, Lost, Workers
+
+SCRIPT = r"""
+from epistill.tasks import grade_responses
+print([g.status.value for g in grade_responses([("math", "1/2", r"\boxed{0.5}")])])
+"""
+
+
+@pytest.mark.parametrize("way", ["script", "stdin", "command"])
+def test_grading_needs_no_main_guard(tmp_path, way):
+    path = tmp_path / "run.py"
+    path.write_text(SCRIPT, encoding="utf-8")
+    arguments = {"script": [str(path)], "stdin": ["-"], "command": ["-c", SCRIPT]}[way]
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        input=SCRIPT if way == "stdin" else None,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.strip() == "['correct']", done.stderr
+
+
+def test_a_worker_that_was_killed_is_replaced():
+    with Grader(workers=2) as grader:
+        items = [("math", "2", r"\boxed{2}"), ("math", "3", r"\boxed{3}")]
+        grader.grade(items)
+        for process in grader._math._running:
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+        assert [g.status.value for g in grader.grade(items)] == ["correct", "correct"]
+
+
+def test_the_limit_is_processor_time_and_is_tried_twice():
+    workers = Workers("time:sleep", limit_s=0.2, workers=1)
+    assert workers.map([0.6]) == [None]  # waiting costs no processor time
+    workers.close()
+    workers = Workers("builtins:sum", limit_s=0.2, workers=2)
+    found = workers.map([range(10), range(10**11), range(5)])
+    workers.close()
+    assert (found[0], found[2]) == (45, 10)
+    assert found[1] == Lost(True, "it took longer than 0.2 s of processor time")
+
+
+def test_memory_is_limited():
+    workers = Workers("builtins:bytearray", limit_s=5, workers=1)
+    assert workers.map([2 * MEMORY, 3]) == [Lost(False, "MemoryError"), bytearray(3)]
+    workers.close()
