@@ -162,8 +162,17 @@ def _cut(text: str) -> SplitResponse | None:
 
 
 def _tags(text: str) -> list[re.Match[str]]:
-    found = [tag for first, pattern in _BY_FIRST.items() if first in text
-             for tag in pattern.finditer(text)]  # fmt: skip
+    found: list[re.Match[str]] = []
+    for first, pattern in _BY_FIRST.items():
+        at, tried = text.find(first), 0
+        while at >= 0:
+            if tag := pattern.match(text, at):
+                found.append(tag)
+            tried += 1
+            if tried > 20:  # the pattern's own search is faster where there are many
+                found += pattern.finditer(text, at + 1)
+                break
+            at = text.find(first, at + 1)
     return sorted(found, key=re.Match.start)
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from typing import Any, Literal
 
 import orjson
@@ -23,11 +22,15 @@ from epistill.traces.reply_texts import (
     ASSISTANT,
     FIELD_DATA,
     NAMES,
+    Shape,
+    get,
     is_chat,
     listed,
     plain,
+    present,
     question_in,
     role_of,
+    shape_of,
     spoken,
 )
 
@@ -54,6 +57,7 @@ class Trace:
         of: Length of that list.
         own: Names that the response itself has, where it is an object.
         turns: Turns of the assistant that were taken as this one response.
+        shape: Of the record; None computes it.
     """
 
     text: str
@@ -63,6 +67,7 @@ class Trace:
     of: int = 1
     own: frozenset[str] = field(default=frozenset(), compare=False)
     turns: int = field(default=1, compare=False)
+    shape: Shape | None = field(default=None, compare=False, repr=False)
 
     def first(self, names: Sequence[str], *, each: bool = False) -> tuple[Any, str | None]:
         """The first field that is there and not null, and its name; (None, None) without one.
@@ -71,7 +76,7 @@ class Trace:
             names: Of fields.
             each: One value beside several responses is said of none of them.
         """
-        for name in present(tuple(self.record), tuple(names)):
+        for name in present(self.shape or shape_of(self.record), tuple(names)):
             value = get(self.record, name)
             if self.index is not None and name.partition(".")[0] not in self.own:
                 if isinstance(value, list) and len(value) == 1 and self.of > 1:
@@ -95,29 +100,6 @@ class Trace:
         return {**self.record, **lists} if lists else self.record
 
 
-def get(record: Mapping[str, Any], name: str) -> Any:
-    """A field, dots leading inside; None where it is absent.
-
-    Example:
-        >>> get({"rollout": {"text": "so 3"}}, "rollout.text")
-        'so 3'
-    """
-    if name in record:
-        return record[name]
-    value: Any = record
-    for part in name.split("."):
-        if not isinstance(value, Mapping):
-            return None
-        value = next(iter(value.values()), None) if part == "*" else value.get(part)
-    return value
-
-
-@lru_cache(maxsize=4096)
-def present(keys: tuple[str, ...], names: tuple[str, ...]) -> tuple[str, ...]:
-    """Those names that a record with these keys can hold; few records differ in their keys."""
-    return tuple(name for name in names if name in keys or name.partition(".")[0] in keys)
-
-
 def traces_of(
     record: Mapping[str, Any], row: int, field: str | None = None
 ) -> tuple[list[Trace | Unusable], str | None]:
@@ -136,11 +118,13 @@ def traces_of(
         >>> traces[0].text, str(traces[1]), field
         ('a', 'null response', 'responses')
     """
-    names = present(tuple(record), NAMES["response"] if field is None else (field,))
-    values = ((name, get(record, name)) for name in names)
-    if field is None:
-        values = ((name, value) for name, value in values if _may_be_response(name, value))
-    found, value = next(((n, v) for n, v in values if v is not None), (None, None))
+    names = present(shape_of(record), NAMES["response"] if field is None else (field,))
+    found = value = None
+    for name in names:
+        value = get(record, name)
+        if value is not None and (field is not None or _may_be_response(name, value)):
+            found = name
+            break
     if found is None:
         reason = "null response" if names else f"no field {field}" if field else "no response field"
         return [Unusable(reason)], next((name for name in names if name in record), None)
@@ -160,7 +144,7 @@ def _may_be_response(name: str, value: Any) -> bool:
         return isinstance(value, list) and all(isinstance(v, Mapping) for v in value)
     if name in ("message", "content") and isinstance(value, Mapping | list):
         return bool(value)
-    return value is None or isinstance(value, str | list | Mapping)
+    return isinstance(value, (str, list, dict))
 
 
 def _is_one(name: str, value: list[Any]) -> bool:
@@ -191,8 +175,9 @@ def _trace(
             return Unusable("response is a list, not text")
         elif is_chat(value) and not any(role_of(turn) in ASSISTANT for turn in value or ()):
             return Unusable("no assistant turn")
-    trace = Trace(text or "", record, row, index, of, frozenset(own), turns)
-    if not thinking and not present(tuple(record), NAMES["reasoning"]):
+    shape = shape_of(record)
+    trace = Trace(text or "", record, row, index, of, frozenset(own), turns, shape)
+    if not thinking and not present(shape, NAMES["reasoning"]):
         return trace if text is not None else Unusable("null response")
     return _joined(trace, thinking, text)
 
@@ -255,7 +240,7 @@ def stem_end(key: str) -> str:
 
 def question_of(trace: Trace) -> tuple[str | None, str | None]:
     """The question as text: a question field, or the last user turn of a chat."""
-    for name in present(tuple(trace.record), NAMES["question"]):
+    for name in present(trace.shape or shape_of(trace.record), NAMES["question"]):
         if (text := question_in(trace.first((name,))[0])) is not None:
             return text, name
     return None, None

@@ -3,7 +3,7 @@
 Enters: a file, and the field that the user named, if any. Leaves: the field to use (or the
 question's text, or an id without its sample number), the filter whose rows count where a file has
 its responses once for each filter, and what must be said about it. Only the first PEEKED records
-are looked at.
+(or 4 MB) are looked at.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from epistill.traces.fields import (
 )
 
 PEEKED = 2_000
+BATCHES = 8  # of half a megabyte, if they hold fewer
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ def problem_key(path: Path, response_field: str | None, problem_field: str | Non
     batches = (
         rows for piece in pieces_of(path) for rows in read_piece(piece, (*KNOWN_FIELDS, *named))
     )
-    records = (row.record for rows in batches for row in rows)
+    records = (row.record for rows in islice(batches, BATCHES) for row in rows)
     keys: list[str] = []
     questions: list[str | None] = []
     fields: set[str] = set()
@@ -112,12 +113,14 @@ def _is_grid(keys: list[str]) -> bool:
     The last stem may be incomplete, where only the first records were looked at.
     """
     ends: defaultdict[str, set[str]] = defaultdict(set)
+    last = ""
     for key in keys:
         end = stem_end(key)
         if not end:
             return False
-        ends[key.removesuffix(end)].add(end)
-    if len(keys) == PEEKED:
-        ends.popitem()
+        last = key.removesuffix(end)
+        ends[last].add(end)
+    if len(ends) > 1 and len(ends[last]) < len(next(iter(ends.values()))):
+        del ends[last]
     numbers = list(ends.values())
     return len(numbers) > 1 and len(numbers[0]) > 1 and all(n == numbers[0] for n in numbers)

@@ -119,7 +119,7 @@ def _reference_in(
             return None, None
         # A worked solution that ends in GSM8K's `#### 18` is read as such.
         return reference_answer({"question": "", "answer": value})[0], answer_field
-    for name in fields.present(tuple(record), REFERENCE_FIELDS):
+    for name in fields.present(fields.shape_of(record), REFERENCE_FIELDS):
         if (value := _one(fields.get(record, name))) is not None:
             return reference_answer({"question": "", "answer": value})[0], name
     if is_evaluation(record):
@@ -132,7 +132,7 @@ def _reference_in(
     options, right = fields.get(record, "doc.choices"), _one(fields.get(record, "doc.gold_index"))
     if isinstance(options, list) and isinstance(right, int) and 0 <= right < len(options):
         return str(options[right]), "doc.choices"
-    for name in fields.present(tuple(record), fields.NAMES["last_reference"]):
+    for name in fields.present(fields.shape_of(record), fields.NAMES["last_reference"]):
         if (value := _one(fields.get(record, name))) is not None:
             return reference_answer({"question": "", "answer": value})[0], name
     return None, None

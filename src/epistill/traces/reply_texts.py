@@ -1,6 +1,7 @@
 """What a response says, however it is wrapped: a chat, a message, its parts, a list in a string.
 
-Enters: a value of a record. Leaves: its thinking and its text. `fields` knows where values stand.
+Enters: a record, or a value of one. Leaves: a value by its name, its thinking and text. `fields`
+knows which names mean what.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import ast
 import tomllib
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,43 @@ ASSISTANT = {"assistant", "gpt", "model", "bot", "ai", "chatbot"}
 _USER = {"user", "human"}
 _ROLES = ("role", "from")
 MAX_LITERAL_BYTES = 1 << 20
+
+
+Shape = tuple[tuple[str, ...], tuple[str, ...]]
+
+
+def get(record: Mapping[str, Any], name: str) -> Any:
+    """A field, dots leading inside; None where it is absent.
+
+    Example:
+        >>> get({"rollout": {"text": "so 3"}}, "rollout.text")
+        'so 3'
+    """
+    if name in record:
+        return record[name]
+    value: Any = record
+    for part in _parts(name):
+        if not isinstance(value, dict):
+            return None
+        value = next(iter(value.values()), None) if part == "*" else value.get(part)
+    return value
+
+
+@lru_cache(maxsize=4096)
+def _parts(name: str) -> tuple[str, ...]:
+    return tuple(name.split("."))
+
+
+def shape_of(record: Mapping[str, Any]) -> Shape:
+    """The names in a record, and those with names inside; few records of a file differ in it."""
+    return tuple(record), tuple(name for name in record if isinstance(record[name], dict))
+
+
+@lru_cache(maxsize=4096)
+def present(shape: Shape, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Those names that a record of this shape can hold."""
+    keys, nested = map(set, shape)
+    return tuple(name for name in names if name in keys or name.partition(".")[0] in nested)
 
 
 def listed(value: Any, *, several: bool = False) -> Any:
