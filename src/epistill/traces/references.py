@@ -157,7 +157,11 @@ def reference_of(
         reference, name = reference_in(trace.alone(), options.answer_field)
         missing = "reference answer" if options.answer_field is None else options.answer_field
         return reference, grader_in(trace), name or f"no {missing}"
-    known = (fields.problem_of(trace, options.problem_field)[0], fields.question_of(trace)[0])
+    known = (
+        fields.problem_of(trace, options.problem_field)[0],
+        fields.problem_of(trace)[0] if options.problem_field == fields.BY_STEM else None,
+        fields.question_of(trace)[0],
+    )
     reference, grader = next((lookup[key] for key in known if key and key in lookup), (None, None))
     source = str(options.problems)
     return reference, grader, source if reference is not None else f"problem not in {source}"
