@@ -72,11 +72,11 @@ LINES = {
     ],
     "lighteval before 0.11": per_problem(lambda i, q, a, texts: {
         "example": q, "instruction": "", "full_prompt": q, "predictions": texts, "gold": [a],
-        "cont_tokens": [[[1] * 40] * 4], "truncated": [0], "padded": [0], "metrics": {"m": 0.5},
+        "cont_tokens": [[[1] * (40 + i)] * 4], "truncated": [0], "padded": [0], "metrics": {"m": 0.5},
     }),
     "lighteval": per_problem(lambda i, q, a, texts: {
         "doc": {"query": q, "choices": [a], "gold_index": [0], "id": str(i)},
-        "model_response": {"input": q, "text": texts, "output_tokens": [[1] * 40] * 4},
+        "model_response": {"input": q, "text": texts, "output_tokens": [[1] * (40 + i)] * 4},
         "metric": {"pass@k": 0.5},
     }),
     "Qwen2.5-Math": per_problem(lambda i, q, a, texts: {
