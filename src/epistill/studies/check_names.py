@@ -48,8 +48,9 @@ def check_names(spec: StudySpec) -> None:
     arms = {arm.id: arm for arm in spec.arms}
     for claim in (*spec.claims, *spec.controls):
         _check_claim(claim, spec, arms)
+    methods = {**dict.fromkeys(METHODS), **{arm.method: None for arm in spec.arms if arm.method}}
     for name in spec.learning_rates:
-        _exists(name, METHODS, "learning_rates", "a method")
+        _exists(name, methods, "learning_rates", "a method")
     if spec.grid is not None:
         _check_grid(spec.grid)
     for known in spec.worlds:
