@@ -16,7 +16,15 @@ from epistill.settings import Settings
 
 
 class SamplingConfig(Settings):
-    """How responses are drawn. `thinking` goes to the chat template as `enable_thinking`."""
+    """How responses are drawn.
+
+    Attributes:
+        temperature: Logits are divided by it; 0 takes the most likely token.
+        top_p: The smallest set of tokens with at least this probability; 1 for all.
+        top_k: The so many most likely tokens; None for all.
+        max_new_tokens: Of a response; what is longer is cut.
+        thinking: Goes to the chat template as `enable_thinking`; None leaves it to the template.
+    """
 
     temperature: float = Field(default=1.0, ge=0.0)
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
@@ -26,7 +34,12 @@ class SamplingConfig(Settings):
 
 
 class StarSearchTask(Settings):
-    """The lab's world: `tasks/star_search.py`."""
+    """The lab's world: `tasks/star_search.py`.
+
+    Attributes:
+        arms, depth: Paths from the start, and steps on each.
+        split: Problems of different splits are different: train, test, probe...
+    """
 
     type: Literal["star_search"] = "star_search"
     arms: int = Field(default=5, ge=2)
@@ -38,6 +51,9 @@ class FileTask(Settings):
     """Problems from JSONL, parquet or a Hugging Face dataset name: `tasks/files.py`.
 
     Attributes:
+        path: A file, or a dataset's name on the hub.
+        split: Of a dataset.
+        grader: None is chosen by the record's own columns.
         prompt: What is asked, with `{question}` where the record's own text goes; None asks that
             text as it is.
         since: Of dated problems (LiveCodeBench), only those from this day on (YYYY-MM-DD).
@@ -58,6 +74,10 @@ class EvalSet(Settings):
     """One evaluation: a task, how many problems and samples, and what it stands for.
 
     Attributes:
+        name: On the page, and of its file of records.
+        task: Where the problems come from.
+        problems: The first so many.
+        samples: Responses per problem, k of avg@k.
         kind: "in_domain" (held out, of the training distribution) or "ood"; sets of one kind are
             pooled where a study compares arms.
         curve_problems: Problems (one sample each) of the small evaluations during training.
@@ -77,6 +97,7 @@ class Lora(Settings):
     Attributes:
         rank: Of the two factors.
         alpha: Scale is alpha / rank.
+        dropout: Share of the adapter's inputs that are set to zero in training.
         targets: Names of modules to adapt, or "all-linear" (all but the head).
     """
 
@@ -128,6 +149,25 @@ class RunConfig(Settings):
     """Everything that decides the numbers of one training run.
 
     Attributes:
+        model: Directory, GGUF file, name on the hub, or "lab".
+        task: What is asked: a table, or in short a file's path or "star-search:5x3".
+        method: A name (see `epistill methods`), or a table of one and what is changed in it.
+        chat_template: A Jinja file, for a base model without a template of its own; None takes the
+            tokenizer's.
+        sampling: Of the training's responses.
+        problems_per_step, samples_per_problem: Of a rollout batch; responses to one problem are a
+            group.
+        updates_per_batch: Optimiser steps, each on an equal part of the batch.
+        learning_rate: AdamW's, after the warmup; None takes the method's.
+        warmup_steps: In rollout batches; the rate rises linearly.
+        weight_decay: AdamW's.
+        max_grad_norm: The whole gradient's norm is clipped at it.
+        evaluations: Sets that are evaluated after the training.
+        checkpoint_every: In rollout batches.
+        lora: A low-rank adapter is trained instead of the weights; None trains the weights.
+        dtype: Of weights, gradients and optimiser.
+        device: "cpu", "cuda", "cuda:1"...
+        seed: Names every random draw.
         coverage: Number of distinct training problems; None draws a new one every time where the
             task is endless, and uses all rows of a file.
         steps: Rollout batches. Each is split into `updates_per_batch` optimiser steps.
@@ -151,6 +191,7 @@ class RunConfig(Settings):
     model: str
     task: TaskConfig
     method: Method
+    chat_template: str | None = None
     coverage: int | None = Field(default=None, ge=1)
     sampling: SamplingConfig = SamplingConfig()
     teacher_thinking: bool | Literal["same"] | None = "same"

@@ -36,6 +36,23 @@ def task_from_name(name: str) -> TaskConfig:
     return FileTask(path=name)
 
 
+class _Task(Settings):
+    task: TaskConfig
+
+
+def with_prompt(task: TaskConfig, prompt: str | None) -> TaskConfig:
+    """A file's task with another prompt, in which {question} stands for the record's own text.
+
+    Raises:
+        EpistillError: It has no {question}, or the task is a generated one.
+    """
+    if prompt is None:
+        return task
+    if not isinstance(task, FileTask):
+        raise EpistillError("--prompt changes what a file asks; expected data from a file")
+    return _validated(FileTask, {**task.model_dump(), "prompt": prompt})
+
+
 def describe_task(source: str, split: str) -> dict[str, Any]:
     """rows, problems (distinct), the first prompt and answer, the grader chosen."""
     task = task_from_name(source)
@@ -83,7 +100,8 @@ def load_run_config(config: RunConfig | str | Path | None, flags: Mapping[str, A
     Args:
         config: What is changed; None starts from nothing.
         flags: Settings of `RunConfig` by name; `task` and `method` may be names; None changes
-            nothing; `max_new_tokens` goes to `sampling`.
+            nothing. Those of `SamplingConfig` go to `sampling`, `prompt` to a file's task, and
+            `lora_rank` makes an adapter.
 
     Raises:
         EpistillError: No such file, not TOML or JSON, or settings that do not fit.
@@ -102,11 +120,15 @@ def load_run_config(config: RunConfig | str | Path | None, flags: Mapping[str, A
     if isinstance(task, str):
         settings.pop("data", None)
         task = task_from_name(task)
+    if (prompt := flags.pop("prompt", None)) is not None and task is not None:
+        task = with_prompt(_validated(_Task, {"task": task}).task, prompt)
     if task is not None:
         settings["task"] = task
-    if "max_new_tokens" in flags:
-        limit = flags.pop("max_new_tokens")
-        settings["sampling"] = {**settings.get("sampling", {}), "max_new_tokens": limit}
+    drawn = {name: flags.pop(name) for name in tuple(flags) if name in SamplingConfig.model_fields}
+    adapter = {"rank": flags.pop("lora_rank")} if "lora_rank" in flags else {}
+    for name, changes in (("sampling", drawn), ("lora", adapter)):
+        if changes:
+            settings[name] = {**dict(settings.get(name) or {}), **changes}
     chosen = flags.pop("method", None) or settings.pop("method", None)
     if isinstance(chosen, str):
         chosen = {"name": chosen}
@@ -132,9 +154,11 @@ def evaluation_settings(
     top_p: float,
     top_k: int | None,
     max_new_tokens: int,
+    thinking: bool | None = None,
+    prompt: str | None = None,
 ) -> tuple[EvalSet, SamplingConfig]:
     """Checked settings of `epistill eval`; of the lab's world the held-out problems."""
-    task = task_from_name(data)
+    task = with_prompt(task_from_name(data), prompt)
     if isinstance(task, StarSearchTask):
         task = task.model_copy(update={"split": "test"})
     chosen = _validated(
@@ -153,13 +177,14 @@ def evaluation_settings(
             "top_p": top_p,
             "top_k": top_k,
             "max_new_tokens": max_new_tokens,
+            "thinking": thinking,
         },
     )
     return chosen, sampling
 
 
 def preflight_settings(
-    *, data: str, contexts: Sequence[str] | None, **settings: Any
+    *, data: str, contexts: Sequence[str] | None, prompt: str | None = None, **settings: Any
 ) -> PreflightConfig:
     """Checked settings of `epistill preflight`.
 
@@ -167,7 +192,7 @@ def preflight_settings(
         EpistillError: Settings that do not fit.
     """
     names = tuple(name.strip() for name in contexts or () if name.strip())
-    task = task_from_name(data).model_dump()
+    task = with_prompt(task_from_name(data), prompt).model_dump()
     return _validated(PreflightConfig, {**settings, "task": task, "contexts": names})
 
 

@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -25,6 +26,12 @@ app = typer.Typer(
 lab = typer.Typer(help="The laptop world's model.", no_args_is_help=True)
 tasks = typer.Typer(help="Problems: what is asked and how it is graded.", no_args_is_help=True)
 
+# What a model needs to be told, alike in every command that runs one.
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1...; default cpu.")]
+DType = Annotated[str | None, typer.Option(help="float32 or bfloat16; default float32.")]
+Thinking = Annotated[bool | None, typer.Option(help="The template's thinking mode.")]
+ChatTemplate = Annotated[Path | None, typer.Option(help="A Jinja file, for a base model.")]
+Prompt = Annotated[str | None, typer.Option(help="What a file asks: text with {question} in it.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a machine to read.")]
 
 

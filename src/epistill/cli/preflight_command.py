@@ -9,7 +9,17 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from epistill.cli.common import Json, app, say, terminal
+from epistill.cli.common import (
+    ChatTemplate,
+    Device,
+    DType,
+    Json,
+    Prompt,
+    Thinking,
+    app,
+    say,
+    terminal,
+)
 
 
 @app.command("preflight")
@@ -25,12 +35,14 @@ def preflight_command(
     temperature: Annotated[float, typer.Option(help="Of sampling; scores are at 1.")] = 1.0,
     top_p: Annotated[float, typer.Option()] = 1.0,
     max_new_tokens: Annotated[int, typer.Option()] = 1024,
-    thinking: Annotated[bool | None, typer.Option(help="The template's thinking mode.")] = None,
+    thinking: Thinking = None,
     teacher_thinking: Annotated[bool | None, typer.Option(help="Default: the student's.")] = None,
     allow_mode_mismatch: Annotated[bool, typer.Option(help="Measure all the same.")] = False,
     top_k: Annotated[int, typer.Option(help="Tokens a server lists per position.")] = 20,
-    device: Annotated[str, typer.Option()] = "cpu",
-    dtype: Annotated[str, typer.Option(help="float32 or bfloat16; a server's too.")] = "float32",
+    prompt: Prompt = None,
+    chat_template: ChatTemplate = None,
+    device: Device = None,
+    dtype: DType = None,
     seed: Annotated[int, typer.Option(help="Names every random draw.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder of results and cache.")] = Path(
         "runs/preflight"
@@ -59,8 +71,10 @@ def preflight_command(
             teacher_thinking="same" if teacher_thinking is None else teacher_thinking,
             allow_mode_mismatch=allow_mode_mismatch,
             top_k=top_k,
-            device=device,
-            dtype=dtype,
+            prompt=prompt,
+            chat_template=chat_template and str(chat_template.resolve()),
+            device=device or "cpu",
+            dtype=dtype or "float32",
             seed=seed,
         )
     if as_json:

@@ -8,7 +8,20 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from epistill.cli.common import Json, app, lab, print_evaluations, say, terminal
+from epistill.cli.common import (
+    ChatTemplate,
+    Device,
+    DType,
+    Json,
+    Prompt,
+    Thinking,
+    app,
+    lab,
+    print_evaluations,
+    say,
+    terminal,
+    warn,
+)
 from epistill.library.results import at_least
 
 
@@ -54,12 +67,33 @@ def train_command(
     coverage: Annotated[int | None, typer.Option(help="Distinct training problems.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Default: the method's.")] = None,
     max_new_tokens: Annotated[int | None, typer.Option(help="Of a response.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Of sampling; default 1.")] = None,
+    problems_per_step: Annotated[int | None, typer.Option(help="Default 32.")] = None,
+    samples: Annotated[
+        int | None, typer.Option("-k", "--samples", help="Responses per problem; default 8.")
+    ] = None,
+    lora_rank: Annotated[
+        int | None, typer.Option(help="Train an adapter of this rank; default all weights.")
+    ] = None,
+    microbatch_tokens: Annotated[
+        int | None, typer.Option(help="Per forward pass; default what the memory allows.")
+    ] = None,
+    thinking: Thinking = None,
+    prompt: Prompt = None,
+    chat_template: ChatTemplate = None,
+    dtype: DType = None,
+    device: Device = None,
     seed: Annotated[int | None, typer.Option(help="Names every random draw.")] = None,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Every key, its meaning and value, as TOML.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Train one model with one method. The same command resumes."""
     from epistill.inputs import load_run_config
 
+    if print_config and config is None:  # complete: what is missing can be filled in
+        model, data, method = model or "lab", data or "star-search", method or "sdpo"
     chosen = load_run_config(
         config,
         {
@@ -67,6 +101,16 @@ def train_command(
             "task": data,
             "method": method,
             "teacher_thinking": teacher_thinking,
+            "temperature": temperature,
+            "problems_per_step": problems_per_step,
+            "samples_per_problem": samples,
+            "lora_rank": lora_rank,
+            "microbatch_tokens": microbatch_tokens,
+            "thinking": thinking,
+            "prompt": prompt,
+            "chat_template": chat_template and str(chat_template.resolve()),
+            "dtype": dtype,
+            "device": device,
             "steps": steps,
             "coverage": coverage,
             "learning_rate": learning_rate,
@@ -74,19 +118,33 @@ def train_command(
             "seed": seed,
         },
     )
+    if print_config:
+        from epistill.studies.config_toml import config_toml
+
+        print(config_toml(dict(chosen)), end="")
+        return
     from epistill.library.model_functions import train
+    from epistill.store import RunStore
+    from epistill.studies.step_lines import step_line, why_no_signal
     from epistill.world import joined
 
     with joined() as world:
         console = terminal(stderr=True, quiet=not world.first)
         with console.status("loading") as status:
-            found = train(
-                chosen,
-                out=out,
-                on_step=lambda done: status.update(f"step {done} of {chosen.steps}"),
-            )
+
+            def show(done: int) -> None:
+                rows = RunStore(out).metrics()[-1:] if done else []
+                for row in rows:
+                    line = step_line(row, chosen.steps)
+                    status.update(line)
+                    if not console.is_terminal or why_no_signal(row) is not None:
+                        console.print(line, highlight=False, soft_wrap=True)
+
+            found = train(chosen, out=out, on_step=show)
     if not world.first:
         return
+    for line in found.warnings:
+        warn(line)
     if as_json:
         say(found.summary)
     else:
@@ -104,6 +162,11 @@ def evaluate_command(
     top_p: Annotated[float, typer.Option()] = 1.0,
     top_k: Annotated[int | None, typer.Option()] = None,
     max_new_tokens: Annotated[int, typer.Option()] = 256,
+    thinking: Thinking = None,
+    prompt: Prompt = None,
+    chat_template: ChatTemplate = None,
+    dtype: DType = None,
+    device: Device = None,
     seed: Annotated[int, typer.Option(help="Names every random draw.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Write every record here (JSONL).")] = None,
     as_json: Json = False,
@@ -120,6 +183,11 @@ def evaluate_command(
         top_p=top_p,
         top_k=top_k,
         max_new_tokens=max_new_tokens,
+        thinking=thinking,
+        prompt=prompt,
+        chat_template=chat_template,
+        dtype=dtype or "float32",
+        device=device or "cpu",
         seed=seed,
         out=out,
     )

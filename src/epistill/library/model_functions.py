@@ -44,12 +44,19 @@ def train(
 
     chosen = load_run_config(config, {"model": model, "task": data, "method": method, **settings})
     from epistill.studies.run_arm import run
+    from epistill.studies.step_lines import silence
     from epistill.world import joined
 
     with joined():
         store = run(chosen, Path(out), on_step=on_step)
-        summary = {"folder": str(store.folder), **(store.result or {})}
-        return Result(summary, tuple(store.metrics()), store.folder)
+        found = store.result or {}
+        said = silence(found.get("steps_without_signal", {}), found.get("steps", 0))
+        return Result(
+            {"folder": str(store.folder), **found},
+            tuple(store.metrics()),
+            store.folder,
+            () if said is None else (said,),
+        )
 
 
 def evaluate(
@@ -62,6 +69,11 @@ def evaluate(
     top_p: float = 1.0,
     top_k: int | None = None,
     max_new_tokens: int = 256,
+    thinking: bool | None = None,
+    prompt: str | None = None,
+    chat_template: Place | None = None,
+    dtype: str = "float32",
+    device: str = "cpu",
     seed: int = 0,
     out: Place | None = None,
 ) -> Result:
@@ -72,14 +84,17 @@ def evaluate(
         data: File, dataset, or "star-search[:5x3]"; of the lab's world the held-out problems.
         samples: Per problem.
         problems: The first so many.
-        temperature, top_p, top_k, max_new_tokens: Of sampling.
+        temperature, top_p, top_k, max_new_tokens, thinking: Of sampling.
+        prompt: What is asked, with "{question}" where a file's own text goes.
+        chat_template: A Jinja file, for a base model without one.
+        dtype, device: Of the weights.
         seed: Names every draw.
         out: Where every record is written (JSONL); `measure`, `grade` and `compare` read it.
     """
     from epistill.inputs import evaluation_settings
 
     chosen, sampling = evaluation_settings(
-        data, samples, problems, temperature, top_p, top_k, max_new_tokens
+        data, samples, problems, temperature, top_p, top_k, max_new_tokens, thinking, prompt
     )
     from epistill.evaluation.evaluate import (
         as_rows,
@@ -91,7 +106,9 @@ def evaluate(
     from epistill.store import write_jsonl
     from epistill.tasks.grading import Grader
 
-    loaded, kept = load_model(model), 1 if out is None else samples
+    template = None if chat_template is None else str(chat_template)
+    loaded = load_model(model, dtype=dtype, device=device, chat_template=template)
+    kept = 1 if out is None else samples
     with Grader() as grader:
         records = evaluate_model(
             loaded, chosen, grader, sampling=sampling, seed=seed, keep_texts=kept

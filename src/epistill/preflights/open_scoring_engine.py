@@ -46,7 +46,12 @@ def make_engine(config: PreflightConfig, folder: Path) -> Engine:
     """
     if config.engine != "inprocess":
         return _served(config, folder)
-    model = load_model(config.model, dtype=config.dtype, device=config.device)
+    model = load_model(
+        config.model,
+        dtype=config.dtype,
+        device=config.device,
+        chat_template=config.chat_template,
+    )
     return InProcess(model, microbatch_tokens=config.microbatch_tokens)
 
 

@@ -9,7 +9,7 @@ import sys
 from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
@@ -40,27 +40,41 @@ def lab_directory() -> Path:
 def load_model(
     name: str,
     *,
-    dtype: DTypeName = "float32",
+    dtype: str = "float32",
     device: str = "cpu",
+    chat_template: str | None = None,
     trust_remote_code: bool = False,
 ) -> LanguageModel:
-    """Load a model and its tokenizer from a directory, a hub name, or "lab".
+    """Load a model and its tokenizer from a directory, a GGUF file, a hub name, or "lab".
 
     Args:
         name: "lab" for the shipped model, a directory, a GGUF file (or a directory that holds only
             one; dequantised to `dtype`), or a name on the hub.
-        dtype: Of the weights.
+        dtype: Of the weights: float32 or bfloat16.
         device: Of the weights.
+        chat_template: A Jinja file that replaces the tokenizer's own template (base models have
+            none); it is saved with the model.
         trust_remote_code: Run code that came with the model; off unless asked.
 
     Raises:
         EpistillError: Not found, no tokenizer, pickled weights only, or an architecture that this
             package would compute otherwise than the model itself.
     """
+    if dtype not in get_args(DTypeName):
+        known = get_args(DTypeName)
+        raise EpistillError(f"dtype is {dtype!r}; expected {' or '.join(known)}")
     source = model_source(name)
     if not sys.stderr.isatty():
         disable_progress_bar()  # a bar in a log file is noise
     tokenizer = load_tokenizer(source, name, trust_remote_code)
+    if chat_template is not None:
+        try:
+            tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise EpistillError(
+                f"chat template {chat_template!r} cannot be read ({first_line(error)}); expected a "
+                "file in Jinja, as a model's chat_template.jinja"
+            ) from error
     _refuse_pickled_adapter(source, name)
     network = _load_network(source, name, dtype, trust_remote_code)
     try:
@@ -79,7 +93,7 @@ def check_architecture(model: LanguageModel) -> None:
     _check_sampler(model)
 
 
-def _load_network(source: str, name: str, dtype: DTypeName, trust: bool) -> PreTrainedModel:
+def _load_network(source: str, name: str, dtype: str, trust: bool) -> PreTrainedModel:
     loader: Any = AutoModelForCausalLM
     folder, form = _place(source)
     options = {"dtype": getattr(torch, dtype), "trust_remote_code": trust, **form}

@@ -31,7 +31,12 @@ def run_probe(probe: Probe, seed: int, folder: Path) -> RunStore:
         store.begin(asked, describe_environment(), migrate=without_analysis)
         if store.result is not None:
             return store
-        model = load_model(probe.model, dtype=probe.dtype, device=probe.device)
+        model = load_model(
+            probe.model,
+            dtype=probe.dtype,
+            device=probe.device,
+            chat_template=probe.chat_template,
+        )
         problems = load_eval_problems(probe.task, probe.candidates or probe.problems)
         with Grader() as grader:
             # Contexts come from one set of rollouts, measurements from fresh ones: the response

@@ -28,6 +28,7 @@ from epistill.rollouts.load_model import load_model
 from epistill.rollouts.model import LanguageModel, with_lora
 from epistill.seeds import derive_seed
 from epistill.store import RunStore
+from epistill.studies.step_lines import steps_without_signal
 from epistill.tasks.grading import Grader
 from epistill.training.loop import train_student
 from epistill.world import current_world
@@ -62,7 +63,12 @@ def run(
         finished = world.on_first(lambda: _begin(config, store, held))
         if finished:
             return store
-        student = load_model(config.model, dtype=config.dtype, device=world.device(config.device))
+        student = load_model(
+            config.model,
+            dtype=config.dtype,
+            device=world.device(config.device),
+            chat_template=config.chat_template,
+        )
         if config.lora is not None:
             torch.manual_seed(derive_seed("lora", config.seed))
             student = with_lora(student, config.lora)
@@ -117,7 +123,15 @@ def _finish(
             ) from error
     stopped = next((a for a in store.alarms() if a["action"] == "stop"), None)
     steps = config.steps if stopped is None else stopped["step"] + 1
-    store.finish({"steps": steps, "stopped_by": stopped, "evaluations": final})
+    without = steps_without_signal(store.metrics())
+    store.finish(
+        {
+            "steps": steps,
+            "steps_without_signal": without,
+            "stopped_by": stopped,
+            "evaluations": final,
+        }
+    )
 
 
 def _curve_point(

@@ -29,6 +29,7 @@ from epistill.rollouts.load_model import model_source
 from epistill.store import RunStore, write_atomic, write_json
 from epistill.studies.executors import Executor, Handle, LocalProcesses, WorkerLost
 from epistill.studies.spec import Arm, LabWorld, Preflight, Probe, StudySpec, without_analysis
+from epistill.studies.step_lines import silence
 from epistill.studies.study_summary import summarise_study
 from epistill.tasks.coverage import make_curriculum
 
@@ -254,6 +255,9 @@ def _run_jobs(
                         running[name] = (job, executor.submit(job.payload, job.folder))
                         continue
                     progress.advance(overall)
+                    found = RunStore(job.folder).result or {}
+                    if said := silence(found.get("steps_without_signal", {}), job.steps):
+                        progress.console.print(f"{name}: {said}")
                 if clock.since_start() > next_report:
                     begun = clock.since_start()
                     progress.console.print(f"a first picture: {render()}")

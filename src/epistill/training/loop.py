@@ -122,6 +122,8 @@ def _batch_metrics(batch: Batch, group_size: int, on_policy: bool) -> dict[str, 
         "official_substring_count_per_response": official / len(items),
         "entropy_nats_per_token": _entropy(items, tokens) if on_policy else None,
         "context_too_long_rows": batch.too_long,
+        "rows_with_context": sum(row.teacher_prompt_ids is not None for row in batch.rows),
+        "rows_with_unequal_rewards": sum(not row.uniform for row in batch.rows),
         **batch.numbers,
     }
 
