@@ -15,9 +15,10 @@ import torch
 from common import medians_in_turn, report
 
 from epistill.config import SamplingConfig
+from epistill.rollouts.engine import PromptRequest
 from epistill.rollouts.load_model import load_model
 from epistill.rollouts.prompts import render_prompt
-from epistill.rollouts.sampler import PromptRequest, sample
+from epistill.rollouts.sampler import sample
 from epistill.tasks.star_search import star_problem
 
 SAMPLES, LIMIT = 8, 96

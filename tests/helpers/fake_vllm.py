@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import load_file
 
 from epistill.config import SamplingConfig
-from epistill.rollouts.sampler import PromptRequest, sample
+from epistill.rollouts.engine import PromptRequest
+from epistill.rollouts.sampler import sample
 
 
 class FakeVllm:

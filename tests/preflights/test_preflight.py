@@ -12,7 +12,7 @@ from epistill.config import SamplingConfig, StarSearchTask
 from epistill.errors import EpistillError
 from epistill.preflights.preflight_config import PreflightConfig
 from epistill.preflights.preflight_run import run_preflight
-from epistill.preflights.scoring_engine import InProcess
+from epistill.rollouts.in_process_engine import InProcessEngine
 from epistill.rollouts.model import LanguageModel
 
 CONFIG = PreflightConfig(
@@ -28,10 +28,10 @@ CONTROLS = {"none", "wrong-answer", "other-solution", "shuffled-solution"}
 
 @pytest.fixture(scope="module")
 def report(lab_model, tmp_path_factory):
-    return run_preflight(CONFIG, InProcess(lab_model), tmp_path_factory.mktemp("cache"))
+    return run_preflight(CONFIG, InProcessEngine(lab_model), tmp_path_factory.mktemp("cache"))
 
 
-class Counting(InProcess):
+class Counting(InProcessEngine):
     """Counts what it is asked, and dies after `survives` calls."""
 
     def __init__(self, model, survives=10**9):
@@ -176,7 +176,7 @@ def test_unlike_thinking_modes_can_be_allowed(lab_model, tmp_path):
         update={"teacher_thinking": False, "allow_mode_mismatch": True, "problems": 2,
                 "contexts": ("answer",)}
     )  # fmt: skip
-    found = run_preflight(allowed, InProcess(with_switch(lab_model)), tmp_path)
+    found = run_preflight(allowed, InProcessEngine(with_switch(lab_model)), tmp_path)
     prompt = found["contexts"]["none"]["prompt"]
     assert (prompt["student_mode"], prompt["teacher_mode"]) == ("open", "closed")
     assert not found["control"]["holds"]  # the modes differ, and the control says so
@@ -185,12 +185,14 @@ def test_unlike_thinking_modes_can_be_allowed(lab_model, tmp_path):
 def test_an_unknown_context_is_named(lab_model, tmp_path):
     with pytest.raises(EpistillError, match="no context 'solutoin'; expected some of none"):
         run_preflight(
-            CONFIG.model_copy(update={"contexts": ("solutoin",)}), InProcess(lab_model), tmp_path
+            CONFIG.model_copy(update={"contexts": ("solutoin",)}),
+            InProcessEngine(lab_model),
+            tmp_path,
         )
 
 
 def test_a_prompt_that_does_not_fit_is_left_out_and_counted(lab_model, tmp_path):
-    class Short(InProcess):
+    class Short(InProcessEngine):
         max_positions = 60  # question and response fit, a solution in front of them does not
 
     found = run_preflight(CONFIG, Short(lab_model), tmp_path)

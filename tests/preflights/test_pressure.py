@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from epistill.preflights.gather import Guided, Student
 from epistill.preflights.pressure import (
@@ -15,9 +16,9 @@ from epistill.preflights.pressure import (
     u_by_class,
 )
 from epistill.preflights.richness import richness
-from epistill.preflights.scoring_engine import Scores
 from epistill.preflights.token_classes import MARKER, OTHER, TokenClasses
 from epistill.records import Grade, GradedRollout, GradeStatus, Message, Problem, Rollout
+from epistill.rollouts.engine import TokenScores
 
 # p(y | x, c) of a model with four one-token answers; eight responses are exactly distributed.
 GUIDED = {"left": np.array([4, 2, 1, 1]) / 8, "right": np.array([1, 1, 2, 4]) / 8}
@@ -34,14 +35,9 @@ def response(problem, sample, tokens, *, correct=False, text="x"):
 
 
 def scores(log_probs, *, entropies=None, mass=None):
-    zeros = np.zeros(len(log_probs))
-    return Scores(
-        np.array(log_probs, dtype=float),
-        zeros if entropies is None else np.array(entropies, dtype=float),
-        zeros if mass is None else np.array(mass, dtype=float),
-        zeros,
-        zeros,
-    )
+    zeros = [0.0] * len(log_probs)
+    columns = (log_probs, entropies or zeros, mass or zeros, zeros, zeros)
+    return TokenScores(*(torch.tensor(column, dtype=torch.float64) for column in columns))
 
 
 def classes(kinds):

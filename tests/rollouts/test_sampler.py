@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -9,8 +10,9 @@ from hypothesis import strategies as st
 
 from epistill.config import SamplingConfig
 from epistill.errors import BudgetExceeded
+from epistill.rollouts.engine import PromptRequest
 from epistill.rollouts.prompts import render_prompt
-from epistill.rollouts.sampler import PromptRequest, filter_log_probs, sample
+from epistill.rollouts.sampler import filter_log_probs, sample
 from epistill.tasks.star_search import star_problem
 
 
@@ -19,10 +21,10 @@ def requests(model, worlds=((5, 3), (3, 2), (4, 3), (5, 3))):
     return [PromptRequest(p.id, render_prompt(model.tokenizer, p.messages).ids) for p in problems]
 
 
-def draw(model, seed=0, samples=3, **settings):
-    settings = {"max_new_tokens": 40, **settings}
+def draw(model, seed=0, samples=3, entropies=False, **settings):
+    sampling = SamplingConfig(**{"max_new_tokens": 40, **settings})
     return sample(
-        model, requests(model), samples=samples, sampling=SamplingConfig(**settings), seed=seed
+        model, requests(model), samples=samples, sampling=sampling, seed=seed, entropies=entropies
     )
 
 
@@ -41,7 +43,7 @@ def reference_log_probs(model, rollout, temperature=1.0):
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_log_probs_and_entropies_are_the_models_own(lab_model, temperature):
     """Prompts of different lengths, rows that leave: every number must still be right."""
-    for rollout in draw(lab_model, temperature=temperature):
+    for rollout in draw(lab_model, temperature=temperature, entropies=True):
         log_probs, entropies = reference_log_probs(lab_model, rollout, temperature)
         torch.testing.assert_close(
             torch.tensor(rollout.logprobs).double(), log_probs, atol=2e-4, rtol=0
@@ -78,6 +80,12 @@ def test_order_counts_and_stop_reasons(lab_model):
 def test_the_seed_decides(lab_model):
     assert draw(lab_model, seed=1) == draw(lab_model, seed=1)
     assert draw(lab_model, seed=1) != draw(lab_model, seed=2)
+
+
+def test_entropies_are_recorded_where_asked_for_and_change_nothing_else(lab_model):
+    plain, told = draw(lab_model), draw(lab_model, entropies=True)
+    assert {rollout.entropies for rollout in plain} == {None}
+    assert [dataclasses.replace(rollout, entropies=None) for rollout in told] == plain
 
 
 def test_draws_do_not_depend_on_the_company(lab_model):

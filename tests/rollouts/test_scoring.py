@@ -3,8 +3,9 @@ from __future__ import annotations
 import torch
 
 from epistill.config import SamplingConfig
+from epistill.rollouts.engine import PromptRequest
 from epistill.rollouts.prompts import render_prompt
-from epistill.rollouts.sampler import PromptRequest, sample
+from epistill.rollouts.sampler import sample
 from epistill.rollouts.scoring import score_completions
 from epistill.tasks.star_search import star_problem
 
@@ -21,6 +22,7 @@ def test_scores_equal_what_the_sampler_recorded(lab_model):
             samples=2,
             sampling=SamplingConfig(temperature=temperature, max_new_tokens=40),
             seed=0,
+            entropies=True,
         )
         for tokens in (10_000, 50):
             scores = score_completions(

@@ -17,11 +17,12 @@ from scipy.stats import chisquare
 from epistill.config import RunConfig, SamplingConfig
 from epistill.errors import EpistillError
 from epistill.methods import method
+from epistill.rollouts.engine import PromptRequest
 from epistill.rollouts.load_model import lab_directory, load_model
 from epistill.rollouts.prompts import render_prompt
-from epistill.rollouts.sampler import PromptRequest, sample
+from epistill.rollouts.sampler import sample
 from epistill.rollouts.scoring import score_completions
-from epistill.rollouts.vllm import VllmPool
+from epistill.rollouts.vllm_engine import VllmEngine
 from epistill.store import RunStore
 from epistill.studies.run_arm import run
 from epistill.tasks.star_search import star_problem
@@ -58,7 +59,7 @@ def wide(folder):
 
 
 def pool_on(urls, model, **settings):
-    return VllmPool(urls, "m", tokenizer=model.tokenizer, ends=model.eos_ids, **settings)
+    return VllmEngine(urls, "m", model, **settings)
 
 
 def asked(model, count=8):
@@ -141,18 +142,18 @@ def test_scores_agree_and_the_truncated_list_bounds_the_mass(server, lab_model):
     prompts, completions = (
         [getattr(r, n) for r in rollouts] for n in ("prompt_ids", "completion_ids")
     )
-    found = pool_on([server[0]], lab_model).score(prompts, completions, top_k=20)
-    expected = score_completions(lab_model, prompts, completions)
     some = torch.arange(0, 73, 4)
+    pool = pool_on([server[0]], lab_model, top_k=20)
+    found = pool.score(prompts, completions, mass_of=some.tolist())
+    expected = score_completions(lab_model, prompts, completions)
     for rollout, score, mine in zip(rollouts, found, expected, strict=True):
         assert (score.log_probs - mine.log_probs).abs().max() < AGREE
         ids = torch.tensor([[*rollout.prompt_ids, *rollout.completion_ids]])
         with torch.no_grad():
             full = lab_model.network(ids).logits[0, len(rollout.prompt_ids) - 1 : -1].softmax(-1)
         truth = full[:, some].sum(1)
-        listed = (score.top_log_probs.exp() * torch.isin(score.top_ids, some)).sum(1)
-        assert (truth >= listed - AGREE).all()
-        assert (truth <= listed + score.tail_mass + AGREE).all()
+        assert (truth >= score.mass - AGREE).all()
+        assert (truth <= score.mass + score.mass_slack + AGREE).all()
 
 
 def test_pushed_weights_answer(server, folder, wide, tmp_path):

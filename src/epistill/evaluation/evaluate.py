@@ -18,6 +18,7 @@ from epistill.metrics.epistemic import total_markers
 from epistill.metrics.words import count_words
 from epistill.records import EvalRecord, Grade, GradedRollout, Rollout
 from epistill.rollouts.collect import sample_and_grade
+from epistill.rollouts.engine import Engine
 from epistill.rollouts.model import LanguageModel
 from epistill.rollouts.prompts import render_prompt
 from epistill.seeds import derive_seed
@@ -26,7 +27,7 @@ from epistill.tasks.grading import Grader
 
 
 def evaluate_model(
-    model: LanguageModel,
+    engine: Engine,
     chosen: EvalSet,
     grader: Grader,
     *,
@@ -37,7 +38,7 @@ def evaluate_model(
     """Run one evaluation set.
 
     Args:
-        model: In eval mode.
+        engine: Samples the responses.
         chosen: Task, number of problems and samples.
         grader: Grades the responses.
         sampling: How responses are drawn.
@@ -46,7 +47,7 @@ def evaluate_model(
     """
     problems = load_eval_problems(chosen.task, chosen.problems)
     graded = sample_and_grade(
-        model,
+        engine,
         [(problem, problem.messages) for problem in problems],
         grader,
         samples=chosen.samples,

@@ -30,9 +30,10 @@ from epistill.errors import EpistillError
 from epistill.metrics.epistemic import density, total_markers
 from epistill.monitor import AVG_AT_K, DENSITY, ENTROPY, PASS_AT_K, Alarm, Monitor, Watcher
 from epistill.records import Message
+from epistill.rollouts.engine import PromptRequest
 from epistill.rollouts.model import LanguageModel
 from epistill.rollouts.prompts import render_prompt
-from epistill.rollouts.sampler import PromptRequest, sample
+from epistill.rollouts.sampler import sample
 from epistill.seeds import derive_seed
 from epistill.store import RunStore
 
@@ -185,6 +186,7 @@ class EpistemicMonitor(TrainerCallback):
                 samples=self._samples,
                 sampling=self._sampling,
                 seed=derive_seed("monitor", seed),
+                entropies=True,
             )
         finally:
             network.train(training)

@@ -11,6 +11,7 @@ from typing import Any
 from epistill.config import EvalSet, SamplingConfig, StarSearchTask
 from epistill.evaluation.evaluate import as_rows, evaluate_model, summarise_evaluation
 from epistill.lab.dials import measure_dials
+from epistill.rollouts.in_process_engine import InProcessEngine
 from epistill.rollouts.load_model import LAB_NAME, lab_directory, load_model
 from epistill.tasks.grading import Grader
 
@@ -44,7 +45,7 @@ def measure_card(name: str = LAB_NAME) -> dict[str, Any]:
             chosen = EvalSet(name=f"{arms}x{depth}", task=task, problems=PROBLEMS, samples=SAMPLES)
             rows = as_rows(
                 evaluate_model(
-                    model,
+                    InProcessEngine(model),
                     chosen,
                     grader,
                     sampling=SamplingConfig(max_new_tokens=120),

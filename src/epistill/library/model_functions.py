@@ -102,6 +102,7 @@ def evaluate(
         self_contained_rows,
         summarise_evaluation,
     )
+    from epistill.rollouts.in_process_engine import InProcessEngine
     from epistill.rollouts.load_model import load_model
     from epistill.store import write_jsonl
     from epistill.tasks.grading import Grader
@@ -111,7 +112,7 @@ def evaluate(
     kept = 1 if out is None else samples
     with Grader() as grader:
         records = evaluate_model(
-            loaded, chosen, grader, sampling=sampling, seed=seed, keep_texts=kept
+            InProcessEngine(loaded), chosen, grader, sampling=sampling, seed=seed, keep_texts=kept
         )
     if out is not None:
         write_jsonl(Path(out), self_contained_rows(records, loaded, chosen, sampling))
@@ -198,14 +199,14 @@ def preflight(
     from epistill.inputs import preflight_settings
 
     config = preflight_settings(model=model, data=data, contexts=contexts, **settings)
-    from epistill.preflights.open_scoring_engine import make_engine
+    from epistill.preflights.preflight_engine import preflight_engine
     from epistill.preflights.preflight_run import run_preflight
     from epistill.report.preflight_page import write_preflight
     from epistill.store import RunStore, write_json
 
     folder, cache = Path(out), Path(out) / "cache"
     with RunStore(folder).locked():
-        summary = run_preflight(config, make_engine(config, cache), cache, say=say)
+        summary = run_preflight(config, preflight_engine(config, cache), cache, say=say)
         write_json(folder / "preflight.json", summary)
         page = write_preflight(summary, folder / "preflight.html")
     rows = (

@@ -16,10 +16,11 @@ from epistill.axes import Context
 from epistill.config import SamplingConfig
 from epistill.errors import EpistillError
 from epistill.metrics.lexicon import Lexicon
-from epistill.preflights.scoring_engine import Engine, Scores
+from epistill.preflights.problem_sums import Floats
 from epistill.preflights.token_classes import FirstTokens, TokenClasses, classify
 from epistill.records import GradedRollout, Message, Problem
 from epistill.rollouts.collect import sample_and_grade
+from epistill.rollouts.engine import Engine, TokenScores
 from epistill.rollouts.prompts import RenderedPrompt, render_prompt
 from epistill.seeds import derive_seed
 from epistill.tasks.grading import Grader
@@ -73,7 +74,7 @@ class Student:
     source: tuple[GradedRollout, ...]
     graded: tuple[GradedRollout, ...]
     tokens: tuple[TokenClasses, ...]
-    bare: tuple[Scores, ...]
+    bare: tuple[TokenScores, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,14 +108,19 @@ class Guided:
     """
 
     name: str
-    teacher: tuple[Scores | None, ...]
+    teacher: tuple[TokenScores | None, ...]
     own: tuple[GradedRollout, ...]
-    own_guided: tuple[Scores, ...]
-    own_bare: tuple[Scores, ...]
+    own_guided: tuple[TokenScores, ...]
+    own_bare: tuple[TokenScores, ...]
     trace_rows: tuple[int, ...]
-    trace_guided: tuple[Scores, ...]
+    trace_guided: tuple[TokenScores, ...]
     too_long: int
     prompt: ShownPrompt | None
+
+
+def u_nats(guided: TokenScores, bare: TokenScores) -> Floats:
+    """[T]: log p(y_t | x, c, y_<t) - log p(y_t | x, y_<t)."""
+    return (guided.log_probs.double() - bare.log_probs.double()).numpy()
 
 
 def measure_student(
@@ -222,7 +228,7 @@ def _on_students(
     plan: Plan,
     prompts: _Prompts,
     name: str,
-) -> list[Scores | None]:
+) -> list[TokenScores | None]:
     """Scores of the student's rollouts under each row's own context, as training would see it."""
     here: list[int] = []
     ids: list[Ids] = []

@@ -1,7 +1,8 @@
 """A preflight from settings to report.json: rollouts, teacher passes, numbers, verdicts.
 
 Enters: a `PreflightConfig`, an engine, a folder. Leaves: a dict that holds everything the page
-shows. Work is cached in the folder (`cache.py`), so an interrupted call goes on where it was.
+shows. Work is cached in the folder (`cached_engine.py`), so an interrupted call
+goes on where it was.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from epistill.errors import EpistillError
 from epistill.evaluation.evaluate import as_rows, eval_records, summarise_evaluation
 from epistill.evaluation.stats import Estimate
 from epistill.metrics.lexicon import load_lexicon
-from epistill.preflights.chunk_cache import Cached
+from epistill.preflights.cached_engine import CachedEngine
 from epistill.preflights.gather import (
     Guided,
     Plan,
@@ -26,6 +27,7 @@ from epistill.preflights.gather import (
     check_modes,
     measure_context,
     measure_student,
+    u_nats,
 )
 from epistill.preflights.preflight_config import PreflightConfig
 from epistill.preflights.pressure import (
@@ -38,10 +40,10 @@ from epistill.preflights.pressure import (
     u_by_class,
 )
 from epistill.preflights.richness import richness
-from epistill.preflights.scoring_engine import Engine
 from epistill.preflights.token_classes import CLASSES, first_tokens
 from epistill.preflights.verdict import advice, headline, load_thresholds, verdict_of
 from epistill.records import Problem
+from epistill.rollouts.engine import Engine
 from epistill.tasks.coverage import load_eval_problems
 from epistill.tasks.grading import Grader
 from epistill.teacher.context import NAMED_CONTEXTS
@@ -75,7 +77,7 @@ def run_preflight(
         raise EpistillError(f"no problems in {config.task}; expected at least one")
     names = chosen_contexts(config, problems)
     plan = plan_of(config, engine)
-    remembering = Cached(engine, cache)
+    remembering = CachedEngine(engine, cache)
     check_modes(remembering, problems[0], plan)
     with Grader() as grader:
         say(f"student: {len(problems)} problems x {plan.samples} responses, twice")
@@ -184,7 +186,7 @@ def _largest_u(rows: Sequence[ScoredRow], guided: Guided, student: Student) -> f
     """Over the student's responses and the held-out ones, which were scored in other batches."""
     found = [row.u for row in rows]
     found += [
-        scores.log_probs - student.bare[i].log_probs
+        u_nats(scores, student.bare[i])
         for i, scores in zip(guided.trace_rows, guided.trace_guided, strict=True)
     ]
     return max((float(np.abs(u).max()) for u in found), default=None)
@@ -201,8 +203,7 @@ def _entropy_slack(rows: Sequence[ScoredRow]) -> float | None:
     """Mean nats by which entropies may be too low: 0.0 with the full vocabulary."""
     if not rows:
         return None
-    both = [row.bare.entropy_slack + row.guided.entropy_slack for row in rows]
-    return float(np.concatenate(both).mean() / 2)
+    return float(np.concatenate([row.entropy_slack for row in rows]).mean() / 2)
 
 
 def _trace(student: Student, guided: Mapping[str, Guided]) -> dict[str, Any]:
@@ -217,7 +218,7 @@ def _trace(student: Student, guided: Mapping[str, Guided]) -> dict[str, Any]:
     for name, found in guided.items():
         scores = found.teacher[chosen]
         if scores is not None:
-            u[name] = (scores.log_probs - bare.log_probs)[:TRACE_TOKENS].tolist()
+            u[name] = u_nats(scores, bare)[:TRACE_TOKENS].tolist()
     return {
         "problem_id": student.graded[chosen].problem.id,
         "tokens": len(tokens.pieces),

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from epistill.evaluation.stats import Estimate, bootstrap_mean
 from epistill.metrics.epistemic import total_markers
-from epistill.preflights.gather import Guided, Student
+from epistill.preflights.gather import Guided, Student, u_nats
 from epistill.preflights.problem_sums import Floats, ratios, sums_by_problem
-from epistill.preflights.scoring_engine import Scores
 from epistill.preflights.token_classes import CLASSES, TokenClasses
 from epistill.records import GradedRollout
 
@@ -31,38 +31,63 @@ QUARTILES = 4
 
 @dataclass(frozen=True, slots=True)
 class ScoredRow:
-    """One student response that has a context."""
+    """One student response that has a context; [T] each, bare question first, context second.
+
+    Attributes:
+        u: `u_nats`.
+        mass: Probability of the tokens that begin a marker.
+        entropies: Nats.
+        mass_slack, entropy_slack: How far both sides' together may be off; 0 with all tokens.
+    """
 
     item: GradedRollout
     tokens: TokenClasses
-    bare: Scores
-    guided: Scores
+    u: Floats
+    mass: tuple[Floats, Floats]
+    entropies: tuple[Floats, Floats]
+    mass_slack: Floats
+    entropy_slack: Floats
 
     @property
     def problem(self) -> str:
         """Its cluster."""
         return self.item.problem.id
 
-    @property
-    def u(self) -> Floats:
-        """[T] nats."""
-        return self.guided.log_probs - self.bare.log_probs
-
 
 def rows_of(guided: Guided, student: Student) -> list[ScoredRow]:
     """The responses that have this context."""
-    return [
-        ScoredRow(item, tokens, bare, teacher)
-        for item, tokens, bare, teacher in zip(
-            student.graded, student.tokens, student.bare, guided.teacher, strict=True
-        )
-        if teacher is not None
-    ]
+    found: list[ScoredRow] = []
+    for item, tokens, bare, teacher in zip(
+        student.graded, student.tokens, student.bare, guided.teacher, strict=True
+    ):
+        if teacher is not None:
+            mass, entropies, mass_slack, entropy_slack = (
+                (_floats(getattr(bare, name)), _floats(getattr(teacher, name)))
+                for name in ("mass", "entropies", "mass_slack", "entropy_slack")
+            )
+            found.append(
+                ScoredRow(
+                    item,
+                    tokens,
+                    u_nats(teacher, bare),
+                    mass,
+                    entropies,
+                    mass_slack[0] + mass_slack[1],
+                    entropy_slack[0] + entropy_slack[1],
+                )
+            )
+    return found
+
+
+def _floats(column: Tensor) -> Floats:
+    return column.double().numpy()
 
 
 def fork_threshold(student: Student, quantile: float) -> float:
     """Entropy (nats) that a share of 1 - quantile of the student's positions exceeds."""
-    return float(np.quantile(np.concatenate([s.entropies for s in student.bare]), quantile))
+    return float(
+        np.quantile(np.concatenate([_floats(s.entropies) for s in student.bare]), quantile)
+    )
 
 
 def pressure(rows: Sequence[ScoredRow]) -> dict[str, Any]:
@@ -76,19 +101,19 @@ def pressure(rows: Sequence[ScoredRow]) -> dict[str, Any]:
         outside a server's top k could add to or take from any of these changes; 0.0 in process.
     """
     names = [row.problem for row in rows]
-    changes = [row.guided.mass - row.bare.mass for row in rows]
+    changes = [row.mass[1] - row.mass[0] for row in rows]
     lengths = [float(len(change)) for change in changes]
     total = [float(change.sum()) for change in changes]
     written = [float(c[r.tokens.starts].sum()) for c, r in zip(changes, rows, strict=True)]
     elsewhere = [a - b for a, b in zip(total, written, strict=True)]
-    mass = [float(row.bare.mass.sum()) for row in rows]
+    mass = [float(row.mass[0].sum()) for row in rows]
     per_1k = {
         "student_mass_per_1k_tokens": (mass, lengths),
         "change_per_1k_tokens": (total, lengths),
         "change_written_per_1k_tokens": (written, lengths),
         "change_elsewhere_per_1k_tokens": (elsewhere, lengths),
     }
-    slack = sum(float((r.bare.mass_slack + r.guided.mass_slack).sum()) for r in rows)
+    slack = sum(float(row.mass_slack.sum()) for row in rows)
     return {
         **ratios(names, per_1k, scale=PER_1K),
         **ratios(
@@ -137,8 +162,8 @@ def _chosen(row: ScoredRow, kind: int, part: int) -> np.ndarray[Any, np.dtype[np
 def forks(rows: Sequence[ScoredRow], threshold: float) -> dict[str, Estimate | None]:
     """Share of positions above the threshold, under student and teacher, and the difference."""
     lengths = [float(len(row.u)) for row in rows]
-    student = [float((row.bare.entropies > threshold).sum()) for row in rows]
-    teacher = [float((row.guided.entropies > threshold).sum()) for row in rows]
+    student = [float((row.entropies[0] > threshold).sum()) for row in rows]
+    teacher = [float((row.entropies[1] > threshold).sum()) for row in rows]
     return ratios(
         [row.problem for row in rows],
         {

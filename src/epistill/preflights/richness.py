@@ -17,7 +17,7 @@ import numpy as np
 
 from epistill.evaluation.evaluate import as_rows, eval_records, per_problem
 from epistill.evaluation.stats import Estimate, bootstrap_mean, paired_bootstrap
-from epistill.preflights.gather import Guided, Student
+from epistill.preflights.gather import Guided, Student, u_nats
 from epistill.preflights.problem_sums import mean_of_means, ratios
 
 _GAPS = {
@@ -36,12 +36,12 @@ def richness(guided: Guided, student: Student) -> dict[str, Estimate | None]:
         gaps to the student on the same problems. None where there was nothing to measure.
     """
     own = [
-        float((a.log_probs - b.log_probs).sum())
-        for a, b in zip(guided.own_guided, guided.own_bare, strict=True)
+        float(u_nats(scores, bare).sum())
+        for scores, bare in zip(guided.own_guided, guided.own_bare, strict=True)
     ]
     traces = [
-        float((a.log_probs - student.bare[i].log_probs).sum())
-        for i, a in zip(guided.trace_rows, guided.trace_guided, strict=True)
+        float(u_nats(scores, student.bare[i]).sum())
+        for i, scores in zip(guided.trace_rows, guided.trace_guided, strict=True)
     ]
     own_problems = [item.problem.id for item in guided.own]
     trace_problems = [student.graded[i].problem.id for i in guided.trace_rows]

@@ -1,16 +1,60 @@
-"""What every source of responses looks like: a model in this process, servers, a cache."""
+"""The one engine: it samples responses and scores given ones. Two kinds keep this protocol.
+
+`in_process_engine.InProcessEngine` is a model of this process, `vllm_engine.VllmEngine` servers; a
+cache may stand in front of either. Train, eval, probes and preflight ask nothing else. Where
+several processes train together, all call an engine alike and all get everything.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NotRequired, Protocol, TypedDict, Unpack
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NotRequired, Protocol, TypedDict, Unpack
+
+from torch import Tensor
 
 from epistill.config import SamplingConfig
 from epistill.records import Rollout
-from epistill.rollouts.sampler import PromptRequest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+Ids = Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class PromptRequest:
+    """One prompt to sample from.
+
+    Attributes:
+        draw: Names the random draws of its samples together with the call's seed, so that they do
+            not depend on which other prompts share the batch (or the process).
+    """
+
+    problem_id: str
+    ids: tuple[int, ...]
+    draw: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TokenScores:
+    """One completion under one prompt; [T] each, on the CPU.
+
+    Attributes:
+        log_probs: Nats of the completion's tokens.
+        entropies: Nats, of the distribution each came from; of a server, which lists only its top
+            k, a lower bound.
+        mass: Probability of the asked-for tokens at each position, of a server a lower bound; None
+            where none were asked for. The slacks are then known too.
+        entropy_slack: The true entropy is at most entropies + entropy_slack; 0 with all tokens.
+        mass_slack: The true mass is at most mass + mass_slack; 0 with all tokens.
+    """
+
+    log_probs: Tensor
+    entropies: Tensor
+    mass: Tensor | None = None
+    entropy_slack: Tensor | None = None
+    mass_slack: Tensor | None = None
 
 
 class Drawing(TypedDict):
@@ -20,22 +64,46 @@ class Drawing(TypedDict):
     sampling: SamplingConfig
     seed: int
     policy_version: NotRequired[int]
+    entropies: NotRequired[bool]
 
 
-class Sampler(Protocol):
-    """Answers prompts."""
+class Engine(Protocol):
+    """A model that samples and scores, wherever it is."""
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """What decides its numbers; part of the key of every stored result."""
+        ...
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Renders the prompts and decodes the responses."""
+        ...
+
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        """Tokens that end a response."""
+        ...
+
+    @property
+    def max_positions(self) -> int | None:
+        """Longest prompt with completion; None where nobody says."""
+        ...
 
     def sample(
         self, requests: Sequence[PromptRequest], **drawing: Unpack[Drawing]
     ) -> list[Rollout]:
-        """As `sampler.sample`: `samples` rollouts per request, in request order."""
+        """`samples` rollouts per request, in request order."""
         ...
 
+    def score(
+        self, prompts: Sequence[Ids], completions: Sequence[Ids], *, mass_of: Ids | None = None
+    ) -> list[TokenScores]:
+        """Completions under their prompts, in the given order, at temperature 1.
 
-class Speaker(Sampler, Protocol):
-    """Answers prompts, and says how to write them."""
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The model's tokenizer, which renders the prompts and decodes the responses."""
+        Args:
+            prompts: One per row, at least one token each.
+            completions: One per row.
+            mass_of: Also the total probability of these token ids at each position.
+        """
         ...

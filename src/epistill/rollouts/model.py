@@ -96,6 +96,11 @@ class LanguageModel:
         return getattr(self.network.config, "max_position_embeddings", None)
 
     @property
+    def vocabulary(self) -> int:
+        """Tokens of the head: every id is below it."""
+        return int(self.network.config.get_text_config().vocab_size)
+
+    @property
     def eos_ids(self) -> frozenset[int]:
         """Every token id that ends a response."""
         generation = getattr(self.network, "generation_config", None)

@@ -17,26 +17,13 @@ from epistill.config import SamplingConfig
 from epistill.errors import BudgetExceeded
 from epistill.objective import entropy
 from epistill.records import Rollout
+from epistill.rollouts.engine import PromptRequest
 from epistill.rollouts.kv_cache import cache_argument, make_cache, select_rows
 from epistill.rollouts.model import LanguageModel
 from epistill.seeds import derive_seed
 
 # Ended rows leave once they are this share of the batch: every departure copies the cache.
 LEAVE_SHARE = 0.125
-
-
-@dataclass(frozen=True, slots=True)
-class PromptRequest:
-    """One prompt to sample from.
-
-    Attributes:
-        draw: Names the random draws of its samples together with the call's seed, so that they do
-            not depend on which other prompts share the batch (or the process).
-    """
-
-    problem_id: str
-    ids: tuple[int, ...]
-    draw: int = 0
 
 
 def sample(
@@ -47,6 +34,7 @@ def sample(
     sampling: SamplingConfig,
     seed: int,
     policy_version: int = 0,
+    entropies: bool = False,
     max_rows: int = 256,
 ) -> list[Rollout]:
     """Sample responses.
@@ -58,6 +46,7 @@ def sample(
         sampling: Temperature, top-p, top-k, token limit.
         seed: Names every draw; the same call gives the same responses.
         policy_version: Stamped on each rollout.
+        entropies: Record them; as dear as the head, so only for those who read them.
         max_rows: Rows decoded together.
 
     Returns:
@@ -80,7 +69,7 @@ def sample(
         ]
         with model.computing():
             decoded = _decode(
-                model, [requests[i].ids for i in chosen], samples, sampling, generators
+                model, [requests[i].ids for i in chosen], samples, sampling, generators, entropies
             )
         for position, index in enumerate(chosen):
             found[index] = [
@@ -96,7 +85,7 @@ class _Decoded:
 
     tokens: Tensor
     log_probs: Tensor
-    entropies: Tensor
+    entropies: Tensor | None
     lengths: Tensor
     ended: Tensor
 
@@ -112,7 +101,9 @@ class _Decoded:
             prompt_ids=request.ids,
             completion_ids=ids,
             logprobs=tuple(self.log_probs[row, :length].tolist()),
-            entropies=tuple(self.entropies[row, :length].tolist()),
+            entropies=None
+            if self.entropies is None
+            else tuple(self.entropies[row, :length].tolist()),
             stop_reason="eos" if ended else "length",
             text=decode_text(model.tokenizer, model.eos_ids, ids),
             policy_version=version,
@@ -147,6 +138,7 @@ def _decode(
     samples: int,
     sampling: SamplingConfig,
     generators: Sequence[torch.Generator],
+    with_entropies: bool,
 ) -> _Decoded:
     device, limit = model.device, sampling.max_new_tokens
     decoder, head = model.decoder(), model.head()
@@ -171,7 +163,7 @@ def _decode(
     out = _Decoded(
         tokens=torch.full((rows, limit), model.pad_id, device=device),
         log_probs=torch.zeros(rows, limit, device=device),
-        entropies=torch.zeros(rows, limit, device=device),
+        entropies=torch.zeros(rows, limit, device=device) if with_entropies else None,
         lengths=torch.full((rows,), limit, device=device),
         ended=torch.zeros(rows, dtype=torch.bool, device=device),
     )
@@ -189,7 +181,8 @@ def _decode(
         chosen = _draw(log_probs, sampling, noise[here])
         out.tokens[here, step] = chosen
         out.log_probs[here, step] = log_probs.gather(1, chosen.unsqueeze(1)).squeeze(1)
-        out.entropies[here, step] = entropy(log_probs)
+        if out.entropies is not None:
+            out.entropies[here, step] = entropy(log_probs)
         finished = torch.isin(chosen, ends) & alive
         if finished.any():
             out.lengths[here[finished]] = step + 1

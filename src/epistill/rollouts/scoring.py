@@ -7,42 +7,28 @@ the entropy of the distribution it came from. Rows come back in the order they w
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from epistill.objective import entropy, token_log_probs
 from epistill.objective.fused import chunk_rows
 from epistill.rollouts.align import align, micro_batches
+from epistill.rollouts.engine import Ids, TokenScores
 from epistill.rollouts.model import LanguageModel
 from epistill.world import World, current_world
-
-
-@dataclass(frozen=True, slots=True)
-class TokenScores:
-    """One row's scores, [T] each, float32 on the CPU: nats of each completion token.
-
-    Attributes:
-        mass: Probability of a set of tokens at each position; None where none was asked for.
-    """
-
-    log_probs: Tensor
-    entropies: Tensor
-    mass: Tensor | None = None
 
 
 @torch.no_grad()
 def score_completions(
     model: LanguageModel,
-    prompts: Sequence[Sequence[int]],
-    completions: Sequence[Sequence[int]],
+    prompts: Sequence[Ids],
+    completions: Sequence[Ids],
     *,
     temperature: float = 1.0,
     microbatch_tokens: int = 16_384,
-    mass_of: Sequence[int] | None = None,
+    mass_of: Ids | None = None,
 ) -> list[TokenScores]:
-    """Score completions under their prompts.
+    """Score completions under their prompts, in float32.
 
     Args:
         model: In eval mode.
@@ -78,16 +64,21 @@ def score_completions(
         columns = [torch.cat(parts).split(sizes) for parts in (log_probs, entropies, mass) if parts]
         rows = zip(*columns, strict=True)
         if counted:
-            found |= {i: TokenScores(*scores) for i, scores in zip(members, rows, strict=True)}
+            found |= {i: _exact(*scores) for i, scores in zip(members, rows, strict=True)}
     if world.size > 1:
         found = _from_everyone(found, batches, completions, world, with_mass=mass_of is not None)
     return [found[i] for i in range(len(lengths))]
 
 
+def _exact(*scores: torch.Tensor) -> TokenScores:
+    slack = [torch.zeros_like(scores[0])] * 2 if len(scores) == 3 else []
+    return TokenScores(*scores, *slack)
+
+
 def _from_everyone(
     found: dict[int, TokenScores],
     batches: Sequence[Sequence[int]],
-    completions: Sequence[Sequence[int]],
+    completions: Sequence[Ids],
     world: World,
     *,
     with_mass: bool,
@@ -105,5 +96,5 @@ def _from_everyone(
         rows = [i for batch in batches[rank :: world.size] for i in batch]
         sizes = [len(completions[i]) for i in rows]
         parts = zip(*(column[rank].split(sizes) for column in gathered), strict=True)
-        everything |= {i: TokenScores(*scores) for i, scores in zip(rows, parts, strict=True)}
+        everything |= {i: _exact(*scores) for i, scores in zip(rows, parts, strict=True)}
     return everything

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from epistill.environment import describe_environment
-from epistill.preflights.open_scoring_engine import make_engine
+from epistill.preflights.preflight_engine import preflight_engine
 from epistill.preflights.preflight_run import run_preflight
 from epistill.store import RunStore
 from epistill.studies.spec import Preflight, without_analysis
@@ -22,6 +22,6 @@ def run_preflight_job(preflight: Preflight, folder: Path) -> RunStore:
         store.begin(asked, describe_environment(), migrate=without_analysis)
         if store.result is not None:
             return store
-        engine = make_engine(settings, folder / "cache")
+        engine = preflight_engine(settings, folder / "cache")
         store.finish(run_preflight(settings, engine, folder / "cache"))
     return store

@@ -13,6 +13,7 @@ from epistill.errors import EpistillError
 from epistill.evaluation.evaluate import as_rows, eval_records, summarise_evaluation
 from epistill.records import GradedRollout
 from epistill.rollouts.collect import sample_and_grade
+from epistill.rollouts.in_process_engine import InProcessEngine
 from epistill.rollouts.load_model import load_model
 from epistill.seeds import derive_seed
 from epistill.store import RunStore
@@ -37,12 +38,13 @@ def run_probe(probe: Probe, seed: int, folder: Path) -> RunStore:
             device=probe.device,
             chat_template=probe.chat_template,
         )
+        engine = InProcessEngine(model)
         problems = load_eval_problems(probe.task, probe.candidates or probe.problems)
         with Grader() as grader:
             # Contexts come from one set of rollouts, measurements from fresh ones: the response
             # that served as a context must not be counted as its own result.
             source = sample_and_grade(
-                model,
+                engine,
                 [(problem, problem.messages) for problem in problems],
                 grader,
                 samples=probe.samples,
@@ -53,7 +55,7 @@ def run_probe(probe: Probe, seed: int, folder: Path) -> RunStore:
                 source = _within(source, probe)
             measured = {
                 name: guided_rollouts(
-                    model,
+                    engine,
                     NAMED_CONTEXTS[name],
                     source,
                     grader,

@@ -24,6 +24,7 @@ from epistill.evaluation.evaluate import (
     per_problem,
     summarise_evaluation,
 )
+from epistill.rollouts.in_process_engine import InProcessEngine
 from epistill.rollouts.load_model import load_model
 from epistill.rollouts.model import LanguageModel, with_lora
 from epistill.seeds import derive_seed
@@ -143,7 +144,7 @@ def _curve_point(
         small = chosen.model_copy(update={"problems": chosen.curve_problems, "samples": 1})
         rows = as_rows(
             evaluate_model(
-                model,
+                InProcessEngine(model),
                 small,
                 grader,
                 sampling=config.eval_sampling or config.sampling,
@@ -166,7 +167,7 @@ def _final(
     for chosen in config.evaluations:
         rows = as_rows(
             evaluate_model(
-                model,
+                InProcessEngine(model),
                 chosen,
                 grader,
                 sampling=config.eval_sampling or config.sampling,

@@ -12,8 +12,7 @@ from epistill.axes import Context
 from epistill.config import SamplingConfig
 from epistill.records import GradedRollout, Message, Problem
 from epistill.rollouts.collect import sample_and_grade
-from epistill.rollouts.engine import Speaker
-from epistill.rollouts.model import LanguageModel
+from epistill.rollouts.engine import Engine
 from epistill.seeds import derive_seed
 from epistill.tasks.grading import Grader
 from epistill.teacher.context import (
@@ -27,7 +26,7 @@ from epistill.teacher.context import (
 
 
 def guided_rollouts(
-    model: LanguageModel | Speaker,
+    engine: Engine,
     context: Context,
     unguided: Sequence[GradedRollout],
     grader: Grader,
@@ -39,7 +38,7 @@ def guided_rollouts(
     """Sample under a context, one context per problem: the first that any of its rollouts has.
 
     Args:
-        model: The teacher.
+        engine: The teacher.
         context: What it sees; source "none" samples the bare question again.
         unguided: Rollouts without context; siblings, wrong answers and feedback come from them.
         grader, samples, sampling, seed: As in `sample_and_grade`.
@@ -48,10 +47,10 @@ def guided_rollouts(
         Rollouts of the problems that have a context, in order of first appearance.
     """
     texts = contexts_of(
-        model, context, unguided, grader, sampling=sampling, seed=derive_seed("context", seed)
+        engine, context, unguided, grader, sampling=sampling, seed=derive_seed("context", seed)
     )
     asked = guided_chats(context, unguided, texts)
-    return sample_and_grade(model, asked, grader, samples=samples, sampling=sampling, seed=seed)
+    return sample_and_grade(engine, asked, grader, samples=samples, sampling=sampling, seed=seed)
 
 
 def guided_chats(
@@ -74,7 +73,7 @@ def guided_chats(
 
 
 def contexts_of(
-    model: LanguageModel | Speaker,
+    engine: Engine,
     context: Context,
     graded: Sequence[GradedRollout],
     grader: Grader,
@@ -86,7 +85,7 @@ def contexts_of(
     regenerated: Mapping[str, str] = {}
     if needs_regeneration(context):
         first_round = guided_rollouts(
-            model,
+            engine,
             NAMED_CONTEXTS["sibling"],
             graded,
             grader,

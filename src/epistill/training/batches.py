@@ -18,9 +18,10 @@ from epistill.metrics.epistemic import marker_spans
 from epistill.objective import group_advantages
 from epistill.records import GradedRollout
 from epistill.rollouts.collect import sample_and_grade
+from epistill.rollouts.in_process_engine import InProcessEngine
 from epistill.rollouts.model import LanguageModel
 from epistill.rollouts.offsets import tokens_in_spans
-from epistill.rollouts.remote_engine import RemoteEngine
+from epistill.rollouts.vllm_engine import VllmEngine
 from epistill.seeds import derive_seed, named_random
 from epistill.tasks.coverage import Curriculum
 from epistill.tasks.grading import Grader
@@ -59,26 +60,26 @@ def on_policy_batch(
     curriculum: Curriculum,
     grader: Grader,
     step: int,
-    engine: RemoteEngine | None = None,
+    servers: VllmEngine | None = None,
 ) -> Batch:
     """Sample, grade and give each response its signal.
 
     Raises:
         ServersLost: An engine outside this process is gone.
     """
-    pushed = {} if engine is None else engine.refresh(student, step)
+    pushed = {} if servers is None else servers.refresh(student, step)
     problems = curriculum.at(step, config.problems_per_step)
     graded = sample_and_grade(
-        student,
+        servers or InProcessEngine(student),
         [(problem, problem.messages) for problem in problems],
         grader,
         samples=config.samples_per_problem,
         sampling=config.sampling,
         seed=derive_seed("rollout", config.seed, step),
         policy_version=step,
-        engine=engine,
+        entropies=True,
     )
-    corrected = None if engine is None else correct(student, graded, config, step)
+    corrected = None if servers is None else correct(student, graded, config, step)
     if corrected is not None:
         graded = corrected.graded
     method, size = config.method, config.samples_per_problem
@@ -112,10 +113,10 @@ def on_policy_batch(
         for i, item in enumerate(graded)
     )
     numbers: dict[str, Any] = {}
-    if engine is not None and corrected is not None:
+    if servers is not None and corrected is not None:
         numbers = {
             **corrected.numbers,
-            **engine.trouble(),
+            **servers.request_counts(),
             "push_gap_nats_per_token": pushed.get("gap_nats_per_token"),
         }
     return Batch(rows, tuple(graded), prompts.too_long, numbers)
@@ -134,11 +135,12 @@ def collect_traces(
     """
     wanted = config.method.traces
     assert wanted is not None
+    engine = InProcessEngine(student)
     kept: list[GradedRollout] = []
     for round_number in range(MAX_TRACE_ROUNDS):
         problems = curriculum.at(round_number, TRACE_ROUND)
         graded = sample_and_grade(
-            student,
+            engine,
             [(problem, problem.messages) for problem in problems],
             grader,
             samples=config.samples_per_problem,
@@ -148,7 +150,7 @@ def collect_traces(
         if wanted.context.source != "none":
             bare = {item.problem.id: item.rollout.prompt_ids for item in graded}
             guided = guided_rollouts(
-                student,
+                engine,
                 wanted.context,
                 graded,
                 grader,

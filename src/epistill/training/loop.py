@@ -17,7 +17,7 @@ from epistill.metrics.epistemic import official_substring_count, total_markers
 from epistill.metrics.loops import is_looping
 from epistill.records import GradedRollout, GradeStatus
 from epistill.rollouts.model import LanguageModel
-from epistill.rollouts.vllm_client import ServersLost
+from epistill.rollouts.vllm_server import ServersLost
 from epistill.seeds import derive_seed
 from epistill.store import RunStore
 from epistill.tasks.coverage import make_curriculum

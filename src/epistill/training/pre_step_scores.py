@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from epistill.axes import Method
+from epistill.rollouts.engine import TokenScores
 from epistill.rollouts.model import LanguageModel
-from epistill.rollouts.scoring import TokenScores, score_completions
+from epistill.rollouts.scoring import score_completions
 from epistill.teacher.weights import LiveTeacher, Teacher
 from epistill.training_rows import PreStepScores, TrainingRow
 

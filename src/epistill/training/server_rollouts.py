@@ -26,15 +26,14 @@ from epistill.errors import EpistillError
 from epistill.records import GradedRollout
 from epistill.rollouts.load_model import lab_directory
 from epistill.rollouts.model import LanguageModel
-from epistill.rollouts.remote_engine import RemoteEngine
 from epistill.rollouts.scoring import score_completions
-from epistill.rollouts.vllm import VllmPool
 from epistill.rollouts.vllm_client import API_KEY
+from epistill.rollouts.vllm_engine import VllmEngine
 
 WEIGHTS_FOLDER = "engine_weights"
 
 
-def open_engine(config: RunConfig, student: LanguageModel, folder: Path) -> RemoteEngine | None:
+def open_engine(config: RunConfig, student: LanguageModel, folder: Path) -> VllmEngine | None:
     """The engine that the settings name; None samples in this process.
 
     Args:
@@ -55,18 +54,17 @@ def open_engine(config: RunConfig, student: LanguageModel, folder: Path) -> Remo
             f"rollouts.weights_folder is {weights}, the model the run starts from; expected a "
             "folder of its own, because every step overwrites the weights in it"
         )
-    pool = VllmPool(
+    return VllmEngine(
         settings.urls,
         settings.model,
-        tokenizer=student.tokenizer,
-        ends=student.eos_ids,
+        student,
         weights_folder=weights,
+        push_every=settings.push_every,
         in_flight=settings.in_flight,
         attempts=settings.attempts,
         timeout=settings.timeout_seconds,
         api_key=os.environ.get(API_KEY),
     )
-    return RemoteEngine(pool, settings.push_every)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from epistill.config import RunConfig
 from epistill.records import GradedRollout, Message
+from epistill.rollouts.in_process_engine import InProcessEngine
 from epistill.rollouts.model import LanguageModel
 from epistill.rollouts.prompts import render_prompt
 from epistill.seeds import derive_seed, named_random
@@ -73,7 +74,12 @@ def teacher_prompts(
     if needs_regeneration(context):
         with teacher.scoring() as model:
             texts = contexts_of(
-                model, context, graded, grader, sampling=config.teacher_sampling, seed=seed
+                InProcessEngine(model),
+                context,
+                graded,
+                grader,
+                sampling=config.teacher_sampling,
+                seed=seed,
             )
     else:
         texts = context_texts(context, graded, seed=seed)

@@ -11,18 +11,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from epistill.config import SamplingConfig, StarSearchTask
 from epistill.errors import EpistillError
-from epistill.preflights.open_scoring_engine import make_engine
 from epistill.preflights.preflight_config import PreflightConfig
+from epistill.preflights.preflight_engine import preflight_engine
 from epistill.preflights.preflight_run import run_preflight
-from epistill.preflights.scoring_engine import InProcess
+from epistill.rollouts.align import align
+from epistill.rollouts.engine import PromptRequest
+from epistill.rollouts.in_process_engine import InProcessEngine
 from epistill.rollouts.load_model import lab_directory
+from epistill.rollouts.load_without_weights import load_without_weights
 from epistill.rollouts.model import LanguageModel
 from epistill.rollouts.prompts import render_prompt
-from epistill.rollouts.sampler import PromptRequest
-from epistill.rollouts.served_model import load_outline
+from epistill.rollouts.top_k_scores import top_k_scores
 from epistill.tasks.coverage import load_eval_problems
 from tests.helpers.fake_vllm import FakeVllm
 from tests.helpers.served import serving, stop, widen_heads
@@ -54,7 +57,7 @@ def comparable(report):
 
 
 def measured(config, folder):
-    return run_preflight(config, make_engine(config, folder), folder)
+    return run_preflight(config, preflight_engine(config, folder), folder)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +68,7 @@ def whole(lab_model, tmp_path_factory):
 
 
 def test_an_outline_knows_what_the_model_knows(lab_model):
-    outline = load_outline("lab")
+    outline = load_without_weights("lab")
     assert outline.eos_ids == lab_model.eos_ids
     assert outline.max_positions == lab_model.max_positions
     assert {p.device.type for p in outline.network.parameters()} == {"meta"}
@@ -84,12 +87,12 @@ def agree(engine, model, config):
     slack = []
     for rollout, ours, theirs in zip(
         rollouts,
-        InProcess(model).score(*pairs, mass_of=mass_of),
+        InProcessEngine(model).score(*pairs, mass_of=mass_of),
         engine.score(*pairs, mass_of=mass_of),
         strict=True,
     ):
-        assert np.abs(ours.log_probs - theirs.log_probs).max() < AGREE
-        assert np.abs(ours.log_probs - np.array(rollout.logprobs)).max() < AGREE
+        assert (ours.log_probs - theirs.log_probs).abs().max() < AGREE
+        assert (ours.log_probs - torch.tensor(rollout.logprobs)).abs().max() < AGREE
         assert (theirs.mass <= ours.mass + AGREE).all()
         assert (ours.mass <= theirs.mass + theirs.mass_slack + AGREE).all()
         assert (theirs.entropies <= ours.entropies + AGREE).all()
@@ -104,7 +107,7 @@ def test_both_engines_agree(lab_model, whole, tmp_path):
     assert report["identity"]["top_k"] == 20
     with FakeVllm(lab_model) as server:
         config = config_of(server.url)
-        agree(make_engine(config, tmp_path), lab_model, config)
+        agree(preflight_engine(config, tmp_path), lab_model, config)
 
 
 def test_faults_on_the_way_change_nothing(lab_model, whole, tmp_path):
@@ -144,12 +147,12 @@ def test_other_weights_under_the_same_name_are_not_served_from_the_cache(lab_mod
     next(iter(other.network.parameters())).data *= 1.05
     with FakeVllm(lab_model) as one, FakeVllm(other) as two:
         names = {
-            make_engine(config_of(server.url), tmp_path).identity["probe"]
+            preflight_engine(config_of(server.url), tmp_path).identity["probe"]
             for server in (one, two, one)
         }
         assert len(names) == 2
         with pytest.raises(EpistillError, match="expected one model under one name"):
-            make_engine(config_of(one.url, two.url), tmp_path)
+            preflight_engine(config_of(one.url, two.url), tmp_path)
 
 
 def test_nobody_there_is_one_line(tmp_path):
@@ -163,6 +166,65 @@ def test_nobody_there_is_one_line(tmp_path):
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+class TopK(InProcessEngine):
+    """The model of this process as a server would show it: its top 20, nothing else."""
+
+    def __init__(self, model, survives=10**9):
+        super().__init__(model)
+        self.model, self.calls, self.survives = model, 0, survives
+
+    def _count(self):
+        self.calls += 1
+        if self.calls > self.survives:
+            raise EpistillError("the server at http://x died; start it again")
+
+    def sample(self, requests, **drawing):
+        self._count()
+        return super().sample(requests, **drawing)
+
+    @torch.no_grad()
+    def score(self, prompts, completions, *, mass_of=None):
+        self._count()
+        rows = []
+        for prompt, tokens in zip(prompts, completions, strict=True):
+            batch = align([prompt], [tokens], pad_id=0, device=self.model.device)
+            full = self.model.head().logits(batch.hidden(self.model)).log_softmax(-1).double()
+            top = full.topk(20, dim=-1)
+            own = full.gather(1, torch.tensor(tokens).unsqueeze(1)).squeeze(1)
+            columns = own.numpy(), top.indices.numpy(), top.values.numpy()
+            rows.append(
+                top_k_scores(tokens, *columns, mass_of=mass_of, vocabulary=self.model.vocabulary)
+            )
+        return rows
+
+
+def test_top_k_agrees_with_the_full_vocabulary_within_its_own_bound(lab_model, tmp_path):
+    config = config_of()
+    exact = run_preflight(config, InProcessEngine(lab_model), tmp_path / "a")
+    found = run_preflight(config, TopK(lab_model), tmp_path / "b")
+    for name, context in found["contexts"].items():
+        ours, full = context["pressure"], exact["contexts"][name]["pressure"]
+        gap = abs(ours["change_per_1k_tokens"]["value"] - full["change_per_1k_tokens"]["value"])
+        assert gap <= ours["bound_per_1k_tokens"] + 1e-3
+        assert 0 < ours["bound_per_1k_tokens"] < 5
+        assert full["bound_per_1k_tokens"] == 0
+        for part, key in (("pressure", "kl_nats_per_token"), ("richness", "own_nats_per_token")):
+            assert context[part][key]["value"] == pytest.approx(
+                exact["contexts"][name][part][key]["value"], abs=1e-4
+            )
+        assert context["entropy_slack_nats"] < 0.05
+    assert found["control"]["holds"]
+
+
+def test_an_engine_that_dies_leaves_its_work(lab_model, tmp_path):
+    whole, again = TopK(lab_model), TopK(lab_model)
+    run_preflight(config_of(), whole, tmp_path / "whole")
+    with pytest.raises(EpistillError, match="died; start it again"):
+        run_preflight(config_of(), TopK(lab_model, survives=7), tmp_path / "part")
+    run_preflight(config_of(), again, tmp_path / "part")
+    assert again.calls == whole.calls - 7
+
+
 @real
 def test_a_real_server(lab_model, tmp_path):
     """Log-probs agree, the control holds, masses lie within their bounds; it is killed, resumed."""
@@ -170,7 +232,7 @@ def test_a_real_server(lab_model, tmp_path):
     log, cache = tmp_path / "server.log", tmp_path / "cache"
     with serving(Path(ENVIRONMENT or ""), model, log) as (url, process):
         config = config_of(url)
-        engine = make_engine(config, cache)
+        engine = preflight_engine(config, cache)
         report = run_preflight(config, engine, cache)
         assert report["control"]["largest_u_nats"] < AGREE
         agree(engine, lab_model, config)

@@ -10,10 +10,12 @@ import torch
 
 from epistill.config import SamplingConfig
 from epistill.errors import EpistillError
-from epistill.preflights.scoring_engine import InProcess, top_k_scores, weights_fingerprint
 from epistill.rollouts.align import align
+from epistill.rollouts.engine import PromptRequest
+from epistill.rollouts.in_process_engine import InProcessEngine, weights_fingerprint
 from epistill.rollouts.prompts import render_prompt
-from epistill.rollouts.sampler import PromptRequest, sample
+from epistill.rollouts.sampler import sample
+from epistill.rollouts.top_k_scores import top_k_scores
 from epistill.tasks.star_search import star_problem
 
 
@@ -40,7 +42,7 @@ MASS_OF = tuple(range(30, 60))
 
 @pytest.mark.parametrize("k", [1, 3, 20, 70])
 def test_top_k_bounds_hold_against_the_full_vocabulary(lab_model, rollouts, k):
-    engine = InProcess(lab_model)
+    engine = InProcessEngine(lab_model)
     exact = engine.score(
         [r.prompt_ids for r in rollouts], [r.completion_ids for r in rollouts], mass_of=MASS_OF
     )
@@ -99,7 +101,7 @@ def test_the_fingerprint_knows_a_changed_model(tiny_model):
 
 
 def test_no_two_scores_share_their_arrays(lab_model, rollouts):
-    (row,) = InProcess(lab_model).score(
+    (row,) = InProcessEngine(lab_model).score(
         [rollouts[0].prompt_ids], [rollouts[0].completion_ids], mass_of=MASS_OF
     )
     lengths = {len(getattr(row, field.name)) for field in dataclasses.fields(row)}

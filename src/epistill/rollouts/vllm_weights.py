@@ -21,7 +21,9 @@ from torch import Tensor
 from epistill.errors import EpistillError
 from epistill.objective import token_log_probs
 from epistill.rollouts.model import LanguageModel
-from epistill.rollouts.vllm_client import COMPLETIONS, Client, Server, ServerRequest, UnusableReply
+from epistill.rollouts.vllm_api import WeightInfo, read_reply
+from epistill.rollouts.vllm_client import COMPLETIONS, Client
+from epistill.rollouts.vllm_server import Refused, Server, ServerRequest, UnusableReply, printable
 from epistill.seeds import named_random
 
 WEIGHTS = "model.safetensors"
@@ -78,11 +80,13 @@ def write_weights(model: LanguageModel, folder: Path) -> None:
 def _merged(network: Any) -> dict[str, Tensor]:
     """The state dict under the base model's own names, low-rank adapters added in.
 
-    A head that is tied to the embedding is written a second time: vLLM 0.32 on CPU keeps a packed
-    copy of the head, which a reload refreshes only if the file names it.
+    Tensors that share memory are copied, so that a tied head is written under its own name too:
+    vLLM on a CPU keeps a packed copy of the head, which only a name in the file makes it renew.
     """
-    adapters = {
-        name: module for name, module in network.named_modules() if hasattr(module, "lora_A")
+    adapters: dict[str, Any] = {
+        name: module
+        for name, module in network.named_modules()
+        if hasattr(module, "get_delta_weight")
     }
     state: dict[str, Tensor] = {}
     for name, tensor in network.state_dict().items():
@@ -148,77 +152,47 @@ def push_to(
     """
     if server.lost is not None:
         client.call(server, "/health", seconds=5)
-    _reload(client, server, folder, version)
+    reload = {"method": "reload_weights", "kwargs": {"weights_path": str(folder.resolve())}}
+    try:  # a failure in between may leave half of each
+        client.call(server, "/collective_rpc", reload)
+        client.call(server, "/reset_prefix_cache", {})
+        client.call(server, "/update_weight_version", {"new_version": str(version)})
+    except Refused as error:
+        raise Refused(
+            f"{error}; expected a vLLM server with development endpoints "
+            "(VLLM_SERVER_DEV_MODE=1, on a trusted network) of version 0.32 or later"
+        ) from error
     found = tuple(probe.read(client.call(server, COMPLETIONS, probe.body))["log_probs"])
-    gap = _check_probe(
-        found, before=server.probe, expected=expected, expected_before=expected_before
-    )
+    gap = None
+    if expected is not None:
+        gap = _probe_gap(found, expected)
+        if server.probe == found and expected_before is not None:
+            moved = max(abs(a - b) for a, b in zip(expected, expected_before, strict=True))
+            if moved > PROBE_MOVED_NATS:
+                raise UnusableReply("the reload changed nothing")
     server.probe, server.version, server.lost, server.tempered = found, version, None, False
     return gap
 
 
-def _reload(client: Client, server: Server, folder: Path, version: int) -> None:
-    """Make one server read the folder and forget what it computed with the old weights.
-
-    Raises:
-        UnusableReply: It did not; its weights may then be half of each.
-    """
-    path = str(folder.resolve())
-    try:
-        client.call(
-            server,
-            "/collective_rpc",
-            {"method": "reload_weights", "kwargs": {"weights_path": path}},
-        )
-        client.call(server, "/reset_prefix_cache", {})
-        client.call(server, "/update_weight_version", {"new_version": str(version)})
-    except EpistillError as error:
-        raise EpistillError(
-            f"{error}; expected a vLLM server with development endpoints "
-            "(VLLM_SERVER_DEV_MODE=1, on a trusted network) of version 0.32 or later"
-        ) from error
-
-
-def served_version(client: Client, server: Server) -> str:
-    """Which version the server says its weights have ("default" for those it started with)."""
-    reply = client.call(server, "/weight_info")
-    version = reply.get("weight_version") if isinstance(reply, dict) else None
-    if not isinstance(version, str):
-        raise UnusableReply("no weight version in its reply")
-    return version
-
-
-def _check_probe(
-    found: Sequence[float],
-    *,
-    before: Sequence[float] | None,
-    expected: Sequence[float] | None,
-    expected_before: Sequence[float] | None,
-) -> float | None:
-    """Compare the server's log-probs of the probe with the trainer's.
-
-    Args:
-        found: The server's, after the reload.
-        before: The server's after the last push; None at the first.
-        expected: The trainer's; None where the weights came from a file.
-        expected_before: The trainer's at the last push.
-
-    Returns:
-        Mean absolute gap in nats per token; None without `expected`.
-
-    Raises:
-        UnusableReply: The server does not have the weights it should have.
-    """
-    if expected is None:
-        return None
+def _probe_gap(found: Sequence[float], expected: Sequence[float]) -> float:
+    """Mean gap in nats per token; UnusableReply where it is not that of the same weights."""
     gap = sum(abs(f - e) for f, e in zip(found, expected, strict=True)) / len(found)
     size = sum(abs(e) for e in expected) / len(expected)
     if gap > PROBE_GAP_NATS + PROBE_GAP_SHARE * size:
         raise UnusableReply(
             f"after the reload its log-probs differ from the trainer's by {gap:.3g} nats per token"
         )
-    if before is not None and expected_before is not None and tuple(before) == tuple(found):
-        moved = max(abs(a - b) for a, b in zip(expected, expected_before, strict=True))
-        if moved > PROBE_MOVED_NATS:
-            raise UnusableReply("the reload changed nothing")
     return gap
+
+
+def check_version(client: Client, server: Server) -> int | None:
+    """The version of the server's weights by its own word; a server with others is lost.
+
+    Raises:
+        UnusableReply: It has others.
+    """
+    says = read_reply(WeightInfo, client.call(server, "/weight_info")).weight_version
+    if says != str(server.version):
+        server.lost = f"its weights have version {printable(says)}, expected {server.version}"
+        raise UnusableReply(f"{server.lost}: it was restarted, or someone else changed them")
+    return server.version

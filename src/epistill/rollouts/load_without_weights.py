@@ -16,8 +16,8 @@ from epistill.rollouts.load_model import load_tokenizer, model_source
 from epistill.rollouts.model import LanguageModel
 
 
-def load_outline(name: str) -> LanguageModel:
-    """A model without its weights: tokenizer, end tokens, sizes; for one that runs elsewhere.
+def load_without_weights(name: str) -> LanguageModel:
+    """Tokenizer, end tokens and sizes of a model that runs elsewhere.
 
     Args:
         name: As for `load_model`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from email.utils import formatdate
 
@@ -10,17 +11,26 @@ import torch
 
 from epistill.config import SamplingConfig
 from epistill.errors import EpistillError
-from epistill.rollouts.reply_cache import KeptReplies
-from epistill.rollouts.sampler import PromptRequest
+from epistill.rollouts.engine import PromptRequest
+from epistill.rollouts.model import LanguageModel
 from epistill.rollouts.scoring import score_completions
-from epistill.rollouts.vllm import VllmPool
-from epistill.rollouts.vllm_client import ServersLost
+from epistill.rollouts.stored_replies import StoredReplies
+from epistill.rollouts.vllm_engine import VllmEngine
+from epistill.rollouts.vllm_server import ServersLost
 from tests.helpers.fake_vllm import FakeVllm
 from tests.helpers.models import make_tiny_model
 
 MODEL = make_tiny_model()
 SAMPLING = SamplingConfig(max_new_tokens=6)
 FAULTS = ["429", "500", "503", "garbage", "few_choices", "few_tokens", "no_logprobs", "nan", "drop"]
+
+
+class OtherEnds(LanguageModel):
+    """Not what the served model ends with."""
+
+    @property
+    def eos_ids(self):
+        return frozenset({0})
 
 
 def requests(count=6):
@@ -30,7 +40,7 @@ def requests(count=6):
 def pool_of(*servers, **settings):
     urls = [server if isinstance(server, str) else server.url for server in servers]
     settings = {"sleep": lambda seconds: None, "timeout": 20.0, **settings}
-    return VllmPool(urls, "m", tokenizer=MODEL.tokenizer, ends=MODEL.eos_ids, **settings)
+    return VllmEngine(urls, "m", MODEL, **settings)
 
 
 def draw(pool, count=6, samples=3, sampling=SAMPLING, **more):
@@ -166,14 +176,14 @@ def test_finished_work_outlives_the_process(tmp_path, expected):
     path = tmp_path / "replies.jsonl"
     with FakeVllm(MODEL, faults=["ok"] * 4, always="500") as server:
         with pytest.raises(ServersLost):
-            draw(pool_of(server, in_flight=1, attempts=1, kept=KeptReplies(path)))
+            draw(pool_of(server, in_flight=1, attempts=1, kept=StoredReplies(path)))
         with path.open("a") as out:
             out.write('["torn')  # killed while writing
         server.always = "ok"
-        assert len(KeptReplies(path)) == 4
-        assert draw(pool_of(server, kept=KeptReplies(path))) == expected
+        assert len(StoredReplies(path)) == 4
+        assert draw(pool_of(server, kept=StoredReplies(path))) == expected
         assert len(server.bodies) == 5 + 2
-    assert draw(pool_of("http://127.0.0.1:9", kept=KeptReplies(path))) == expected
+    assert draw(pool_of("http://127.0.0.1:9", kept=StoredReplies(path))) == expected
 
 
 def test_no_server_at_all_is_one_line():
@@ -206,8 +216,8 @@ def test_a_refused_request_is_not_repeated():
 
 def test_another_model_is_refused():
     with FakeVllm(MODEL) as server:
-        ends = frozenset({0})  # not what the served model ends with
-        pool = VllmPool([server.url], "m", tokenizer=MODEL.tokenizer, ends=ends)
+        other = OtherEnds(MODEL.network, MODEL.tokenizer, "m")
+        pool = VllmEngine([server.url], "m", other)
         with pytest.raises(EpistillError, match="no end token of this model"):
             draw(pool, count=8, samples=8, sampling=SamplingConfig(max_new_tokens=40))
     with pytest.raises(EpistillError, match="one or more different addresses"):
@@ -241,29 +251,31 @@ def test_filters_are_refused(filters):
 def test_scores_equal_the_models_own(expected):
     prompts = [r.prompt_ids for r in expected]
     completions = [r.completion_ids for r in expected]
+    some = torch.arange(0, MODEL.vocabulary, 3)
     with FakeVllm(MODEL, faults=["nan", "few_tokens", "no_logprobs", "garbage"]) as server:
-        found = pool_of(server).score(prompts, completions, top_k=5)
+        found = pool_of(server, top_k=5).score(prompts, completions, mass_of=some.tolist())
     for rollout, score in zip(expected, found, strict=True):
         ids = torch.tensor([[*rollout.prompt_ids, *rollout.completion_ids]])
         with torch.no_grad():
             full = MODEL.network(ids).logits[0, len(rollout.prompt_ids) - 1 : -1].log_softmax(-1)
         chosen = full.gather(1, torch.tensor(rollout.completion_ids).unsqueeze(1)).squeeze(1)
-        torch.testing.assert_close(score.log_probs, chosen, atol=1e-5, rtol=0)
-        top = full.topk(5)
-        torch.testing.assert_close(score.top_log_probs, top.values, atol=1e-5, rtol=0)
+        torch.testing.assert_close(score.log_probs.float(), chosen, atol=1e-5, rtol=0)
         # The bound of a truncated list, for a set of tokens of which some are not in it.
-        some = torch.arange(0, full.shape[1], 3)
-        truth = full[:, some].exp().sum(1)
-        listed = (score.top_log_probs.exp() * torch.isin(score.top_ids, some)).sum(1)
-        assert (truth >= listed - 1e-6).all()
-        assert (truth <= listed + score.tail_mass + 1e-6).all()
+        top, truth = full.topk(5), full[:, some].exp().sum(1)
+        listed = (top.values.exp() * torch.isin(top.indices, some)).sum(1)
+        assert (score.mass >= listed - 1e-6).all()
+        assert (truth >= score.mass - 1e-6).all()
+        assert (truth <= score.mass + score.mass_slack + 1e-6).all()
+        assert (score.mass_slack <= 1 - top.values.exp().sum(1) + 1e-6).all()
 
 
 def test_scores_without_top_k_and_of_nothing():
     with FakeVllm(MODEL) as server:
-        (one,) = pool_of(server).score([(1, 2)], [(3, 4, 5)])
-        assert one.top_ids.shape == (3, 0)
-        assert one.tail_mass.tolist() == [1.0] * 3
+        (one,) = pool_of(server).score([(1, 2)], [(3, 4, 5)], mass_of=[6])
+        # Nothing is listed: any mass and any entropy may be.
+        assert (one.mass.tolist(), one.mass_slack.tolist()) == ([0.0] * 3, [1.0] * 3)
+        assert one.entropies.tolist() == [0.0] * 3
+        assert one.entropy_slack.tolist() == pytest.approx([math.log(MODEL.vocabulary)] * 3)
         assert pool_of(server).score([], []) == []
         with pytest.raises(EpistillError, match="at least one token"):
             pool_of(server).score([()], [(1,)])

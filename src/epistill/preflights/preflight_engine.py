@@ -1,8 +1,7 @@
-"""From settings to an engine: a model in this process, or vLLM servers and what they serve.
+"""From a preflight's settings to its engine: a model in this process, or vLLM servers.
 
-Enters: a `PreflightConfig`, the cache's folder. Leaves: an `Engine`. A server does not say which
-weights it has, so it is asked for the log-probs of a fixed sequence: results that were cached with
-other weights, under the same name, are never mixed with its own.
+A server does not say which weights it has, so it is asked for the log-probs of a fixed sequence:
+results that were cached with other weights, under the same name, are never mixed with its own.
 """
 
 from __future__ import annotations
@@ -12,29 +11,29 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from epistill.errors import EpistillError, damaged
 from epistill.json_files import read_json, write_json
 from epistill.preflights.preflight_config import PreflightConfig
-from epistill.preflights.scoring_engine import Engine, InProcess
-from epistill.preflights.served_scores import Served
+from epistill.rollouts.engine import Engine
+from epistill.rollouts.in_process_engine import InProcessEngine
 from epistill.rollouts.load_model import load_model
-from epistill.rollouts.model import LanguageModel
-from epistill.rollouts.reply_cache import KeptReplies
-from epistill.rollouts.served_model import load_outline
-from epistill.rollouts.vllm import VllmPool
-from epistill.rollouts.vllm_client import API_KEY, Client, Server, UnusableReply
-from epistill.rollouts.vllm_push import probe_ids
+from epistill.rollouts.load_without_weights import load_without_weights
+from epistill.rollouts.stored_replies import StoredReplies
+from epistill.rollouts.vllm_api import ServedModels, read_reply
+from epistill.rollouts.vllm_client import API_KEY, Client
+from epistill.rollouts.vllm_engine import VllmEngine
+from epistill.rollouts.vllm_server import Server, UnusableReply, printable
+from epistill.rollouts.vllm_weights import probe_ids
 
 PROBES = "served-models.json"
 SAME_SERVERS_NATS = 0.05  # mean gap between servers of one model, in their own arithmetic
 SAME_CACHE_NATS = 1e-3  # largest gap at which earlier results are reused
 
 
-def make_engine(config: PreflightConfig, folder: Path) -> Engine:
+def preflight_engine(config: PreflightConfig, folder: Path) -> Engine:
     """The engine that the settings name.
 
     Args:
@@ -52,21 +51,18 @@ def make_engine(config: PreflightConfig, folder: Path) -> Engine:
         device=config.device,
         chat_template=config.chat_template,
     )
-    return InProcess(model, microbatch_tokens=config.microbatch_tokens)
+    return InProcessEngine(model, microbatch_tokens=config.microbatch_tokens)
 
 
-def _served(config: PreflightConfig, folder: Path) -> Served:
-    outline = load_outline(config.model)
+def _served(config: PreflightConfig, folder: Path) -> VllmEngine:
+    model, api_key = load_without_weights(config.model), os.environ.get(API_KEY)
     urls = [url.strip().rstrip("/") for url in config.engine.split(",")]
-    vocabulary = int(outline.network.config.get_text_config().vocab_size)
-    names, limits, probes = [], [], []
-    for url in urls:
-        name, limit = _model_at(url, config.model)
-        with_probe = probe_ids(min(vocabulary, len(outline.tokenizer)))
-        (found,) = _pool([url], name, outline).score([with_probe[:1]], [with_probe[1:]])
-        names.append(name)
-        limits.append(limit)
-        probes.append([float(value) for value in found.log_probs])
+    served = [_model_at(url, config.model, api_key) for url in urls]
+    probes = [
+        _probe(VllmEngine([url], name, model, api_key=api_key))
+        for url, (name, _) in zip(urls, served, strict=True)
+    ]
+    names = [name for name, _ in served]
     gaps = np.abs(np.array(probes) - probes[0]).mean(axis=1)
     if len(set(names)) > 1 or gaps.max() > SAME_SERVERS_NATS:
         raise EpistillError(
@@ -75,57 +71,51 @@ def _served(config: PreflightConfig, folder: Path) -> Served:
         )
     identity = {"engine": "vllm", "model": names[0], "probe": _known(folder / PROBES, probes[0])}
     sha = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    kept = KeptReplies(folder / f"replies-{sha[:16]}.jsonl")
-    known = [limit for limit in (*limits, outline.max_positions) if limit is not None]
-    return Served(
-        _pool(urls, names[0], outline, kept=kept),
-        tokenizer=outline.tokenizer,
-        eos_ids=outline.eos_ids,
-        vocabulary=vocabulary,
-        max_positions=min(known, default=None),
-        top_k=config.top_k,
-        identity=identity,
-        kept=kept,
-    )
-
-
-def _pool(
-    urls: Sequence[str], name: str, outline: LanguageModel, kept: KeptReplies | None = None
-) -> VllmPool:
-    return VllmPool(
+    limits = [limit for _, limit in served] + [model.max_positions]
+    return VllmEngine(
         urls,
-        name,
-        tokenizer=outline.tokenizer,
-        ends=outline.eos_ids,
-        kept=kept,
-        api_key=os.environ.get(API_KEY),
+        names[0],
+        model,
+        top_k=config.top_k,
+        max_positions=min((limit for limit in limits if limit is not None), default=None),
+        identity=identity,
+        kept=StoredReplies(folder / f"replies-{sha[:16]}.jsonl"),
+        api_key=api_key,
     )
 
 
-def _model_at(url: str, wanted: str) -> tuple[str, int | None]:
+def _probe(engine: VllmEngine) -> list[float]:
+    """Log-probs of the fixed sequence."""
+    ids = probe_ids(min(engine.model.vocabulary, len(engine.tokenizer)))
+    try:
+        return engine.score([ids[:1]], [ids[1:]])[0].log_probs.tolist()
+    finally:
+        engine.close()
+
+
+def _model_at(url: str, wanted: str, api_key: str | None) -> tuple[str, int | None]:
     """The name of the served model and the longest request it takes.
 
     Raises:
         EpistillError: No server there, or it serves several models and none has the wanted name.
     """
     server = Server(url)
-    client = Client([server], api_key=os.environ.get(API_KEY))
+    client = Client([server], api_key=api_key)
     try:
-        told: Any = client.patiently(lambda: client.call(server, "/v1/models"))
+        told = client.patiently(lambda: read_reply(ServedModels, client.call(server, "/v1/models")))
     except UnusableReply as failure:
         server.lost = str(failure)
         raise client.lost_error() from failure
     finally:
         client.close()
-    listed = told.get("data") if isinstance(told, dict) else None
-    models = {m["id"]: m.get("max_model_len") for m in listed or () if "id" in m}
+    models = {model.id: model.max_model_len for model in told.data}
     if len(models) == 1:
         return next(iter(models.items()))
     if wanted in models:
         return wanted, models[wanted]
     raise EpistillError(
-        f"the server at {url} serves {', '.join(models) or 'no model'}; expected one model, or "
-        f"one of the name {wanted!r}"
+        f"the server at {url} serves {printable(', '.join(models)) or 'no model'}; expected one "
+        f"model, or one of the name {wanted!r}"
     )
 
 

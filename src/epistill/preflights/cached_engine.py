@@ -17,14 +17,12 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
-import numpy as np
 import polars as pl
+import torch
 
 from epistill.json_files import write_atomic
-from epistill.preflights.scoring_engine import Engine, Ids, Scores
 from epistill.records import Rollout, rollout_from_json, rollout_to_json
-from epistill.rollouts.engine import Drawing
-from epistill.rollouts.sampler import PromptRequest
+from epistill.rollouts.engine import Drawing, Engine, Ids, PromptRequest, TokenScores
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -33,22 +31,19 @@ FORMAT = 1
 CHUNK_ROWS = 64  # responses that are asked for, and kept, together
 
 
-class Cached:
+class CachedEngine:
     """An engine that remembers.
 
     Args:
         engine: Asked for what is not there yet.
         folder: Of the chunks.
-        on_chunk: Told (chunks found, chunks asked for) after each one.
+
+    Attributes:
+        found, asked: Chunks so far that were there, and that were not.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        folder: Path,
-        on_chunk: Callable[[int, int], None] = lambda found, asked: None,
-    ) -> None:
-        self._engine, self._folder, self._on_chunk = engine, folder, on_chunk
+    def __init__(self, engine: Engine, folder: Path) -> None:
+        self._engine, self._folder = engine, folder
         self.found = self.asked = 0
 
     @property
@@ -81,11 +76,7 @@ class Cached:
         rollouts: list[Rollout] = []
         for start in range(0, len(requests), size):
             chosen = requests[start : start + size]
-            key = {
-                "what": "sample",
-                "requests": [asdict(request) for request in chosen],
-                **how,
-            }
+            key = {"what": "sample", "requests": [asdict(request) for request in chosen], **how}
 
             def ask(chosen: Sequence[PromptRequest] = chosen) -> list[dict[str, Any]]:
                 return [rollout_to_json(r) for r in self._engine.sample(chosen, **drawing)]
@@ -94,29 +85,27 @@ class Cached:
         return rollouts
 
     def score(
-        self, prompts: Sequence[Ids], completions: Sequence[Ids], *, mass_of: Ids
-    ) -> list[Scores]:
-        """`Engine.score`, chunk by chunk."""
-        scores: list[Scores] = []
+        self, prompts: Sequence[Ids], completions: Sequence[Ids], *, mass_of: Ids | None = None
+    ) -> list[TokenScores]:
+        """`Engine.score` in float64, chunk by chunk."""
+        scores: list[TokenScores] = []
         for start in range(0, len(prompts), CHUNK_ROWS):
-            pair = (
-                prompts[start : start + CHUNK_ROWS],
-                completions[start : start + CHUNK_ROWS],
-            )
-            key = {"what": "score", "rows": [list(map(list, p)) for p in pair]}
-            key["mass_of"] = list(mass_of)
+            pair = [c[start : start + CHUNK_ROWS] for c in (prompts, completions)]
+            key = {"what": "score", "rows": [list(map(list, rows)) for rows in pair]}
+            key["mass_of"] = None if mass_of is None else list(mass_of)
 
-            def ask(pair: tuple[Sequence[Ids], Sequence[Ids]] = pair) -> list[dict[str, Any]]:
-                found = self._engine.score(*pair, mass_of=mass_of)
+            def ask(pair: Sequence[Sequence[Ids]] = pair) -> list[dict[str, Any]]:
                 return [
-                    {field.name: getattr(row, field.name).tolist() for field in fields(row)}
-                    for row in found
+                    {field.name: _listed(getattr(row, field.name)) for field in fields(row)}
+                    for row in self._engine.score(pair[0], pair[1], mass_of=mass_of)
                 ]
 
-            scores += [
-                Scores(*(np.array(row[field.name], dtype=np.float64) for field in fields(Scores)))
-                for row in self._rows(key, ask)
-            ]
+            for row in self._rows(key, ask):
+                columns: dict[str, Any] = {
+                    name: None if column is None else torch.tensor(column, dtype=torch.float64)
+                    for name, column in row.items()
+                }
+                scores.append(TokenScores(**columns))
         return scores
 
     def _rows(
@@ -125,22 +114,21 @@ class Cached:
         whole = {"format": FORMAT, "identity": dict(self.identity), **key}
         text = json.dumps(whole, sort_keys=True)
         path = self._folder / f"{hashlib.sha256(text.encode()).hexdigest()}.parquet"
-        rows = _kept(path)
+        rows = _stored(path)
         if rows is not None:
             self.found += 1
-        else:
-            self.asked += 1
-            rows = ask()
-            buffer = io.BytesIO()
-            pl.DataFrame(rows, infer_schema_length=None).write_parquet(buffer)
-            content = buffer.getvalue()
-            write_atomic(path.with_suffix(".sha256"), hashlib.sha256(content).hexdigest())
-            write_atomic(path, content)
-        self._on_chunk(self.found, self.asked)
+            return rows
+        self.asked += 1
+        rows = ask()
+        buffer = io.BytesIO()
+        pl.DataFrame(rows, infer_schema_length=None).write_parquet(buffer)
+        content = buffer.getvalue()
+        write_atomic(path.with_suffix(".sha256"), hashlib.sha256(content).hexdigest())
+        write_atomic(path, content)
         return rows
 
 
-def _kept(path: Path) -> list[dict[str, Any]] | None:
+def _stored(path: Path) -> list[dict[str, Any]] | None:
     """The rows of a chunk; None where it is not there, or not what was written."""
     try:
         content, sha256 = path.read_bytes(), path.with_suffix(".sha256").read_bytes()
@@ -150,3 +138,7 @@ def _kept(path: Path) -> list[dict[str, Any]] | None:
         logging.getLogger("epistill").warning("%s is damaged; it is asked for again", path)
         return None
     return pl.read_parquet(io.BytesIO(content)).to_dicts()
+
+
+def _listed(column: torch.Tensor | None) -> list[float] | None:
+    return None if column is None else column.tolist()

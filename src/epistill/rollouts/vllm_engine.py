@@ -1,0 +1,314 @@
+"""vLLM servers as the engine: sampling, scoring and new weights, over HTTP, by token ids.
+
+vLLM runs in processes of its own (docs/vllm.md says how to start them); its version never
+constrains this package's torch or transformers. Where several processes train together, the first
+one asks the servers for all, and an error is the same error in every process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Unpack
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from epistill.errors import EpistillError
+from epistill.records import Rollout, rollout_from_json, rollout_to_json
+from epistill.rollouts.engine import Drawing, Ids, PromptRequest, TokenScores
+from epistill.rollouts.model import LanguageModel
+from epistill.rollouts.sampler import decode_text
+from epistill.rollouts.top_k_scores import top_k_scores
+from epistill.rollouts.vllm_api import check_temperature, sample_request, score_request
+from epistill.rollouts.vllm_client import Client
+from epistill.rollouts.vllm_server import Server, ServerRequest, ServersLost
+from epistill.rollouts.vllm_weights import (
+    WEIGHTS,
+    Push,
+    check_version,
+    probe_ids,
+    probe_log_probs,
+    push_to,
+    write_weights,
+)
+from epistill.seeds import derive_seed
+from epistill.world import current_world
+
+
+class VllmEngine:
+    """Several vLLM servers that serve the same model.
+
+    Args:
+        urls: Their addresses, e.g. "http://127.0.0.1:8000".
+        served_name: The name they serve it under (`--served-model-name`).
+        model: What they serve, as it is known here: tokenizer, end tokens, sizes. Its weights are
+            not read (`load_without_weights`).
+        top_k: Most likely tokens listed at each scored position; at most the servers'
+            `--max-logprobs` (20 unless they were started with more).
+        max_positions: Longest request that the servers take; None for the model's.
+        identity: What decides its numbers.
+        weights_folder: Where pushed weights are written; every server reads the same path.
+        push_every: Steps between two pushes; above 1 the policy that samples is a stale one.
+        kept: Finished work by name until the next call begins. `StoredReplies` keeps it on disk.
+        client_settings: `in_flight`, `attempts`, `pause`, `timeout`, `api_key` of `Client`.
+    """
+
+    def __init__(
+        self,
+        urls: Sequence[str],
+        served_name: str,
+        model: LanguageModel,
+        *,
+        top_k: int = 0,
+        max_positions: int | None = None,
+        identity: Mapping[str, Any] = MappingProxyType({}),
+        weights_folder: Path | None = None,
+        push_every: int = 1,
+        kept: MutableMapping[str, Any] | None = None,
+        **client_settings: Any,
+    ) -> None:
+        urls = [url.strip().rstrip("/") for url in urls]
+        if not urls or len(set(urls)) < len(urls):
+            raise EpistillError(f"vLLM servers {urls}; expected one or more different addresses")
+        self.client = Client([Server(url) for url in urls], **client_settings)
+        self._served_name, self.model = served_name, model
+        self._top_k = min(top_k, model.vocabulary)
+        self.identity: Mapping[str, Any] = {**identity, "top_k": self._top_k}
+        self.max_positions = model.max_positions if max_positions is None else max_positions
+        self._folder, self._push_every = weights_folder, push_every
+        self._kept: MutableMapping[str, Any] = {} if kept is None else kept
+        self._handed_over = False
+        self._version: int | None = None
+        self._probe: tuple[float, ...] | None = None
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The served model's."""
+        return self.model.tokenizer
+
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        """The served model's."""
+        return self.model.eos_ids
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.client.close()
+
+    # ---- sampling
+
+    def sample(
+        self, requests: Sequence[PromptRequest], **drawing: Unpack[Drawing]
+    ) -> list[Rollout]:
+        """Sample responses, one HTTP request per prompt; without entropies.
+
+        The draws are the server's own: named by the seed, but not the in-process sampler's, and on
+        a GPU not the same bits for every batch.
+
+        Args:
+            requests: Prompts.
+            **drawing: As for every engine, but `sampling` must have top-p and top-k off, because
+                the server gives log-probs after them and a `Rollout` holds those before; and where
+                weights were pushed, the version that the server itself names after its reply is
+                stamped instead of `policy_version`.
+
+        Raises:
+            ServersLost: No server could answer.
+            EpistillError: One refused, or log-probs are not those at the sampling temperature.
+        """
+        rows = _by_first(lambda: [rollout_to_json(r) for r in self._sample(requests, drawing)])
+        return [rollout_from_json(row) for row in rows]
+
+    def _sample(self, requests: Sequence[PromptRequest], drawing: Drawing) -> list[Rollout]:
+        samples, sampling = drawing["samples"], drawing["sampling"]
+        # Greedy responses are all the same, and the server refuses to repeat them.
+        drawn = 1 if sampling.temperature == 0.0 else samples
+        asked = [
+            sample_request(
+                self._served_name,
+                request.ids,
+                samples=drawn,
+                sampling=sampling,
+                seed=derive_seed("sample", drawing["seed"], request.draw, request.ids),
+                ends=self.eos_ids,
+                vocabulary=self.model.vocabulary,
+                weights=str(self._version),
+            )
+            for request in requests
+        ]
+        self._begin()
+        if requests and sampling.temperature not in (0.0, 1.0):
+            self.client.each(
+                lambda server: check_temperature(
+                    self.client, server, self._served_name, requests[0].ids, sampling.temperature
+                ),
+                [server for server in self.client.alive if not server.tempered],
+            )
+        return [
+            Rollout(
+                problem_id=request.problem_id,
+                sample=k,
+                prompt_ids=request.ids,
+                completion_ids=tuple(reply["ids"]),
+                logprobs=tuple(reply["logprobs"]),
+                stop_reason=reply["stop"],
+                text=decode_text(self.tokenizer, self.eos_ids, reply["ids"]),
+                policy_version=drawing.get("policy_version", 0) if version is None else version,
+            )
+            for request, (replies, version) in zip(requests, self._run(asked), strict=True)
+            for k, reply in ((k, replies[k % drawn]) for k in range(samples))
+        ]
+
+    # ---- scoring
+
+    def score(
+        self, prompts: Sequence[Ids], completions: Sequence[Ids], *, mass_of: Ids | None = None
+    ) -> list[TokenScores]:
+        """Log-probs of given completions, with the bounds of `top_k_scores`.
+
+        Raises:
+            ServersLost: No server could answer.
+            EpistillError: One refused, or an empty prompt or completion.
+        """
+        asked: list[ServerRequest] = []
+        for prompt, completion in zip(prompts, completions, strict=True):
+            if not prompt or not completion:
+                raise EpistillError(
+                    "an empty prompt or completion to score; expected at least one token in each"
+                )
+            asked.append(self._score_request((*prompt, *completion), len(prompt), self._top_k))
+
+        def ask() -> list[dict[str, Any]]:
+            self._begin()
+            return [reply for reply, _ in self._run(asked)]
+
+        return [
+            top_k_scores(
+                tokens,
+                np.array(reply["log_probs"]),
+                np.array(reply["top_ids"], dtype=np.int64).reshape(len(tokens), self._top_k),
+                np.array(reply["top_log_probs"]).reshape(len(tokens), self._top_k),
+                mass_of=mass_of,
+                vocabulary=self.model.vocabulary,
+            )
+            for tokens, reply in zip(completions, _by_first(ask), strict=True)
+        ]
+
+    def _score_request(self, ids: Ids, start: int, top_k: int) -> ServerRequest:
+        return score_request(
+            self._served_name,
+            ids,
+            start,
+            top_k=top_k,
+            vocabulary=self.model.vocabulary,
+            weights=str(self._version),
+        )
+
+    # ---- weights
+
+    def refresh(self, student: LanguageModel, step: int) -> dict[str, Any]:
+        """Push the student's weights if it is time; what `Push` says, or nothing.
+
+        Raises:
+            ServersLost: No server took them.
+        """
+        if self._version is not None and step - self._version < self._push_every:
+            return {}
+        found = _by_first(lambda: asdict(self.push_weights(student, step)))
+        self._version = step
+        return found
+
+    def push_weights(self, source: LanguageModel | Path, version: int) -> Push:
+        """Give every server new weights; servers that were lost and answer again come back.
+
+        Args:
+            source: The student, written to `weights_folder` (adapters merged); or a folder that
+                holds model.safetensors already.
+            version: Optimiser steps these weights have seen.
+
+        Raises:
+            EpistillError: No `weights_folder`, no disk, or no server that took them.
+        """
+        folder = source if isinstance(source, Path) else self._folder
+        if folder is None:
+            raise EpistillError(
+                "the servers have no weights_folder; expected a path that the trainer and every "
+                "server can read"
+            )
+        ids = probe_ids(len(self.tokenizer))
+        expected = None
+        if isinstance(source, LanguageModel):
+            write_weights(source, folder)
+            expected = probe_log_probs(source, ids)
+        elif not (folder / WEIGHTS).is_file():
+            raise EpistillError(f"no {WEIGHTS} in {folder}; expected weights in one file")
+        probe, before = self._score_request(ids, 1, 0), self._probe
+        gaps = self.client.each(
+            lambda server: push_to(
+                self.client,
+                server,
+                folder,
+                version,
+                probe,
+                expected=expected,
+                expected_before=before,
+            ),
+            self.client.servers,
+        )
+        self._version, self._probe = version, expected
+        self._kept.clear()
+        if not gaps:
+            raise self.client.lost_error()
+        known = [gap for gap in gaps.values() if gap is not None]
+        return Push(version, tuple(gaps), max(known) if known else None)
+
+    # ---- common
+
+    def request_counts(self) -> dict[str, int]:
+        """Servers in use, and how often requests were repeated or moved, over the run so far."""
+        return {
+            "servers_in_use": len(self.client.alive),
+            "requests_retried": self.client.counts.retried,
+            "requests_moved": self.client.counts.moved,
+        }
+
+    def _begin(self) -> None:
+        """Forget the replies of a call that ended well; ask lost servers whether they are back."""
+        if self._handed_over:
+            self._kept.clear()
+        self._handed_over = False
+        lost = [server for server in self.client.servers if server.lost is not None]
+        if not lost or self._version is not None:  # with pushed weights only a push brings them
+            return
+
+        def ask(server: Server) -> None:
+            self.client.call(server, "/health", seconds=5)
+            server.lost, server.tempered = None, False
+
+        self.client.each(ask, lost)
+
+    def _run(self, asked: Sequence[ServerRequest]) -> list[tuple[Any, Any]]:
+        def version(server: Server) -> int | None:
+            return None if self._version is None else check_version(self.client, server)
+
+        found = self.client.run(asked, self._kept, version)
+        self._handed_over = True
+        return found
+
+
+def _by_first(ask: Callable[[], Any]) -> Any:
+    """What rank 0 was told, in every process; ServersLost in all of them too."""
+
+    def told() -> dict[str, Any]:
+        try:
+            return {"value": ask(), "lost": None}
+        except ServersLost as error:
+            return {"value": None, "lost": str(error)}
+
+    answer = current_world().on_first(told)
+    if answer["lost"] is not None:
+        raise ServersLost(answer["lost"])
+    return answer["value"]
