@@ -76,7 +76,7 @@ def train_command(
         int | None, typer.Option(help="Train an adapter of this rank; default all weights.")
     ] = None,
     microbatch_tokens: Annotated[
-        int | None, typer.Option(help="Per forward pass; default what the memory allows.")
+        int | None, typer.Option(help="Padded tokens per forward pass; default 16384.")
     ] = None,
     thinking: Thinking = None,
     prompt: Prompt = None,
@@ -135,9 +135,9 @@ def train_command(
             def show(done: int) -> None:
                 rows = RunStore(out).metrics()[-1:] if done else []
                 for row in rows:
-                    line = step_line(row, chosen.steps)
+                    line = step_line(row, chosen.steps, chosen.method)
                     status.update(line)
-                    if not console.is_terminal or why_no_signal(row) is not None:
+                    if not console.is_terminal or why_no_signal(row, chosen.method) is not None:
                         console.print(line, highlight=False, soft_wrap=True)
 
             found = train(chosen, out=out, on_step=show)

@@ -124,7 +124,7 @@ def _finish(
             ) from error
     stopped = next((a for a in store.alarms() if a["action"] == "stop"), None)
     steps = config.steps if stopped is None else stopped["step"] + 1
-    without = steps_without_signal(store.metrics())
+    without = steps_without_signal(store.metrics(), config.method)
     store.finish(
         {
             "steps": steps,
