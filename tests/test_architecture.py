@@ -46,11 +46,12 @@ ALLOWED = {
         "errors",
         "method_import",
     },
+    "interrupts": set(),
     "json_files": {"errors"},
     "integrity": {"errors", "json_files"},
     "store": {"errors", "records", "integrity", "json_files"},
     "objective": set(),
-    "tasks": {"readers", "records", "config", "errors", "seeds", "thinking"},
+    "tasks": {"interrupts", "readers", "records", "config", "errors", "seeds", "thinking"},
     "metrics": {"records", "errors", "thinking"},
     "rollouts": {
         "thinking",
@@ -113,6 +114,7 @@ ALLOWED = {
     "studies": FREE
     | {
         "store",
+        "interrupts",
         "tasks",
         "rollouts",
         "teacher",

@@ -7,6 +7,8 @@ below is the order of the commands in `--help`.
 from __future__ import annotations
 
 import io
+import os
+import signal
 import sys
 
 import typer
@@ -19,6 +21,7 @@ from epistill.cli import compare_command as compare_command  # isort: skip
 from epistill.cli import look_commands as look_commands  # isort: skip
 from epistill.cli.common import app, lab, tasks, warn
 from epistill.errors import EpistillError, StoppedElsewhere
+from epistill.interrupts import StoppedBySignal, stop_in_order, stopping
 
 app.add_typer(lab, name="lab")
 app.add_typer(tasks, name="tasks")
@@ -32,6 +35,7 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # Names and texts may hold what the locale, or UTF-8, cannot; stderr never fails for that.
         sys.stdout.reconfigure(errors="replace")
+    stop_in_order()
     try:
         result = app(standalone_mode=False)
         sys.exit(result if isinstance(result, int) else 0)
@@ -45,9 +49,23 @@ def main() -> None:
             print(message)
             sys.exit(2)
         _fail(f"{message} (see --help)")
-    except (KeyboardInterrupt, typer.Abort):
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+    except StoppedBySignal as stopped:
+        _say_stopped(stopped.number)
+    except typer.Abort:
+        _say_stopped(signal.SIGINT)
+    except Exception:
+        if not stopping.is_set():
+            raise
+        _say_stopped(signal.SIGTERM)  # what others of the run, ending too, made fail here
+
+
+def _say_stopped(number: int) -> None:
+    """One line, from the first process of a run, and the exit status of that signal."""
+    if os.environ.get("RANK", "0") == "0":
+        resumes = {"train", "study", "preflight"} & set(sys.argv[1:2])
+        told = "the same command goes on from here" if resumes else "nothing was kept"
+        print(f"stopped; {told}", file=sys.stderr)
+    sys.exit(128 + number)
 
 
 def _fail(message: str) -> None:

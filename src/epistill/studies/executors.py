@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from pebble import ProcessExpired, ProcessPool
 
+from epistill.interrupts import children_without_ctrl_c
 from epistill.studies.spec import LabWorld, Preflight, Probe, Resources
 
 PR_SET_PDEATHSIG = 1  # prctl(2)
@@ -82,7 +83,8 @@ class LocalProcesses:
 
     def submit(self, payload: dict[str, Any], folder: Path) -> Handle:
         """Start a job as soon as a process is free."""
-        return _LocalJob(self._pool.schedule(run_job, args=(json.dumps(payload), str(folder))))
+        with children_without_ctrl_c():
+            return _LocalJob(self._pool.schedule(run_job, args=(json.dumps(payload), str(folder))))
 
     def stop(self) -> None:
         """Kill the processes."""

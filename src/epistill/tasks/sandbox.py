@@ -29,6 +29,7 @@ from __future__ import annotations
 import json
 import os
 import selectors
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -40,6 +41,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from epistill.errors import EpistillError
+from epistill.interrupts import StoppedBySignal, stopping
 from epistill.tasks.sandbox_disk import FOLDER, empty_folder, folder_bytes, unlinked_bytes
 
 UNSAFE_VARIABLE = "EPISTILL_UNSAFE_CODE"
@@ -229,6 +231,8 @@ def _supervise(
         os.set_blocking(process.stdin.fileno(), False)
         selector.register(process.stdin, selectors.EVENT_WRITE)
         while selector.get_map():
+            if stopping.is_set():
+                raise StoppedBySignal(signal.SIGTERM)
             for key, _ in selector.select(POLL_S):
                 if key.fileobj is process.stdin:
                     pending = _feed(process.stdin, pending, selector)
@@ -245,6 +249,8 @@ def _supervise(
                 break
     # Pipes closed, process alive: it closed them itself and is still under the clock.
     while ended == "exit" and process.poll() is None:
+        if stopping.is_set():
+            raise StoppedBySignal(signal.SIGTERM)
         time.sleep(POLL_S / 4)
         ended = _overstepped(process.pid, limits, work, deadline) or "exit"
     process.kill()

@@ -1,0 +1,89 @@
+"""Ctrl-C and SIGTERM: one line that says how to go on, the signal's exit status, no children left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+TRAIN = """
+model = "lab"
+method = "grpo"
+steps = 400
+problems_per_step = 2
+samples_per_problem = 4
+learning_rate = 1e-3
+checkpoint_every = 1
+[task]
+type = "star_search"
+arms = 3
+depth = 2
+[sampling]
+max_new_tokens = 24
+"""
+STUDY = """
+name = "toy"
+question = "?"
+about = "?"
+seeds = [0, 1]
+[run]
+model = "lab"
+steps = 400
+problems_per_step = 2
+samples_per_problem = 4
+task = { type = "star_search", arms = 3, depth = 2 }
+sampling = { max_new_tokens = 24 }
+[learning_rates]
+grpo = 1e-3
+[[arms]]
+id = "grpo"
+label = "GRPO"
+method = "grpo"
+"""
+COMMANDS = {
+    "train": (["train", "run.toml", "--out", "out"], "out/metrics.jsonl"),
+    "study": (["study", "study.toml", "--out", "out"], "out/runs/*/*/metrics.jsonl"),
+    "preflight": (
+        ["preflight", "lab", "--data", "star-search:3x2", "--problems", "2000", "--out", "out"],
+        "out/cache/*.parquet",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("command", "sent", "to_all"),
+    [
+        ("train", signal.SIGINT, True),
+        pytest.param("train", signal.SIGTERM, False, marks=pytest.mark.slow),
+        # As a terminal does: to the workers too.
+        pytest.param("study", signal.SIGINT, True, marks=pytest.mark.slow),
+        ("study", signal.SIGTERM, False),
+        ("preflight", signal.SIGTERM, False),
+    ],
+)
+def test_a_signal_ends_a_command_in_one_line(command, sent, to_all, tmp_path):
+    (tmp_path / "run.toml").write_text(TRAIN)
+    (tmp_path / "study.toml").write_text(STUDY)
+    arguments, sign_of_work = COMMANDS[command]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "epistill", *arguments],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    deadline = time.monotonic() + 200
+    while not list(tmp_path.glob(sign_of_work)):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    (os.killpg if to_all else os.kill)(process.pid, sent)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 128 + sent, said
+    assert said.splitlines()[-1] == "stopped; the same command goes on from here"
+    assert not any(word in said for word in ("Traceback", "Warning", "Error", "Exception"))
+    while subprocess.run(["pgrep", "-s", str(process.pid)], capture_output=True).returncode == 0:
+        assert time.monotonic() < deadline, "children outlive the command"
+        time.sleep(0.02)
