@@ -48,10 +48,11 @@ COMMANDS = {
     "train": (["train", "run.toml", "--out", "out"], "out/metrics.jsonl"),
     "study": (["study", "study.toml", "--out", "out"], "out/runs/*/*/metrics.jsonl"),
     "preflight": (
-        ["preflight", "lab", "--data", "star-search:3x2", "--problems", "2000", "--out", "out"],
+        ["preflight", "lab", "--data", "star-search:3x2", "--problems", "2000",
+         "--max-new-tokens", "24", "--out", "out"],
         "out/cache/*.parquet",
     ),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
