@@ -6,11 +6,14 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).resolve().parents[1] / "src" / "epistill"
+ROOT = Path(__file__).resolve().parents[1]
+SOURCE = ROOT / "src" / "epistill"
 FREE = {
     "errors", "seeds", "settings", "records", "training_rows", "targets",
     "token_weights", "shapes", "blends", "axes", "method_import", "config", "environment", "methods",
@@ -273,3 +276,33 @@ def test_what_tests_share_is_a_helper():
                 assert not name.split(".")[-1].startswith("test_"), path
             if isinstance(node, ast.Attribute):
                 assert ast.unparse(node) != "sys.path", path
+
+
+def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    declared = {canonical(line) for line in project["dependencies"]}
+    found = imported(ROOT / "src") - {"epistill"}
+    assert found == declared | {canonical(line) for line in extras["ray"]}
+    tools = {"pyright", "pytest-timeout", "ruff"}  # commands and plugins
+    tested = imported(ROOT / "tests") - {"epistill", "tests"}
+    assert tested <= declared | {canonical(line) for line in extras["dev"]}
+    assert {canonical(line) for line in extras["dev"]} <= tested | found | tools
+
+
+def canonical(name):
+    return re.split(r"[^\w.-]", name)[0].lower().replace("_", "-").replace(".", "-")
+
+
+def imported(folder):
+    """Distributions whose modules the files of a folder import, at any depth."""
+    provides = metadata.packages_distributions()
+    tops = set()
+    for path in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                tops |= {a.name.split(".")[0] for a in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                tops.add(node.module.split(".")[0])
+    tops -= set(sys.stdlib_module_names)
+    return {canonical(provides.get(top, [top])[0]) for top in tops}

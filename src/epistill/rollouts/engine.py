@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NotRequired, Protocol, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, NotRequired, Protocol, TypedDict, Unpack, runtime_checkable
 
 from torch import Tensor
 
@@ -67,6 +67,7 @@ class Drawing(TypedDict):
     entropies: NotRequired[bool]
 
 
+@runtime_checkable
 class Engine(Protocol):
     """A model that samples and scores, wherever it is."""
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Partial
 from transformers import PreTrainedTokenizerBase
@@ -67,13 +68,13 @@ class LanguageModel:
     compute_dtype: torch.dtype | None = None
 
     def __init__(
-        self, network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str
+        self, network: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, name: str
     ) -> None:
         self.network = network
         self.tokenizer = tokenizer
         self.name = name
 
-    def with_network(self, network: PreTrainedModel) -> LanguageModel:
+    def with_network(self, network: PreTrainedModel | PeftModel) -> LanguageModel:
         """Another network of the same kind, everything else alike."""
         model = LanguageModel(network, self.tokenizer, self.name)
         model.compute_dtype = self.compute_dtype
@@ -122,22 +123,22 @@ class LanguageModel:
 
     def decoder(self) -> nn.Module:
         """The network without its head."""
-        return self._causal_lm().get_decoder()
+        return self.causal_lm().get_decoder()
 
     def output_layer(self) -> nn.Module:
         """The module that makes logits (of a LoRA student, possibly an adapted one)."""
-        network = self._causal_lm()
+        network = self.causal_lm()
         layer = network.get_output_embeddings()
         assert layer is not None, f"{type(network).__name__} has no output layer"
         return layer
 
     def input_layer(self) -> nn.Module:
         """The embedding."""
-        return self._causal_lm().get_input_embeddings()
+        return self.causal_lm().get_input_embeddings()
 
     def head(self) -> Head:
         """The output layer with the model's own scaling."""
-        config = self._causal_lm().config
+        config = self.causal_lm().config
         linear: Any = self.output_layer()
         weight, bias = self._gathered(linear.weight), getattr(linear, "bias", None)
         if hasattr(linear, "get_delta_weight") and not linear.disable_adapters:
@@ -172,9 +173,11 @@ class LanguageModel:
         chosen = states[rows, columns]
         return chosen if self.compute_dtype is None else chosen.to(self.compute_dtype)
 
-    def _causal_lm(self) -> PreTrainedModel:
-        get_base = getattr(self.network, "get_base_model", None)
-        return get_base() if get_base is not None else self.network
+    def causal_lm(self) -> PreTrainedModel:
+        """The network without an adapter around it."""
+        network = self.network
+        base: Any = network.get_base_model() if isinstance(network, PeftModel) else network
+        return base
 
 
 def with_lora(model: LanguageModel, settings: Lora) -> LanguageModel:
@@ -183,8 +186,6 @@ def with_lora(model: LanguageModel, settings: Lora) -> LanguageModel:
     Raises:
         EpistillError: The target modules are not in this model.
     """
-    from peft import LoraConfig, get_peft_model
-
     names = settings.targets
     targets = names if isinstance(names, str) else list(names)
     adapter = LoraConfig(

@@ -14,7 +14,7 @@ import signal
 import sys
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from pebble import ProcessExpired, ProcessPool
 
@@ -28,6 +28,7 @@ class WorkerLost(Exception):
     """The process that did a job is gone; the job can be given to another."""
 
 
+@runtime_checkable
 class Handle(Protocol):
     """A job that was handed over."""
 
@@ -44,6 +45,7 @@ class Handle(Protocol):
         ...
 
 
+@runtime_checkable
 class Executor(Protocol):
     """Carries out jobs.
 

@@ -32,7 +32,7 @@ def run_world(world: LabWorld, folder: Path) -> RunStore:
             replace(DEFAULT_DIALS, **world.dials),
             seed=world.seed,
             steps=world.steps,
-            start=start.network,
+            start=start.causal_lm(),
             on_step=lambda step, loss: store.append_metrics({"step": step, "loss": loss}),
         )
         network.save_pretrained(folder / "model")

@@ -112,7 +112,7 @@ def _finish(
         folder, temporary = store.folder / "model", store.folder / ".model.tmp"
         try:
             shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed here
-            student.network.save_pretrained(temporary)
+            student.network.save_pretrained(str(temporary))
             student.tokenizer.save_pretrained(temporary)
             shutil.rmtree(folder, ignore_errors=True)
             temporary.rename(folder)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ def whole(model: LanguageModel) -> None:
     """Every process holds all of it."""
 
 
+@runtime_checkable
 class Teacher(Protocol):
     """What the training step asks of a teacher."""
 

@@ -1,0 +1,23 @@
+"""Checks every annotation, shapes included, at every call into the package."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from beartype import BeartypeConf, beartype
+from jaxtyping import install_import_hook
+
+SOURCE = Path(__file__).resolve().parents[2] / "src"
+# As for every static checker, an int will do where a float is expected.
+check = partial(beartype, conf=BeartypeConf(is_pep484_tower=True))
+
+
+def check_annotations():
+    """Before the package is imported: in all its modules whose annotations exist at run time."""
+    modules = [
+        ".".join(path.relative_to(SOURCE).with_suffix("").parts)
+        for path in (SOURCE / "epistill").rglob("*.py")
+        if path.stem != "__init__" and "TYPE_CHECKING" not in path.read_text(encoding="utf-8")
+    ]
+    install_import_hook(modules, f"{__name__}.check")
