@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections import defaultdict
 from importlib import metadata
 from pathlib import Path
 
@@ -284,7 +285,12 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
     declared = {canonical(line) for line in project["dependencies"]}
     found = imported(ROOT / "src") - {"epistill"}
     assert found == declared | {canonical(line) for line in extras["ray"]}
-    tools = {"pyright", "pytest-timeout", "ruff"}  # commands and plugins
+    tools = {
+        "gguf",
+        "pyright",
+        "pytest-timeout",
+        "ruff",
+    }  # commands and plugins; transformers reads gguf
     tested = imported(ROOT / "tests") - {"epistill", "tests"}
     assert tested <= declared | {canonical(line) for line in extras["dev"]}
     assert {canonical(line) for line in extras["dev"]} <= tested | found | tools
@@ -306,3 +312,62 @@ def imported(folder):
                 tops.add(node.module.split(".")[0])
     tops -= set(sys.stdlib_module_names)
     return {canonical(provides.get(top, [top])[0]) for top in tops}
+
+
+# Tests that mirror no single file, each for a reason.
+TESTS_OF_MORE = {
+    "test_architecture": "the shape of the house",
+    "test_cli": "the command line as a user meets it",
+    "test_cli_text": "the same: what is printed, in any locale",
+    "test_cli_traces": "the same: commands about traces",
+    "test_docs": "README and docs",
+    "test_doctests": "every docstring",
+    "test_lab": "the shipped model",
+    "test_trust": "what is never loaded or run",
+    "gpu/test_cuda": "what needs a GPU",
+    "objective/test_golden": "the whole objective against stored numbers",
+    "objective/test_trl_oracle": "the whole objective against TRL",
+    "preflights/test_preflight_servers": "a preflight on real servers",
+    "readers/test_bounds": "what would fill the memory, in every format",
+    "report/test_committed_results": "the committed data",
+    "report/test_hostile_traces": "every page, with hostile names",
+    "rollouts/test_families": "every family of models",
+    "rollouts/test_vllm_server": "a real vLLM",
+    "studies/test_killed": "a study, killed",
+    "studies/test_recipes": "the shipped TOML files",
+    "traces/test_formats": "files as public tools write them",
+    "traces/test_replies": "one reply, whoever saved it",
+    "training/test_damage": "run directories, damaged",
+    "training/test_faults": "a run, with faults",
+    "training/test_parallel": "a run, on two processes",
+    "training/test_resume": "a run, killed",
+    "training/test_zoo": "every method through the loop",
+}  # fmt: skip
+
+
+def test_tests_mirror_the_source():
+    tests = Path(__file__).parent
+    named = {
+        str(path.relative_to(tests).with_suffix("")): SOURCE
+        / path.relative_to(tests).parent
+        / path.name.removeprefix("test_")
+        for path in tests.rglob("test_*.py")
+    }
+    assert {name for name, of in named.items() if not of.is_file()} == set(TESTS_OF_MORE)
+
+
+def test_a_public_name_means_one_thing():
+    files, names = defaultdict(set), defaultdict(set)
+    for path, module in modules():
+        if path.stem != "__init__":
+            files[path.name].add(module)
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                names[node.name].add(module)
+    del names[
+        "main"
+    ]  # of `python -m` and of the command it starts; the sandbox's child has its own
+    twice = {
+        name: where for found in (files, names) for name, where in found.items() if len(where) > 1
+    }
+    assert twice == {}
