@@ -63,7 +63,7 @@ def test_maj_at_k_votes_by_value():
 
 def test_maj_at_k_by_sampling_is_near_the_exact_value():
     rng = np.random.default_rng(0)
-    right = list(rng.random(14) < 0.6)
+    right = (rng.random(14) < 0.6).tolist()
     answers = ["r" if r else f"w{i % 3}" for i, r in enumerate(right)]
     exact = np.mean([
         maj_at_k([answers[i] for i in s], [right[i] for i in s], 5) for s in combinations(range(14), 5)

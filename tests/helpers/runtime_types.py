@@ -10,6 +10,8 @@ from jaxtyping import install_import_hook
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 # As for every static checker, an int will do where a float is expected.
+# It checks the fields that a user's file gives after the record is made.
+UNCHECKED = {"epistill.metrics.lexicon"}
 check = partial(beartype, conf=BeartypeConf(is_pep484_tower=True))
 
 
@@ -20,4 +22,4 @@ def check_annotations():
         for path in (SOURCE / "epistill").rglob("*.py")
         if path.stem != "__init__" and "TYPE_CHECKING" not in path.read_text(encoding="utf-8")
     ]
-    install_import_hook(modules, f"{__name__}.check")
+    install_import_hook([m for m in modules if m not in UNCHECKED], f"{__name__}.check")
