@@ -335,6 +335,8 @@ TESTS_OF_MORE = {
     "rollouts/test_vllm_server": "a real vLLM",
     "studies/test_killed": "a study, killed",
     "studies/test_recipes": "the shipped TOML files",
+    "tasks/test_linear_time": "every grader, with hostile texts",
+    "tasks/test_verdict_cases": "every grader, case by case",
     "traces/test_formats": "files as public tools write them",
     "traces/test_replies": "one reply, whoever saved it",
     "training/test_damage": "run directories, damaged",

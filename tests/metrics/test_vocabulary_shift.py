@@ -138,4 +138,6 @@ def test_a_frequent_word_is_compared_with_frequent_words():
 
 def test_an_empty_vocabulary_has_no_shares():
     nothing = np.array([])
-    assert share_of_like_words_that_moved_less(nothing, nothing, np.array([])).shape == (0,)
+    assert share_of_like_words_that_moved_less(
+        nothing, nothing, np.array([], dtype=bool)
+    ).shape == (0,)

@@ -31,7 +31,7 @@ from epistill.preflights.gather import (
 )
 from epistill.preflights.preflight_config import PreflightConfig
 from epistill.preflights.pressure import (
-    ScoredRow,
+    GuidedResponse,
     fork_threshold,
     forks,
     pressure,
@@ -182,7 +182,7 @@ def _context(
     return found
 
 
-def _largest_u(rows: Sequence[ScoredRow], guided: Guided, student: Student) -> float | None:
+def _largest_u(rows: Sequence[GuidedResponse], guided: Guided, student: Student) -> float | None:
     """Over the student's responses and the held-out ones, which were scored in other batches."""
     found = [row.u for row in rows]
     found += [
@@ -199,7 +199,7 @@ def _is_control(name: str) -> bool:
     )
 
 
-def _entropy_slack(rows: Sequence[ScoredRow]) -> float | None:
+def _entropy_slack(rows: Sequence[GuidedResponse]) -> float | None:
     """Mean nats by which entropies may be too low: 0.0 with the full vocabulary."""
     if not rows:
         return None

@@ -30,7 +30,7 @@ QUARTILES = 4
 
 
 @dataclass(frozen=True, slots=True)
-class ScoredRow:
+class GuidedResponse:
     """One student response that has a context; [T] each, bare question first, context second.
 
     Attributes:
@@ -54,9 +54,9 @@ class ScoredRow:
         return self.item.problem.id
 
 
-def rows_of(guided: Guided, student: Student) -> list[ScoredRow]:
+def rows_of(guided: Guided, student: Student) -> list[GuidedResponse]:
     """The responses that have this context."""
-    found: list[ScoredRow] = []
+    found: list[GuidedResponse] = []
     for item, tokens, bare, teacher in zip(
         student.graded, student.tokens, student.bare, guided.teacher, strict=True
     ):
@@ -66,7 +66,7 @@ def rows_of(guided: Guided, student: Student) -> list[ScoredRow]:
                 for name in ("mass", "entropies", "mass_slack", "entropy_slack")
             )
             found.append(
-                ScoredRow(
+                GuidedResponse(
                     item,
                     tokens,
                     u_nats(teacher, bare),
@@ -90,7 +90,7 @@ def fork_threshold(student: Student, quantile: float) -> float:
     )
 
 
-def pressure(rows: Sequence[ScoredRow]) -> dict[str, Any]:
+def pressure(rows: Sequence[GuidedResponse]) -> dict[str, Any]:
     """Change of marker mass per 1,000 tokens, its split, and its share of the student's mass.
 
     Returns:
@@ -127,7 +127,7 @@ def pressure(rows: Sequence[ScoredRow]) -> dict[str, Any]:
     }
 
 
-def u_by_class(rows: Sequence[ScoredRow]) -> dict[str, dict[str, Estimate | None]]:
+def u_by_class(rows: Sequence[GuidedResponse]) -> dict[str, dict[str, Estimate | None]]:
     """Mean u_t (nats) per class of token, over all of the response and per quarter of it.
 
     Returns:
@@ -149,7 +149,7 @@ def u_by_class(rows: Sequence[ScoredRow]) -> dict[str, dict[str, Estimate | None
     }
 
 
-def _chosen(row: ScoredRow, kind: int, part: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
+def _chosen(row: GuidedResponse, kind: int, part: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
     length = len(row.tokens.classes)
     here = np.ones(length, dtype=np.bool_)
     if kind < len(CLASSES):
@@ -159,7 +159,7 @@ def _chosen(row: ScoredRow, kind: int, part: int) -> np.ndarray[Any, np.dtype[np
     return here
 
 
-def forks(rows: Sequence[ScoredRow], threshold: float) -> dict[str, Estimate | None]:
+def forks(rows: Sequence[GuidedResponse], threshold: float) -> dict[str, Estimate | None]:
     """Share of positions above the threshold, under student and teacher, and the difference."""
     lengths = [float(len(row.u)) for row in rows]
     student = [float((row.entropies[0] > threshold).sum()) for row in rows]
@@ -174,7 +174,7 @@ def forks(rows: Sequence[ScoredRow], threshold: float) -> dict[str, Estimate | N
     )
 
 
-def reweighted(rows: Sequence[ScoredRow]) -> dict[str, Estimate | None]:
+def reweighted(rows: Sequence[GuidedResponse]) -> dict[str, Estimate | None]:
     """Score, length and markers of the student's responses as the teacher weighs them, minus plain.
 
     Returns:

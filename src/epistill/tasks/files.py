@@ -26,7 +26,7 @@ from epistill.errors import EpistillError, first_line
 from epistill.readers.record_files import SUFFIXES, read_records
 from epistill.readers.text_records import Unusable
 from epistill.records import GraderName, Message, Problem
-from epistill.tasks.linear_patterns import linear
+from epistill.tasks.linear_patterns import linear_pattern
 from epistill.tasks.livecodebench import is_livecodebench, read_livecodebench
 from epistill.tasks.math_grading import read_reference, reference_text
 
@@ -39,8 +39,8 @@ EXPECTED = (
     f"{', '.join(QUESTION_FIELDS)} with one of {', '.join(ANSWER_FIELDS)}"
 )
 HUB_FILE = "hf://datasets/"
-_GSM8K_END = linear(r"####[ \t]*([^\n]+)\s*$")
-_CHOICE = linear(r"\(?[A-J]\)?")
+_GSM8K_END = linear_pattern(r"####[ \t]*([^\n]+)\s*$")
+_CHOICE = linear_pattern(r"\(?[A-J]\)?")
 
 
 @dataclass(frozen=True, slots=True)

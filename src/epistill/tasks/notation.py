@@ -14,10 +14,10 @@ from fractions import Fraction
 from importlib import resources
 from typing import Any
 
-from epistill.tasks.linear_patterns import SOURCE, linear, patterns, utf8
+from epistill.tasks.linear_patterns import SOURCE, linear_pattern, patterns, utf8
 
 _READ = patterns("notation")
-_REWRITES = [(linear(pattern), new) for pattern, new in SOURCE["notation"]["rewrites"]]
+_REWRITES = [(linear_pattern(pattern), new) for pattern, new in SOURCE["notation"]["rewrites"]]
 
 _TABLES: dict[str, Any] = json.loads(
     (resources.files("epistill.tasks") / "notation.json").read_text(encoding="utf-8")
