@@ -14,13 +14,13 @@ SOURCE: dict[str, Any] = tomllib.loads(
 )
 
 
-def linear(pattern: str) -> re.Pattern[str]:
+def linear_pattern(pattern: str) -> re.Pattern[str]:
     """A pattern of RE2, which has the standard interface, but no look-around.
 
     RE2 reads UTF-8: give it texts that went through `utf8`.
 
     Example:
-        >>> linear(r"(a+)+$").search("a" * 50 + "b") is None
+        >>> linear_pattern(r"(a+)+$").search("a" * 50 + "b") is None
         True
     """
     return cast("re.Pattern[str]", re2.compile(pattern))
@@ -28,7 +28,7 @@ def linear(pattern: str) -> re.Pattern[str]:
 
 def patterns(module: str) -> dict[str, re.Pattern[str]]:
     """The named patterns of `answer_patterns.toml` that a module uses."""
-    return {name: linear("".join(p)) for name, p in SOURCE[module].items() if name != "rewrites"}
+    return {name: linear_pattern("".join(p)) for name, p in SOURCE[module].items() if name != "rewrites"}
 
 
 def utf8(text: str) -> str:
