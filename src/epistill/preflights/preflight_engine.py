@@ -25,7 +25,7 @@ from epistill.rollouts.stored_replies import StoredReplies
 from epistill.rollouts.vllm_api import ServedModels, read_reply
 from epistill.rollouts.vllm_client import API_KEY, Client
 from epistill.rollouts.vllm_engine import VllmEngine
-from epistill.rollouts.vllm_server import Server, UnusableReply, printable
+from epistill.rollouts.vllm_server import Server, UnusableReply, shown_reply
 from epistill.rollouts.vllm_weights import probe_ids
 
 PROBES = "served-models.json"
@@ -114,7 +114,7 @@ def _model_at(url: str, wanted: str, api_key: str | None) -> tuple[str, int | No
     if wanted in models:
         return wanted, models[wanted]
     raise EpistillError(
-        f"the server at {url} serves {printable(', '.join(models)) or 'no model'}; expected one "
+        f"the server at {url} serves {shown_reply(', '.join(models)) or 'no model'}; expected one "
         f"model, or one of the name {wanted!r}"
     )
 

@@ -25,7 +25,7 @@ from pydantic import (
 from epistill.config import SamplingConfig
 from epistill.errors import EpistillError
 from epistill.rollouts.vllm_client import COMPLETIONS, Client
-from epistill.rollouts.vllm_server import Refused, Server, ServerRequest, UnusableReply, printable
+from epistill.rollouts.vllm_server import Refused, Server, ServerRequest, UnusableReply, shown_reply
 
 NEUTRAL = {
     "top_p": 1.0,
@@ -139,7 +139,7 @@ def read_reply(kind: type[Reply], content: bytes, vocabulary: int = 0) -> Reply:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"]))
         told = f"{place}: {first['msg']}" if place else first["msg"]
-        raise UnusableReply(f"an unusable reply ({printable(told)})") from error
+        raise UnusableReply(f"an unusable reply ({shown_reply(told)})") from error
 
 
 def sample_request(

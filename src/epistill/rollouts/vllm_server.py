@@ -118,7 +118,7 @@ async def exchange(
             return reply, bytes(content)
 
 
-def printable(text: str) -> str:
+def shown_reply(text: str) -> str:
     """Foreign words on one line of at most 300 characters, without control characters."""
     line = " ".join(text[:3000].split())[:300]
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)
@@ -129,7 +129,7 @@ def server_words(content: bytes) -> str:
     told: Any = content.decode(errors="replace")[:100_000]
     with suppress(ValueError, KeyError, TypeError, RecursionError):
         told = json.loads(content)["error"]["message"]
-    return printable(str(told)) or "no reason given"
+    return shown_reply(str(told)) or "no reason given"
 
 
 def retry_after_seconds(reply: httpx.Response) -> float | None:

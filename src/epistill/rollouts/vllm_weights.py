@@ -23,7 +23,7 @@ from epistill.objective import token_log_probs
 from epistill.rollouts.model import LanguageModel
 from epistill.rollouts.vllm_api import WeightInfo, read_reply
 from epistill.rollouts.vllm_client import COMPLETIONS, Client
-from epistill.rollouts.vllm_server import Refused, Server, ServerRequest, UnusableReply, printable
+from epistill.rollouts.vllm_server import Refused, Server, ServerRequest, UnusableReply, shown_reply
 from epistill.seeds import named_random
 
 WEIGHTS = "model.safetensors"
@@ -193,6 +193,6 @@ def check_version(client: Client, server: Server) -> int | None:
     """
     says = read_reply(WeightInfo, client.call(server, "/weight_info")).weight_version
     if says != str(server.version):
-        server.lost = f"its weights have version {printable(says)}, expected {server.version}"
+        server.lost = f"its weights have version {shown_reply(says)}, expected {server.version}"
         raise UnusableReply(f"{server.lost}: it was restarted, or someone else changed them")
     return server.version

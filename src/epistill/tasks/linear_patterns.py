@@ -28,7 +28,8 @@ def linear_pattern(pattern: str) -> re.Pattern[str]:
 
 def patterns(module: str) -> dict[str, re.Pattern[str]]:
     """The named patterns of `answer_patterns.toml` that a module uses."""
-    return {name: linear_pattern("".join(p)) for name, p in SOURCE[module].items() if name != "rewrites"}
+    named = {name: p for name, p in SOURCE[module].items() if name != "rewrites"}
+    return {name: linear_pattern("".join(parts)) for name, parts in named.items()}
 
 
 def utf8(text: str) -> str:
