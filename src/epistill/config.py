@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from epistill.axes import Method, MethodFile
 from epistill.monitor import Monitor, with_less_teacher
 from epistill.settings import Settings
+
+MOST_MICROBATCH_TOKENS = 16_384  # more make nothing faster
 
 
 class SamplingConfig(Settings):
@@ -179,6 +181,7 @@ class RunConfig(Settings):
         rollouts: What samples the student's responses; evaluations, traces and the teacher's own
             writing are sampled in the training process.
         microbatch_tokens: Padded tokens per forward pass; memory, not numbers, beyond rounding.
+            "auto" as many as the free memory holds, at most 16,384, once and for all of a run.
         monitor: Alarms, and what they do; None for none.
         precision: "bf16" computes in bfloat16 and keeps weights, gradients and optimiser in
             `dtype`; None computes in `dtype`.
@@ -204,7 +207,7 @@ class RunConfig(Settings):
     warmup_steps: int = Field(default=10, ge=0)
     weight_decay: float = Field(default=0.01, ge=0.0)
     max_grad_norm: float = Field(default=1.0, gt=0.0)
-    microbatch_tokens: int = Field(default=16_384, ge=1)
+    microbatch_tokens: PositiveInt | Literal["auto"] = "auto"
     evaluations: tuple[EvalSet, ...] = ()
     eval_every: int | None = Field(default=None, ge=1)
     eval_sampling: SamplingConfig | None = None
@@ -248,6 +251,12 @@ class RunConfig(Settings):
                     "expected 'inprocess'"
                 )
         return self
+
+    @property
+    def most_microbatch_tokens(self) -> int:
+        """Padded tokens per forward pass; of "auto" the most that it may become."""
+        tokens = self.microbatch_tokens
+        return MOST_MICROBATCH_TOKENS if tokens == "auto" else tokens
 
     @property
     def teacher_sampling(self) -> SamplingConfig:

@@ -76,7 +76,7 @@ def train_command(
         int | None, typer.Option(help="Train an adapter of this rank; default all weights.")
     ] = None,
     microbatch_tokens: Annotated[
-        int | None, typer.Option(help="Padded tokens per forward pass; default 16384.")
+        int | None, typer.Option(help="Padded tokens per forward pass; default: what fits.")
     ] = None,
     thinking: Thinking = None,
     prompt: Prompt = None,

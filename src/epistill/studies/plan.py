@@ -269,7 +269,7 @@ def arm_memory(
     shards = hardware.gpus if sharded else 1
     sequence = lengths.prompt + config.sampling.max_new_tokens
     # A micro-batch holds at least one sequence; a teacher's is longer but keeps no activations.
-    tokens = max(config.microbatch_tokens, min(sequence, shape.max_position_embeddings))
+    tokens = max(config.most_microbatch_tokens, min(sequence, shape.max_position_embeddings))
     networks = 2 if config.method.needs_teacher else 1
     head = shape.embedding_parameters
     if sharded:

@@ -32,6 +32,7 @@ from epistill.store import RunStore
 from epistill.studies.step_lines import steps_without_signal
 from epistill.tasks.grading import Grader
 from epistill.training.loop import train_student
+from epistill.training.microbatch import fitting_microbatch_tokens
 from epistill.world import current_world
 
 CURVE = "curve"
@@ -61,9 +62,10 @@ def run(
     world = current_world()
     store = RunStore(folder, writes=world.first)
     with ExitStack() as held:
-        finished = world.on_first(lambda: _begin(config, store, held))
+        tokens, finished = world.on_first(lambda: _begin(config, store, held))
         if finished:
             return store
+        config = config.model_copy(update={"microbatch_tokens": tokens})
         student = load_model(
             config.model,
             dtype=config.dtype,
@@ -73,6 +75,10 @@ def run(
         if config.lora is not None:
             torch.manual_seed(derive_seed("lora", config.seed))
             student = with_lora(student, config.lora)
+        if config.microbatch_tokens == "auto":
+            tokens = fitting_microbatch_tokens(config, student, world)
+            config = config.model_copy(update={"microbatch_tokens": tokens})
+            world.on_first(lambda: _claim(config, store))
         grader = held.enter_context(Grader())
 
         def after_step(done: int, model: LanguageModel) -> None:
@@ -88,15 +94,21 @@ def run(
     return store
 
 
-def _begin(config: RunConfig, store: RunStore, held: ExitStack) -> bool:
-    """Take hold of the directory; True where its run is finished already."""
+def _begin(config: RunConfig, store: RunStore, held: ExitStack) -> tuple[int | str, bool]:
+    """Take hold of the directory: its run's micro-batch, and whether the run is finished already.
+
+    A micro-batch that was found once stays: a resumed run adds its sums in the same order.
+    """
     held.enter_context(store.locked())
-    store.begin(
-        config.identity(),
-        describe_environment(),
-        migrate=RunConfig.identity_of,
-    )
-    return store.result is not None
+    if config.microbatch_tokens == "auto" and (store.folder / "config.json").exists():
+        found = store.config.get("microbatch_tokens", "auto")
+        config = config.model_copy(update={"microbatch_tokens": found})
+    _claim(config, store)
+    return config.microbatch_tokens, store.result is not None
+
+
+def _claim(config: RunConfig, store: RunStore) -> None:
+    store.begin(config.identity(), describe_environment(), migrate=RunConfig.identity_of)
 
 
 def _finish(

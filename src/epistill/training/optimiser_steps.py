@@ -139,7 +139,7 @@ def _scoring(config: RunConfig) -> dict[str, Any]:
     sampled = config.method.traces is None
     return {
         "temperature": config.sampling.temperature or 1.0 if sampled else 1.0,
-        "microbatch_tokens": config.microbatch_tokens,
+        "microbatch_tokens": config.most_microbatch_tokens,
     }
 
 

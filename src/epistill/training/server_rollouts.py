@@ -105,7 +105,7 @@ def correct(
         [rollout.prompt_ids for rollout in rollouts],
         [rollout.completion_ids for rollout in rollouts],
         temperature=config.sampling.temperature or 1.0,
-        microbatch_tokens=config.microbatch_tokens,
+        microbatch_tokens=config.most_microbatch_tokens,
     )
     gaps = [
         score.log_probs.double() - torch.tensor(rollout.logprobs, dtype=torch.float64)
