@@ -321,6 +321,7 @@ TESTS_OF_MORE = {
     "test_cli_text": "the same: what is printed, in any locale",
     "test_cli_traces": "the same: commands about traces",
     "test_docs": "README and docs",
+    "test_readme": "every command of the README",
     "test_doctests": "every docstring",
     "test_lab": "the shipped model",
     "test_real_model": "a pretrained model, end to end",
