@@ -2,9 +2,10 @@
 
 Enters: JSON lines with `file` (the response), `sentence` and `tags`. Responses, not sentences, are
 split in two halves by a named seed. On the first half phrases of CANDIDATES (hedges, contrast,
-checks and retractions, written down beforehand) are added one at a time, each the one that raises
-F1 most, until the next gains less than LEAST_GAIN. The three limits were chosen by ten-fold
-cross-validation over the responses of that half. On the other half both lists are judged, once.
+checks and retractions) are added one at a time, each the one that raises F1 most, until the next
+gains less than LEAST_GAIN. The three limits were chosen by ten-fold
+cross-validation over the responses of that half. Both lists are judged on the other half (which an
+earlier, overfitted list had been judged on before).
 Usage: python scripts/fit_lexicon.py LABELLED.jsonl (docs/metrics.md, "How good are the lexicons?").
 """
 
