@@ -67,6 +67,11 @@ def test_a_gguf_is_loaded_and_saved_as_an_ordinary_directory(file, tmp_path):
     assert "quantization_config" not in again.network.config.to_dict()
 
 
+def test_a_log_gets_no_progress_bar(file, capsys):
+    load_model(str(file))
+    assert capsys.readouterr().err == ""
+
+
 def test_a_directory_that_holds_only_one_is_that_file(file, tmp_path):
     assert model_source(str(file.parent)) == str(file)
     for name in "ab":

@@ -178,7 +178,7 @@ def test_data_and_models_are_looked_at_before_anything_trains(tmp_path):
         assert not (tmp_path / "out" / "runs").exists()
 
 
-def test_only_what_the_analysis_uses_may_change_afterwards():
+def test_only_the_analysis_and_where_it_runs_may_change_afterwards():
     spec = StudySpec.model_validate(SPEC).model_dump(mode="json")
     same = without_analysis(spec)
     for path, value in (
@@ -188,6 +188,7 @@ def test_only_what_the_analysis_uses_may_change_afterwards():
         (("probes", 0, "label"), "other"),
         (("preflights", 0, "label"), "other"),
         (("presets",), {}),
+        (("resources",), {"cpus": 2}),
     ):
         assert without_analysis(StudySpec.model_validate(changed(path, value)).model_dump(mode="json")) == same  # fmt: skip
     for path, value in (

@@ -60,6 +60,14 @@ def test_every_row_of_an_sdpo_batch(grader):
             assert item.problem.messages[0].content.split(" from ")[1] in shown
 
 
+@pytest.mark.filterwarnings("error")
+def test_one_response_per_problem_is_enough_where_none_are_compared(grader):
+    """Its advantage is 0 and it equals its whole group; no standard deviation of one is taken."""
+    _, made = batch(config("opsd", samples_per_problem=1), grader)
+    assert [(row.advantage, row.uniform) for row in made.rows] == [(0.0, True)] * 6
+    assert all(row.teacher_prompt_ids is not None for row in made.rows)
+
+
 def test_a_context_that_does_not_fit_is_dropped_whole_and_counted(grader):
     student = load_model("lab")
     roomy, made = batch(config("sdpo"), grader, model=student)

@@ -5,7 +5,9 @@ Enters: a name. Leaves: a `LanguageModel` whose head is known to compute what th
 
 from __future__ import annotations
 
+import io
 import sys
+from contextlib import nullcontext, redirect_stderr
 from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,7 +17,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.hub import cached_file
-from transformers.utils.logging import disable_progress_bar
+from transformers.utils.logging import disable_progress_bar, is_progress_bar_enabled
 
 from epistill.config import SamplingConfig
 from epistill.errors import EpistillError, first_line
@@ -100,7 +102,9 @@ def _load_network(source: str, name: str, dtype: str, trust: bool) -> PreTrained
     try:
         if not form:
             return loader.from_pretrained(folder, use_safetensors=True, **options)
-        read = loader.from_pretrained(folder, **options)
+        # Its bar asks nobody whether bars are wanted.
+        with nullcontext() if is_progress_bar_enabled() else redirect_stderr(io.StringIO()):
+            read = loader.from_pretrained(folder, **options)
         # What came from a GGUF refuses to be saved; the same weights in a fresh model do not.
         del read.config.quantization_config
         network = loader.from_config(read.config, dtype=read.dtype)

@@ -24,10 +24,10 @@ from epistill.studies.hardware import Architecture, Hardware, Lengths
 
 WORLD = "world:"  # an arm's model "world:ID" is one of the study's own worlds
 
-# Of a study and its items: text, comparisons, and what only a plan or a preset reads.
+# Of a study and its items: text, comparisons, where it runs, what only a plan or a preset reads.
 ANALYSIS = {
     "question", "about", "note", "label", "series", "baseline", "reference", "claims", "controls",
-    "presets", "architectures", "hardware", "lengths", "grid",
+    "presets", "resources", "architectures", "hardware", "lengths", "grid",
 }  # fmt: skip
 
 Expectation = Literal["above", "below", "not_above", "not_below"]
