@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt
 
-from epistill.errors import EpistillError, first_line
+from epistill.errors import EpistillError
 from epistill.rollouts.vllm_server import (
     MAX_REPLY_BYTES,
     Refused,
@@ -30,6 +30,7 @@ from epistill.rollouts.vllm_server import (
     exchange,
     retry_after_seconds,
     server_words,
+    shown_reply,
 )
 
 COMPLETIONS = "/v1/completions"
@@ -112,7 +113,9 @@ class Client:
         except (TimeoutError, httpx.TimeoutException) as error:
             raise UnusableReply(f"no reply within {limit:g} s", silent=True) from error
         except httpx.RequestError as error:
-            raise UnusableReply(f"no connection ({first_line(error)})", silent=True) from error
+            raise UnusableReply(
+                f"no connection ({shown_reply(str(error))})", silent=True
+            ) from error
         status, words = reply.status_code, server_words(content) if reply.is_error else ""
         if status in (408, 425, 429) or status >= 500:
             raise UnusableReply(f"status {status}: {words}", pause=retry_after_seconds(reply))

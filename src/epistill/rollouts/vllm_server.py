@@ -126,10 +126,10 @@ def shown_reply(text: str) -> str:
 
 def server_words(content: bytes) -> str:
     """The server's own words on an error."""
-    told: Any = content.decode(errors="replace")[:100_000]
+    told = content.decode(errors="replace")[:100_000]
     with suppress(ValueError, KeyError, TypeError, RecursionError):
-        told = json.loads(content)["error"]["message"]
-    return shown_reply(str(told)) or "no reason given"
+        told = str(json.loads(content)["error"]["message"])
+    return shown_reply(told) or "no reason given"
 
 
 def retry_after_seconds(reply: httpx.Response) -> float | None:
