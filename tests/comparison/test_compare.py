@@ -256,6 +256,14 @@ def test_budget_scores_by_hand(tmp_path):
     assert found["sets"][0]["budget_unit"] == "words"
 
 
+def test_a_prefix_is_a_cut_response(tmp_path):
+    """Two words of *Answer: 7 eggs* end in a frame that could have gone on."""
+    record = {"text": "Answer: 7 eggs", "reference": "7", "grader": "math", "correct": True}
+    a = write(tmp_path / "a.jsonl", [{**record, "problem_id": i} for i in range(4)])
+    found = compared(a, a, replace(OPTIONS, budgets=(2, 3))).summary
+    assert [r["a"]["value"] for r in found["sets"][0]["budgets"]] == [0, 1]
+
+
 # ---- folders and runs
 
 

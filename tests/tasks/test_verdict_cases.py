@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from epistill.tasks.grading import grade_choice, grade_exact, grade_math
+from epistill.tasks.grading import Grader, grade_choice, grade_exact, grade_math
 
 GRADERS = {"math": grade_math, "choice": grade_choice, "exact": grade_exact}
 CASES = Path(__file__).parents[1] / "data" / "verdict_cases.jsonl"
@@ -73,3 +73,9 @@ def test_the_frame_is_named(text, frame):
 def test_a_frame_that_holds_nothing_gives_way_to_the_one_before():
     assert grade_math("9", r"\boxed{9}. So \boxed{}").score == 1
     assert grade_choice("D", r"\boxed{\Delta E} **Answer: D**").score == 1
+
+
+def test_what_stands_in_thinking_is_no_answer():
+    texts = (r"<think>\boxed{7}</think> Stuck.", r"<think>so \boxed{7}", "[THINK]It is 7.[/THINK]")
+    with Grader(workers=1) as grader:
+        assert [g.score for g in grader.grade([("math", "7", text) for text in texts])] == [0] * 3

@@ -58,3 +58,22 @@ def test_memory_is_limited():
     workers = Workers("builtins:bytearray", limit_s=5, workers=1)
     assert workers.map([2 * MEMORY, 3]) == [Lost(False, "MemoryError"), bytearray(3)]
     workers.close()
+
+
+def test_a_worker_that_stands_still_is_given_up_by_the_clock(monkeypatch):
+    monkeypatch.setattr("epistill.tasks.workers.PATIENCE", 10)
+    workers = Workers("time:sleep", limit_s=0.1, workers=1)
+    assert workers.map([60, 0]) == [Lost(True, "no reply within 1 s"), None]
+    workers.close()
+
+
+def test_a_session_may_grade_again_and_again():
+    lines = (*SCRIPT.strip().splitlines(), SCRIPT.strip().splitlines()[-1])
+    done = subprocess.run(
+        [sys.executable, "-i", "-q"],
+        input="\n".join(lines) + "\n",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.split("\n")[:2] == ["['correct']"] * 2, done.stderr

@@ -2,8 +2,8 @@
 
 Enters: a `Side` and reference answers. Leaves: for each response the verdict of the package's one
 grader, and for each budget the verdict on its first so many tokens (words where no tokenizer was
-given). A prefix that has not closed its thinking has no answer part and earns nothing, as a
-response that was really cut there would. The files are walked again; no text stays in memory.
+given). A prefix is graded as a cut response: in thinking that is open, or in a frame that is not
+complete, it earns nothing. The files are walked again; no text stays in memory.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from epistill.tasks.grading import Grader
 from epistill.thinking import begins_inside, blank_tags, split_thinking
 from epistill.traces.fields import Trace
 from epistill.traces.measure import Options
-from epistill.traces.references import Lookup, by_problem
+from epistill.traces.references import Lookup, by_problem, is_cut
 from epistill.traces.tabulate import split, token_counter_of
 
 MAX_BUDGETS = 8
@@ -154,6 +154,7 @@ def regrade(
         lengths, cuts = cut_points([trace.text for _, trace in batch], budgets, tokenizer)
         tasks: list[tuple[GraderName, str, str]] = []
         places: list[tuple[int, int]] = []
+        cut: list[bool] = []
         for (place, trace), length, stops in zip(batch, lengths, cuts, strict=True):
             response = responses[place]
             if response.reference is not None:
@@ -172,7 +173,8 @@ def regrade(
                 if column < 0 or answer:
                     tasks.append((gold[1], gold[0], answer))
                     places.append((place, column))
-        for (place, column), grade in zip(places, grader.grade(tasks), strict=True):
+                    cut.append(column >= 0 or is_cut(trace))
+        for (place, column), grade in zip(places, grader.grade(tasks, cut=cut), strict=True):
             timeouts += grade.status == "timeout"
             if column >= 0:
                 prefixes[place, column] = grade.score

@@ -54,6 +54,7 @@ def frames(text: str, *, cut: bool = False) -> Iterator[Framed]:
     whole = text if not cut else text[: _complete(text)]
     strong = [
         *_boxes(text),
+        *((m.end(), Framed(m[1], "boxed")) for m in _READ["unbraced"].finditer(whole)),
         *((m.end(), Framed(m[1], "tag")) for m in _READ["tagged"].finditer(text)),
         *((m.end(), Framed(m[1], "hashes")) for m in _READ["hashes"].finditer(whole)),
         *_labels(whole),
@@ -61,6 +62,18 @@ def frames(text: str, *, cut: bool = False) -> Iterator[Framed]:
     for found in (strong, _sentences(whole)):
         in_order = sorted(found, key=lambda one: -one[0])
         yield from (framed for _, framed in in_order[:MAX_FRAMES])
+
+
+def choice_said(text: str) -> list[Framed]:
+    """*Option B is correct* or *I choose B*, the last one, where no frame holds a letter."""
+    text = utf8(text[-MAX_LINE:])
+    said = [(m.end(), text[m.end() : m.end() + MAX_PLAIN]) for m in _READ["chosen"].finditer(text)]
+    said += [
+        (m.end(), m[1])
+        for m in _READ["judged"].finditer(text)
+        if not _READ["doubted"].search(_READ["sentence_end"].split(text[: m.start()])[-1])
+    ]
+    return [Framed(letter, "label") for _, letter in sorted(said)[-1:]]
 
 
 def extract_answer(text: str) -> str | None:
@@ -196,13 +209,19 @@ def _sentences(text: str) -> Iterator[tuple[int, Framed]]:
     for found in _READ["said"].finditer(text):
         end = _line_end(text, found.end())
         before = text[max(0, found.start() - 40) : found.start()].rsplit("\n", 1)[-1]
-        if _READ["not_one"].search(_READ["sentence_end"].split(before)[-1]):
+        if _READ["not_one"].search(_READ["clause_end"].split(before)[-1]):
             continue
         if found[0][0] in "故应选":
             yield found.end(), Framed(found[0][-1], "label")
         elif link := _READ["link"].match(text[found.end() : end]):
             value = text[found.end() + link.end() : end]
+            if _READ["denies"].search(link[0]):
+                value = f"not {value}"
             yield found.end(), Framed(value if value.strip(" *_") else _block(text, end), "label")
+    for found in _READ["given"].finditer(text):
+        before = _READ["clause_end"].split(text[max(0, found.start() - 40) : found.start()])[-1]
+        if not _READ["not_one"].search(before):
+            yield found.start(1), Framed(found[1], "label")
     for found in _READ["after"].finditer(text):
         before = text[max(0, found.start() - 2 * MAX_PLAIN) : found.start()].rsplit("\n", 1)[-1]
         if not _READ["doubted"].search(before) and not text[found.end() :].startswith("?"):

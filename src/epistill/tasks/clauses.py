@@ -42,12 +42,7 @@ def values_in(framed: Framed) -> Iterator[str]:
 
 def clause_of(text: str) -> str | None:
     """A sentence's first clause without fillers; None where it denies what it says."""
-    text = text.strip(" \t\n*_`#\"'“")
-    if text.lower().startswith("not "):
-        denied = _READ["not_but"].match(text)
-        if denied is None:
-            return None
-        text = denied[1]
+    text = _undenied(text.strip(" \t\n*_`#\"'“"))
     if (end := _READ["end"].search(text)) is not None:
         text = text[: end.start()]
     remark = _READ["remark"].search(text, 1) if text else None
@@ -61,6 +56,14 @@ def clause_of(text: str) -> str | None:
     return text.strip(" *_`,;:\"'”") or None
 
 
+def _undenied(text: str) -> str:
+    """What stands behind *not .. but*; nothing where the text only denies."""
+    if not _READ["denied"].match(text):
+        return text
+    found = _READ["not_but"].match(text)
+    return found[1] if found else ""
+
+
 def letter_in(text: str) -> str | None:
     r"""The letter of a multiple-choice answer, upper case; None for none or several.
 
@@ -68,11 +71,7 @@ def letter_in(text: str) -> str | None:
         >>> [letter_in(t) for t in ("(E) 14", "D, not A", "a", r"\Delta E", "Vitamin C", "A or B")]
         ['E', 'D', 'A', None, None, None]
     """
-    text = tidy(text)
-    if text.lower().startswith("not "):
-        denied = _READ["not_but"].match(text)
-        text = denied[1] if denied else ""
-    text = _READ["option"].sub("", text, 1)
+    text = _READ["option"].sub("", _undenied(tidy(text)), 1)
     if whole := _READ["letter"].match(text):
         return whole[1].upper()
     if _READ["several"].match(text):

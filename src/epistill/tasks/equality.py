@@ -79,7 +79,8 @@ def _equal(gold: str, answer: str) -> bool:
     if _words(gold) is not None or (_words(answer) or "").replace(" ", "") in SYNONYMS:
         return _same_words(gold, answer)
     if _READ["clock"].match(gold) or _READ["clock"].match(answer):
-        return _clock(gold) == _clock(answer)
+        ours, theirs = _clock(gold), _clock(answer)
+        return ours == theirs or f"{ours}am" == theirs or f"{ours}pm" == theirs
     if _digits_in_base(gold) or _digits_in_base(answer):
         return _same_base(gold, answer)
     ours, theirs = quantity(gold), quantity(answer)
@@ -97,7 +98,7 @@ def _equal(gold: str, answer: str) -> bool:
 
 def _words(text: str) -> str | None:
     """The words of an answer in prose, and what has a synonym; None for mathematics."""
-    for words in (text.casefold(), text.casefold().strip(" .()").removeprefix("the ")):
+    for words in (text.casefold(), _READ["article"].sub("", text.casefold().strip(" .()"))):
         if words.replace(" ", "") in SYNONYMS:
             return words
     return words if is_prose(text) and not any(c in text for c in "\\=^_<>+*/{[|,") else None
@@ -112,6 +113,8 @@ def is_prose(text: str) -> bool:
 
 def is_bare(text: str) -> bool:
     """A value and its unit, or words without a number; no sentence around a number."""
+    if _READ["introduced"].match(text):
+        return False
     latex = quantity(tidy(text)).latex
     return is_prose(latex) or not _READ["word"].search(_READ["command"].sub("", latex))
 
@@ -169,6 +172,8 @@ def _undefined(text: str, other: str, *, computed: bool) -> str:
     if found and theirs is None:
         left = _READ["subscript"].sub("", found[1])
         named = _READ["letter"].search(left)
+        if not named and _READ["number"].match(left) and not _READ["number"].match(found[2]):
+            return left  # 12 = 3 * 4
         if not named or (computed and not _READ["unknown"].search(left)):
             return found[2]
     return text
@@ -222,7 +227,7 @@ def _same_shape(gold: str, answer: str) -> bool:
             return False
         return _same_elements(left, right, ordered=ours[0] != "\\{")
     if ours and (len(left := _split(ours[1])) == 1 or ours[0] in ("\\{", "(")):
-        found = [(_READ["defined"].match(e), e) for e in _split(answer)]
+        found = [(_READ["defined"].match(e), e) for e in _signs(_split(answer))]
         right = [name[2] if name else element for name, element in found]
         if len(left) == len(right) and not any(map(_READ["relation"].search, right)):
             return _same_elements(left, right, ordered=ours[0] != "\\{")

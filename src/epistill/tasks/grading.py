@@ -15,13 +15,15 @@ from dataclasses import replace
 from types import TracebackType
 
 from epistill.records import Grade, GraderName, GradeStatus
-from epistill.tasks.answers import Framed, clean, frames, short_line
+from epistill.tasks.answers import Framed, choice_said, clean, frames, short_line
 from epistill.tasks.clauses import letter_in
 from epistill.tasks.code import grade_code
 from epistill.tasks.equality import is_bare
 from epistill.tasks.linear_patterns import patterns, utf8
 from epistill.tasks.math_grading import Question, read_reference
+from epistill.tasks.notation import tidy
 from epistill.tasks.workers import Lost, Workers
+from epistill.thinking import split_thinking
 
 _READ = patterns("grading")
 
@@ -41,7 +43,8 @@ def grade_exact(answer: str, response: str, *, cut: bool = False) -> Grade:
     read = next(((f, text) for f in found if (text := clean(f.text))), None)
     if read is None:
         return _unreadable(response, cut)
-    same = _same_text(read[1], answer) or _same_text(read[1], clean(answer) or answer)
+    same = any(_same_text(read[1], gold) for gold in (answer, clean(answer) or answer))
+    same = same or ("\\" in read[1] and _same_text(tidy(read[1]), tidy(answer)))
     status = GradeStatus.CORRECT if same else GradeStatus.WRONG
     return Grade(status, read[1], frame=read[0].frame)
 
@@ -63,7 +66,7 @@ def grade_choice(answer: str, response: str, *, cut: bool = False) -> Grade:
     text = response.strip()
     if not found and not cut and len(text) < SEARCHED and _READ["option_line"].match(utf8(text)):
         found = [Framed(text, "whole")]
-    for framed in found:
+    for framed in found or ([] if cut else choice_said(response)):
         inner = [*frames(framed.text)] if framed.frame == "tag" else []
         for one in (*inner, framed):
             if letter := letter_in(one.text.split("\n")[0] or one.text):
@@ -143,11 +146,12 @@ class Grader:
         """Grade (grader, reference answer, answer part of the response) triples, in order.
 
         Args:
-            items: What to grade.
+            items: What to grade; thinking that its tags mark gives no answer.
             cut: Whether each response ended at a limit; then an answer must have been complete.
             lenient: Search a response of "math" that has no frame; its grade says "search".
         """
         cuts = [False] * len(items) if cut is None else list(cut)
+        items = [(g, a, r if g == "code" else split_thinking(r).answer) for g, a, r in items]
         grades: dict[int, Grade] = {}
         places: dict[str, list[int]] = {"math": [], "code": []}
         for i, (grader, answer, response) in enumerate(items):

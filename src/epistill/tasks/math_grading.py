@@ -43,7 +43,7 @@ class Question:
 
 def grade_question(question: Question) -> Grade:
     """Compare the first frame that holds a value with the reference."""
-    reference = read_reference(question.reference)
+    reference = _one_value(read_reference(question.reference))
     for framed, value in _values(question):
         if framed.frame == "label" and is_prose(value) and not is_prose(reference):
             continue  # "the answer is obvious"
@@ -81,6 +81,15 @@ def read_reference(reference: str) -> str:
     if framed is None:
         return reference
     return framed.text if framed.frame != "label" else clause_of(framed.text) or reference
+
+
+def _one_value(reference: str) -> str:
+    """*3/4 or .75* is one value, said twice."""
+    first, *others = reference.split(" or ")
+    try:
+        return first if others and all(equal(first, one) for one in others) else reference
+    except NotAValue:
+        return reference
 
 
 def reference_text(value: Any) -> str:

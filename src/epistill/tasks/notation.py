@@ -72,7 +72,7 @@ def tidy(text: str) -> str:
             break
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
-    text = text.replace("\x01", "\\\\ ").lstrip(" ,;:*_").rstrip(" .,;:*_")
+    text = text.replace("\x01", "\\\\ ").lstrip(" ,;:*_").rstrip(" .,;:*_?")
     return _braced_roots(text).strip()
 
 

@@ -16,6 +16,7 @@ import sys
 import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -23,6 +24,9 @@ from typing import Any
 from epistill.errors import EpistillError, first_line
 
 MEMORY = 2 << 30  # bytes of address space of a worker
+# A worker that is stopped or blocked uses no processor time: it is given up after so many times its
+# limit, by the clock. Far beyond what a busy machine takes, since that must not decide a verdict.
+PATIENCE = 100
 _START = (
     "import sys; sys.path[:] = {path!r}\n"
     "from epistill.tasks.workers import serve; serve({name!r}, {limit!r})"
@@ -34,7 +38,7 @@ class Lost:
     """A call without a result.
 
     Attributes:
-        timeout: Its processor time was spent, twice.
+        timeout: Its processor time was spent, twice, or its process stood still.
         reason: One line.
     """
 
@@ -104,18 +108,27 @@ class Workers:
         process = self._running[place] or self._start(place)
         assert process.stdin is not None
         assert process.stdout is not None
+        watch = threading.Timer(PATIENCE * self.limit_s, process.kill)
+        watch.daemon = True
+        watch.start()
         try:
             pickle.dump(argument, process.stdin)
             process.stdin.flush()
             return pickle.load(process.stdout)
         except (EOFError, OSError, pickle.UnpicklingError):
+            given_up = watch.finished.is_set()
             process.kill()
-            process.communicate()
+            with suppress(OSError):  # of what could not be sent
+                process.communicate()
             self._running[place] = None
             code = process.returncode
+            if given_up:
+                return Lost(True, f"no reply within {PATIENCE * self.limit_s:g} s")
             if code == -signal.SIGPROF:
                 return Lost(True, f"it took longer than {self.limit_s:g} s of processor time")
             return Lost(False, f"its process ended (exit status {code})")
+        finally:
+            watch.cancel()
 
     def _start(self, place: int) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(
