@@ -78,8 +78,23 @@ def test_a_loop_is_found_wherever_it_is_cut(loop):
         "Wait, is that right? ".join(prose(50, seed=i) for i in range(8)),
         "\n".join(f"Step {i}: {prose(12, seed=i)}" for i in range(40)),
         LOOPS["a sentence"] + prose(400),  # it left the loop
+        "".join(f'    case {n}:\n        return "value{n}";\n' for n in range(50)),
+        "".join(f"<tr><td>{n}</td><td>{n * n}</td></tr>\n" for n in range(60)),
+        "".join(f"| {n} | {n**2} | {n**3} |\n" for n in range(100)),
+        "".join(f"{n} divided by 7 is {n // 7} with remainder {n % 7}.\n" for n in range(100, 200)),
     ],
-    ids=["nothing", "short", "prose", "a refrain", "steps", "a loop that was left"],
+    ids=[
+        "nothing",
+        "short",
+        "prose",
+        "a refrain",
+        "steps",
+        "a loop that was left",
+        "code",
+        "HTML",
+        "a table",
+        "a list",
+    ],
 )
 def test_what_goes_on_is_no_loop(text):
     assert not is_looping(text)

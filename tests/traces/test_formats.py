@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from epistill.errors import EpistillError
 from epistill.traces.grade import grade_files
 from epistill.traces.measure import Options, measure_files
 from epistill.traces.measure_summary import summarise_measured
@@ -129,6 +130,38 @@ LINES = {
         "finish_reasons": ["stop"] * 4, "correctness_math_verify": [True, True, False, False],
         "messages": [{"role": "user", "content": q}, {"role": "assistant", "content": texts[0]}],
     }),
+    "s1": each(lambda i, q, a, s: {
+        "question": q, "solution": a, "cot": None, "thinking_trajectories": [thinking(i)],
+        "attempt": said(i, s),
+    }),
+    "OpenThoughts": each(lambda i, q, a, s: {
+        "problem": q, "ground_truth_solution": a, "deepseek_reasoning": thinking(i),
+        "deepseek_solution": said(i, s),
+    }),
+    "LiveCodeBench": per_problem(lambda i, q, a, texts: {
+        "question_id": i, "question_content": q, "output_list": texts, "answer": a,
+        "graded_list": [True, True, False, False],
+    }),
+    "OpenRLHF, slime": each(lambda i, q, a, s: {
+        "prompt": q, "response": whole(i, s), "label": a, "reward": s < 2, "status": "completed",
+    }),
+    "a reference beside what a model answered": each(lambda i, q, a, s: {
+        "Question": q, "Ground Truth": a, "Model Answer": whole(i, s), "label": "correct",
+    }),
+    "a Responses object": each(lambda i, q, a, s: {
+        "question": q, "answer": a, "response": {
+            "status": "completed", "reasoning": {"effort": "high", "summary": "detailed"},
+            "output": [{"type": "reasoning", "content": [
+                           {"type": "reasoning_text", "text": thinking(i)}]},
+                       {"type": "message", "content": [
+                           {"type": "output_text", "text": said(i, s)}]}]},
+    }),
+    "harmony messages": each(lambda i, q, a, s: {
+        "gold": a, "messages": [
+            {"role": "user", "content": q},
+            {"role": "assistant", "channel": "analysis", "content": thinking(i)},
+            {"role": "assistant", "channel": "final", "content": said(i, s)}],
+    }),
     "swift infer": each(lambda i, q, a, s: {
         "response": whole(i, s), "labels": a, "logprobs": None,
         "messages": [{"role": "user", "content": q}, {"role": "assistant", "content": whole(i, s)}],
@@ -184,8 +217,17 @@ OBJECTS = {
     "Inspect": {"version": 2, "status": "success", "eval": {"task": "t"},
                 "samples": each(inspect_sample)},
     "HELM": {"request_states": each(lambda i, q, a, s: {
-        "instance": {"input": {"text": q}, "id": f"id{i}"}, "gold": a,
+        "instance": {"input": {"text": q}, "id": f"id{i}", "references": [
+            {"output": {"text": a}, "tags": ["correct"]}, {"output": {"text": "0"}, "tags": []}]},
         "result": {"completions": [{"text": whole(i, s), "finish_reason": {"reason": "stop"}}]}})},
+    "OpenCompass results": {"accuracy": 50.0, "details": {str(n): {
+        "prompt": [{"role": "HUMAN", "prompt": q}], "origin_prediction": whole(i, s),
+        "predictions": "x", "references": a, "correct": s < 2}
+        for n, (i, q, a, s) in enumerate(each(lambda *row: row))}},
+    "an object by problem": {f"sums/{i}": {"question": q, "answer": a, "responses": texts}
+                             for i, q, a, texts in per_problem(lambda *row: row)},
+    "a data frame, split": {"columns": ["question", "answer", "response"], "index": [*range(24)],
+                            "data": each(lambda i, q, a, s: [q, a, whole(i, s)])},
     "an array": each(lambda i, q, a, s: {"question": q, "answer": a, "response": whole(i, s)}),
     "a data frame": {name: {str(n): row[place] for n, row in enumerate(each(
         lambda i, q, a, s: (q, a, whole(i, s))))}
@@ -245,15 +287,36 @@ def test_trl_completions(tmp_path):
     check(tmp_path / "completions_00005.parquet", tmp_path)
 
 
-@pytest.mark.parametrize("delimiter", [",", "\t"])
+@pytest.mark.parametrize("delimiter", [",", "\t", ";"])
 def test_csv(delimiter, tmp_path):
     out = io.StringIO()
     table = csv.writer(out, delimiter=delimiter)
-    table.writerow(["", "question", "gold", "response", "is_correct"])
-    for n, row in enumerate(each(lambda i, q, a, s: (q, a, whole(i, s), s < 2))):
+    table.writerow(["", "Question", "gold", "response", "is_correct"])
+    for n, row in enumerate(each(lambda i, q, a, s: (q, a, chat_as_written(i, s), s < 2))):
         table.writerow([n, *row])
     (tmp_path / "a.csv").write_text(out.getvalue())
     check(tmp_path / "a.csv", tmp_path)
+
+
+def chat_as_written(i, s):
+    """As tables write a chat: now as JSON, now as Python prints it, now its text alone."""
+    chat = [{"role": "assistant", "content": whole(i, s)}]
+    return (json.dumps(chat), str(chat), whole(i, s))[i % 3]
+
+
+def test_an_array_of_arrays(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(per_problem(lambda i, q, a, texts: [
+        {"question": q, "answer": a, "response": text} for text in texts
+    ])))  # fmt: skip
+    check(path, tmp_path)
+
+
+@pytest.mark.parametrize("label", ["correct", "1", True, 0])
+def test_a_label_that_is_a_verdict_is_no_reference(write, tmp_path, label):
+    path = write("a.jsonl", [{"response": "\\boxed{1}", "label": label}])
+    with pytest.raises(EpistillError, match="no reference answer"):
+        grade_files([path], tmp_path / "graded.jsonl", GradeOptions(workers=1))
 
 
 @pytest.mark.parametrize("zstd", [False, True])

@@ -325,3 +325,10 @@ def test_truncation_is_inferred_from_one_largest_length(write):
     assert (found["share"]["value"], found["share"]["low"]) == (8 / 48, None)
     assert basis([*range(20, 60), *[512] * 4])["basis"].startswith("unclosed")
     assert basis([*range(20, 60), *[512] * 8], finish_reason="stop")["basis"] == "field"
+    # Where lengths do not vary, or others are as common, the largest one is no limit.
+    for lengths in (
+        [40] * 300,
+        [40] * 50 + [20] * 50,
+        [n for n in range(40, 60) for _ in "12345678"],
+    ):
+        assert basis(lengths)["basis"].startswith("unclosed")

@@ -82,6 +82,14 @@ def test_settings_under_the_name_of_reasoning_are_no_text():
         ({"finish_reason": "eos_token"}, "ended"),
         ({"finishReason": "STOP"}, "ended"),
         ({"stop_reason": "tool_use"}, "ended"),
+        ({"finish_reason": "FinishReason.MAX_TOKENS"}, "cut"),
+        ({"finish_reason": None, "native_finish_reason": "maxTokens"}, "cut"),
+        (
+            {"stop_type": "limit", "truncated": False},
+            "cut",
+        ),  # llama.cpp: `truncated` is of its context
+        ({"stopped_eos": False, "stopped_limit": True, "truncated": False}, "cut"),
+        ({"stop_reason": "<|im_end|>"}, "ended"),
         ({"stop_reason": "model_context_window_exceeded"}, "cut"),
         ({"finishReason": "MAX_TOKENS"}, "cut"),
         ({"status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}}, "cut"),
@@ -161,3 +169,17 @@ def test_ids_of_samples_without_a_question(write, ids, problems):
     found = said_of(write("a.jsonl", [{"custom_id": one, "response": SO} for one in ids]))
     assert found["groups"]["(all)"]["problems"] == problems
     assert found["reading"]["notes"]
+
+
+@pytest.mark.parametrize(
+    ("record", "text"),
+    [
+        ({"response": None, "reasoning": HMM, "finish_reason": "length"}, f"<think>{HMM}"),
+        ({"response": SO, "thinking": "enabled"}, SO),
+        ({"response": SO, "reasoning": {"effort": "low", "summary": "detailed"}}, SO),
+        (message(content=None, refusal="No."), "No."),
+    ],
+)
+def test_what_is_and_is_no_reasoning(record, text):
+    (trace,), _ = traces_of(record, 1)
+    assert trace.text == text

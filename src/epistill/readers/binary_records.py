@@ -104,7 +104,8 @@ def parquet_records(
     there = set(file.schema_arrow.names)
     chosen = None
     if columns is not None:  # a name with dots may be a column's own, or lead inside one
-        chosen = sorted({part for c in columns for part in (c, c.partition(".")[0])} & there)
+        wanted = {_folded(part) for c in columns for part in (c, c.partition(".")[0])}
+        chosen = [name for name in sorted(there) if _folded(name) in wanted]
     held = file.metadata.row_group(group)
     parts = [held.column(i) for i in range(held.num_columns)]
     parts = [p for p in parts if chosen is None or p.path_in_schema.partition(".")[0] in chosen]
@@ -125,6 +126,10 @@ def parquet_records(
                     yield record, part.nbytes // part.num_rows
     except (pa.ArrowException, OSError) as error:
         raise _unreadable(path, error) from error
+
+
+def _folded(name: str) -> str:
+    return name.strip().lower().replace(" ", "_")
 
 
 def _rows(batch: Any) -> list[Mapping[str, Any] | Unusable]:

@@ -35,7 +35,10 @@ _HOLDERS = (
 _OF_A_RECORD = {
     "question", "problem", "prompt", "input", "query", "instruction", "messages", "origin_prompt",
     "doc", "example", "full_prompt", "convo", "instance", "problem_id", "question_id", "task_id",
-    "doc_id", "custom_id", "id", "idx", "uuid",
+    "doc_id", "custom_id", "id", "idx", "uuid", "problem_index", "question_index", "prompt_id",
+    "prompt_index", "group_index", "inputs", "question_content", "answer", "target", "ground_truth",
+    "gt", "gts", "gold", "reference", "reference_answer", "expected_answer", "gold_answer",
+    "labels", "example_id",
 }  # fmt: skip
 
 
@@ -57,7 +60,7 @@ def kind_of(head: bytes, suffix: str) -> str:
         rest = rest.lstrip()
         opened = line.strip() == b"{" or line.rstrip().endswith((b"{", b"[", b","))
         return "json object" if opened and rest and not rest.startswith(b"{") else "json lines"
-    cells = line.decode(errors="replace").strip().split("\t" if b"\t" in line else ",")
+    cells = line.decode(errors="replace").strip().split(_delimiter(line))
     named = len(cells) > 1 and all(map(_HEADER.fullmatch, cells))
     if named or suffix in (".csv", ".tsv"):
         return "csv"
@@ -141,6 +144,8 @@ def _as_record(value: Any) -> Mapping[str, Any] | Unusable:
             return {"generations": value}
         if _is_chat(value):
             return {"messages": value}
+        if all(isinstance(one, dict) for one in value):
+            return {"samples": value}
     return Unusable("not an object")
 
 
@@ -171,8 +176,14 @@ def _inside(record: Mapping[str, Any], depth: int = 3) -> list[Mapping[str, Any]
     values = list(record.values())
     if not depth or not values or not _OF_A_RECORD.isdisjoint(record):
         return _by_row(record)
-    if all(isinstance(value, dict) for value in values) and all(map(str.isdecimal, record)):
+    if all(isinstance(value, dict) for value in values) and (
+        all(map(str.isdecimal, record))
+        or all(not _OF_A_RECORD.isdisjoint(value) for value in values)
+    ):
         return [{"idx": key, **value} for key, value in record.items()]
+    names, rows = record.get("columns"), record.get("data")
+    if isinstance(names, list) and isinstance(rows, list):  # a data frame, split
+        return [dict(zip(names, row, strict=False)) for row in rows]
     held = [record[name] for name in _HOLDERS if isinstance(record.get(name), list | dict)]
     for value in (*held, values if all(isinstance(v, list) for v in values) else None):
         if isinstance(value, dict):
@@ -250,11 +261,15 @@ def _array(stream: Any) -> Iterator[tuple[Parsed, int]]:
 # ---- CSV
 
 
+def _delimiter(line: bytes) -> str:
+    return next((one for one in "\t,;" if one.encode() in line), ",")
+
+
 def _csv(stream: Any) -> Iterator[tuple[Parsed, int]]:
     csv.field_size_limit(MAX_RECORD_BYTES)
     line = stream.peek(HEAD_BYTES).split(b"\n", 1)[0]
     text = io.TextIOWrapper(stream, encoding="utf-8", errors="surrogateescape", newline="")
-    lines = csv.reader(text, delimiter="\t" if b"\t" in line else ",")
+    lines = csv.reader(text, delimiter=_delimiter(line))
     try:
         names = next(lines, [])
         for row in lines:

@@ -9,9 +9,11 @@ of responses, a list of equal length under any other name is read element by ele
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from functools import cached_property
+from typing import Any
 
 import orjson
 
@@ -20,32 +22,30 @@ from epistill.readers.text_records import Unusable
 from epistill.thinking import opens_thinking, split_thinking, with_thinking
 from epistill.traces.reply_texts import (
     ASSISTANT,
-    FIELD_DATA,
     NAMES,
     Shape,
     get,
     is_chat,
     listed,
     plain,
+    plain_name,
     present,
     question_in,
     role_of,
     shape_of,
     spoken,
 )
+from epistill.traces.stop_words import kind_of_stop
 
 SCORE_FIELDS, SAMPLE_FIELDS = NAMES["score"], NAMES["sample"]
 # What `measure` may look at; a parquet file's other columns are not read.
 KNOWN_FIELDS = ("filter", *(name for names in NAMES.values() for name in names))
-_KIND_OF_STOP: dict[str, Literal["ended", "cut", "interrupted"]] = {
-    word: kind for kind, words in FIELD_DATA["stop_words"].items() for word in words
-}
 _PLURAL = frozenset(NAMES["plural"])
 _VERDICTS = {"true": 1, "false": 0, "c": 1, "i": 0, "p": 0.5, "n": 0}  # Inspect's letters
 OTHER_FILTER = "the same responses under another filter"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Trace:
     """One response and the record it stands in.
 
@@ -89,6 +89,16 @@ class Trace:
                 return value, name
         return None, None
 
+    @cached_property
+    def stop(self) -> tuple[str | None, str | None]:
+        """See `stop_of`."""
+        return _stop_of(self)
+
+    @cached_property
+    def tokens(self) -> tuple[int | None, str | None]:
+        """See `tokens_of`."""
+        return _tokens_of(self)
+
     def alone(self) -> Mapping[str, Any]:
         """The record with lists beside a list of responses read element by element."""
         lists = {
@@ -122,13 +132,17 @@ def traces_of(
     found = value = None
     for name in names:
         value = get(record, name)
-        if value is not None and (field is not None or _may_be_response(name, value)):
+        if value is not None and (field is not None or _may_be_response(name, value, record)):
             found = name
             break
     if found is None:
+        names = tuple(name for name in names if name != "answer" or field is not None)
+        empty = next((name for name in names if get(record, name) is None), None)
+        if empty is not None and present(shape_of(record), NAMES["reasoning"]):  # cut in thinking
+            return [_trace(None, record, row)], empty
         reason = "null response" if names else f"no field {field}" if field else "no response field"
         return [Unusable(reason)], next((name for name in names if name in record), None)
-    value = listed(value, several=found in _PLURAL)
+    value = listed(value, several=plain_name(found) in _PLURAL)
     if isinstance(value, list) and not _is_one(found, value):
         while len(value) > 0 and all(isinstance(v, list) and not is_chat(v) for v in value):
             value = [inner for v in value for inner in v]
@@ -138,7 +152,9 @@ def traces_of(
     return [_trace(value, record, row)], found
 
 
-def _may_be_response(name: str, value: Any) -> bool:
+def _may_be_response(name: str, value: Any, record: Mapping[str, Any]) -> bool:
+    if name == "answer":  # the reference, unless another field says that
+        return isinstance(value, str) and any(record.get(n) for n in NAMES["reference"])
     # A number under `samples` is a count, and plain texts under `choices` are options to choose.
     if name.endswith("choices"):
         return isinstance(value, list) and all(isinstance(v, Mapping) for v in value)
@@ -151,7 +167,7 @@ def _is_one(name: str, value: list[Any]) -> bool:
     """Whether a list is one response: a chat, or the parts of a message."""
     if is_chat(value):
         alone = all(role_of(turn) in ASSISTANT for turn in value)
-        return not (alone and len(value) > 1 and name in _PLURAL)
+        return not (alone and len(value) > 1 and plain_name(name) in _PLURAL)
     return bool(value) and all(isinstance(v, Mapping) and "type" in v for v in value)
 
 
@@ -195,6 +211,11 @@ def _joined(trace: Trace, thinking: str, text: str | None) -> Trace | Unusable:
 
 
 BY_QUESTION, BY_STEM = "(question)", "(id without its last number)"
+_STEM_END = re.compile(
+    "[-_:/.#](?:(?:sample|rollout|run|rep|repeat|repetition|try|trial|attempt|seed|epoch|gen|"
+    "generation|completion|response|choice|iter|s|r|n|k)[-_:/.#]?)?[0-9]+$",
+    re.IGNORECASE,
+)
 
 
 def problem_of(trace: Trace, field: str | None = None) -> tuple[str | None, str | None]:
@@ -231,11 +252,11 @@ def stem_end(key: str) -> str:
     """The separator and number that an id ends in; "" where it ends in none.
 
     Example:
-        >>> stem_end("prob-12-3"), stem_end("prob")
-        ('-3', '')
+        >>> stem_end("prob-12-3"), stem_end("prob_7_sample_3"), stem_end("prob")
+        ('-3', '_sample_3', '')
     """
-    stem = key.rstrip("0123456789")
-    return key[len(stem) - 1 :] if len(stem) < len(key) and stem[-1:] in "-_:/.#" and stem else ""
+    end = _STEM_END.search(key)
+    return end[0] if end is not None and end.start() > 0 else ""
 
 
 def question_of(trace: Trace) -> tuple[str | None, str | None]:
@@ -251,6 +272,10 @@ def tokens_of(trace: Trace) -> tuple[int | None, str | None]:
 
     What a server counts over several choices is known of none of them.
     """
+    return trace.tokens
+
+
+def _tokens_of(trace: Trace) -> tuple[int | None, str | None]:
     value, name = trace.first(NAMES["tokens"], each=True)
     if isinstance(value, Sequence) and not isinstance(value, str):
         return len(value), name
@@ -265,23 +290,14 @@ def stop_of(trace: Trace) -> tuple[str | None, str | None]:
     Returns:
         (kind, field); a word that is not known instead of the kind; (None, None) without a field.
     """
+    return trace.stop
+
+
+def _stop_of(trace: Trace) -> tuple[str | None, str | None]:
     value, name = trace.first(NAMES["stop"], each=True)
-    if isinstance(value, Mapping):  # {"type": "length", "length": 10}, {"reason": "length"}
-        value = value.get("type", value.get("reason"))
-    if name is None or not isinstance(value, str | int | float):
-        return None, None
-    word = str(value).lower().replace("-", "_").replace(" ", "_")
-    if "truncated" in name:
-        if "padded" in trace.record:  # lighteval: of the prompt
-            return None, None
-        if word in ("true", "false") or not isinstance(value, str):
-            return "cut" if word not in ("false", "0", "0.0") else "ended", name
-    if not isinstance(value, str):
-        return "ended", name  # the id of the token that ended it
-    kind = _KIND_OF_STOP.get(word)
-    if kind is None and (name.endswith("status") or word in ("none", "null", "unknown", "")):
-        return None, None
-    return kind or value, name
+    of_the_prompt = name == "truncated" and "padded" in trace.record  # lighteval
+    kind = None if name is None or of_the_prompt else kind_of_stop(value, name)
+    return (None, None) if kind is None else (kind, name)
 
 
 def cut_of(trace: Trace) -> tuple[bool | None, str | None]:

@@ -228,8 +228,8 @@ def _add(traces: list[Trace], piece: Piece, found: Measured, options: Options) -
         members = [i for i, other in enumerate(groups) if other == group]
         sums = found.groups.setdefault(group, ClusterSums(table.shape[1]))
         sums.add([clusters[i] for i in members], table[members])
-        lengths = table[members, tabulator(options).columns["tokens"]]
-        sums.see_length(int(lengths.max()), int((lengths == lengths.max()).sum()))
+        lengths = table[members, tabulator(options).columns["tokens"]].ravel()
+        sums.lengths.update(lengths.astype(int).tolist())
     _check_groups(found, options)
     if options.keep:
         found.shown += [

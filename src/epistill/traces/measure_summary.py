@@ -21,8 +21,9 @@ from epistill.traces.measure import Measured, Options, tabulator
 from epistill.traces.tabulate import DECILES, ClusterSums, Floats
 
 RESAMPLES = 1_000
-# So many responses of exactly the largest length were cut: lengths hardly ever meet by chance.
-MANY, MANY_SHARE = 5, 0.01
+# So many responses of exactly the largest length were cut: where lengths vary, they hardly ever
+# meet by chance. Where few lengths occur, or others are as common, the largest one tells nothing.
+MANY, MANY_SHARE, MANY_TIMES, LENGTHS = 5, 0.01, 3, 5
 
 
 def summarise_measured(results: Sequence[Measured], options: Options) -> dict[str, Any]:
@@ -84,7 +85,7 @@ class _Group:
     def __init__(self, sums: ClusterSums, options: Options) -> None:
         self.sums, self.folded = sums.sums, sums.folded
         self.tabulator, self.seed = tabulator(options), options.seed
-        self.longest = sums.longest
+        self.limit = _limit_in(sums.lengths)
         self.totals = self.sums.sum(axis=0)
         self.has_tokens = self._total("with_tokens") == self._total("responses")
         self.thinking_tokens = options.tokenizer is not None
@@ -168,8 +169,8 @@ class _Group:
         elif said:
             found["basis"] = "field, over those responses that have one"
             self._ratio(found, "share", self._column("cut"), self._column("with_stop"))
-        elif self.has_tokens and self.longest[1] >= max(MANY, MANY_SHARE * responses):
-            tokens, there = self.longest
+        elif self.has_tokens and self.limit is not None:
+            tokens, there = self.limit
             found["basis"] = (
                 f"at least: {there} responses end at one largest length, {tokens} tokens"
             )
@@ -237,6 +238,20 @@ class _Group:
         return rows
 
 
+def _limit_in(lengths: Mapping[int, int]) -> tuple[int, int] | None:
+    """The limit that cut responses, and how many it cut; None where lengths show none.
+
+    Example:
+        >>> _limit_in({**dict.fromkeys(range(20, 60), 1), 512: 8}), _limit_in({40: 300})
+        ((512, 8), None)
+    """
+    longest = max(lengths)
+    there = lengths[longest]
+    near = max((n for tokens, n in lengths.items() if longest / 2 < tokens < longest), default=1)
+    enough = max(MANY, MANY_SHARE * sum(lengths.values()), MANY_TIMES * near)
+    return (longest, there) if there >= enough and len(lengths) > LENGTHS else None
+
+
 def skipped_of(file: str, reading: Mapping[str, Any]) -> list[str]:
     """One line for each reason why responses were skipped, and for what is odd about others."""
     used = reading["responses_used"]
@@ -276,7 +291,8 @@ def warnings_of(summary: Mapping[str, Any]) -> list[str]:
         repeated = reading["repeated_responses"]
         if repeated and repeated["count"]:
             lines.append(
-                f"{file['file']}: {repeated['count']} responses repeat the id of an earlier one "
-                f"(first in row {repeated['first_row']}); all are counted"
+                f"{file['file']}: {repeated['count']} responses repeat an earlier one to the same "
+                "problem (equal sample number, or equal text where samples have no number; first "
+                f"in row {repeated['first_row']}); all are counted"
             )
     return lines

@@ -29,6 +29,10 @@ LIMIT_FIELDS = _LIMITS + tuple(
     for place in ("sampling", "sampling_params", "generation_config", "generation_kwargs", "params")
     for name in _LIMITS
 )
+_VERDICTS = {
+    "", "0", "1", "true", "false", "correct", "incorrect", "right", "wrong", "yes", "no", "pass",
+    "fail", "passed", "failed", "positive", "negative", "chosen", "rejected",
+}  # fmt: skip
 PEEKED = 1_000  # records that decide between letters and mathematics
 Lookup = Mapping[str, tuple[str, GraderName]]
 
@@ -124,23 +128,33 @@ def _reference_in(
             return reference_answer({"question": "", "answer": value})[0], name
     if is_evaluation(record):
         return None, None
-    answer, _ = reference_answer(record)
+    shape = fields.shape_of(record)
+    named = [name for name in fields.present(shape, ANSWER_FIELDS) if record.get(name) is not None]
+    answer, _ = reference_answer({**record, **{fields.plain_name(n): record[n] for n in named}})
     if answer is not None:
-        if "reward_model" in record:
-            return answer, "reward_model"
-        return answer, next(name for name in ANSWER_FIELDS if record.get(name) is not None)
+        return answer, "reward_model" if "reward_model" in record else named[0]
     options, right = fields.get(record, "doc.choices"), _one(fields.get(record, "doc.gold_index"))
     if isinstance(options, list) and isinstance(right, int) and 0 <= right < len(options):
         return str(options[right]), "doc.choices"
     for name in fields.present(fields.shape_of(record), fields.NAMES["last_reference"]):
-        if (value := _one(fields.get(record, name))) is not None:
-            return reference_answer({"question": "", "answer": value})[0], name
+        value = _one(fields.get(record, name))
+        if value is None or isinstance(value, bool) or (name == "label" and not _is_answer(value)):
+            continue
+        return reference_answer({"question": "", "answer": value})[0], name
     return None, None
 
 
 def _one(value: Any) -> Any:
     """The only entry of a list, as a numpy array or a list of right answers is written."""
+    if isinstance(value, list) and value and all(isinstance(v, Mapping) for v in value):  # HELM
+        right = [v for v in value if "correct" in (v.get("tags") or ())]
+        value = [fields.get(v, "output.text") for v in right] or None
     return value[0] if isinstance(value, list) and len(value) == 1 else value
+
+
+def _is_answer(label: Any) -> bool:
+    """Whether a label is a reference answer, not a verdict."""
+    return isinstance(label, str) and label.strip().lower() not in _VERDICTS
 
 
 def grader_in(trace: Trace, names: Sequence[str] = ("grader",)) -> GraderName | None:

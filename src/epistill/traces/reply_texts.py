@@ -27,6 +27,9 @@ _TYPES = frozenset(NAMES["reasoning_types"])
 ASSISTANT = {"assistant", "gpt", "model", "bot", "ai", "chatbot"}
 _USER = {"user", "human"}
 _ROLES = ("role", "from")
+# What a request asks for under a name of reasoning.
+_SETTINGS = {"enabled", "disabled", "adaptive", "auto", "on", "off", "none", "minimal", "low",
+             "medium", "high", "xhigh", "true", "false"}  # fmt: skip
 MAX_LITERAL_BYTES = 1 << 20
 
 
@@ -62,28 +65,46 @@ def shape_of(record: Mapping[str, Any]) -> Shape:
 
 @lru_cache(maxsize=4096)
 def present(shape: Shape, names: tuple[str, ...]) -> tuple[str, ...]:
-    """Those names that a record of this shape can hold."""
+    """Those names that a record of this shape can hold; `Final Answer` is `final_answer`."""
     keys, nested = map(set, shape)
-    return tuple(name for name in names if name in keys or name.partition(".")[0] in nested)
+    plain_names = {plain_name(key): key for key in reversed(shape[0])}
+    found = (
+        name
+        if name in keys or name.partition(".")[0] in nested
+        else plain_names.get(plain_name(name))
+        for name in names
+    )
+    return tuple(dict.fromkeys(name for name in found if name is not None))
+
+
+def plain_name(name: str) -> str:
+    """A field's name as tables of results and the data file have it in common."""
+    return name.strip().lower().replace(" ", "_")
 
 
 def listed(value: Any, *, several: bool = False) -> Any:
     """A list that is stored as a string, as tables do (chats; `several` responses too)."""
     if not isinstance(value, str) or not value.startswith("["):
         return value
-    if value.startswith("[{"):
-        try:
-            turns = orjson.loads(value)
-        except orjson.JSONDecodeError:
-            return value
-        return turns if several or is_chat(turns) else value
-    if several and value.endswith("]") and len(value) <= MAX_LITERAL_BYTES:
+    objects = value.startswith("[{")
+    try:
+        if objects:
+            return _chat_or(value, orjson.loads(value), several=several)
+    except orjson.JSONDecodeError:
+        pass
+    if (several or objects) and value.rstrip().endswith("]") and len(value) <= MAX_LITERAL_BYTES:
         try:
             found = ast.literal_eval(value)
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             return value
+        if objects:
+            return _chat_or(value, found, several=several)
         return found if found and all(isinstance(one, str) for one in found) else value
     return value
+
+
+def _chat_or(text: str, turns: Any, *, several: bool) -> Any:
+    return turns if several or is_chat(turns) else text
 
 
 def is_chat(value: Any) -> bool:
@@ -134,7 +155,11 @@ def spoken(value: Any) -> tuple[str, str | None, int]:
         return _lines(t for t, _ in said), "".join(texts) if texts else None, 1
     if not isinstance(value, Mapping):
         return "", None, 1
-    if value.get("type") in _TYPES or value.get("thought") is True:
+    if (
+        value.get("type") in _TYPES
+        or value.get("thought") is True
+        or value.get("channel") == "analysis"  # harmony
+    ):
         return plain(value), None, 1
     thinking = next((t for n in NAMES["reasoning"] if (t := plain(value.get(n)))), "")
     content = next((value[n] for n in NAMES["text"] if value.get(n) is not None), None)
@@ -153,9 +178,9 @@ def _lines(parts: Any) -> str:
 def plain(value: Any) -> str:
     """The text of reasoning, however it is wrapped; "" where there is none to read."""
     if isinstance(value, str):
-        return value
+        return "" if len(value) < 10 and value.lower() in _SETTINGS else value
     if isinstance(value, list):
         return _lines(map(plain, value))
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping) and "effort" not in value:
         return next((t for n in NAMES["reasoning_texts"] if (t := plain(value.get(n)))), "")
     return ""

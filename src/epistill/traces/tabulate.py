@@ -8,6 +8,7 @@ numbers, and `ClusterSums`, whose size does not grow with the number of traces. 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -216,12 +217,12 @@ class ClusterSums:
 
     Attributes:
         folded: More clusters came than there are rows: they were added together by hash.
-        longest: The largest number of tokens of a response, and how many responses have it.
+        lengths: How many responses have so many tokens.
     """
 
     def __init__(self, width: int) -> None:
         self.folded = False
-        self.longest = (0, 0)
+        self.lengths: Counter[int] = Counter()
         self._rows: dict[int, int] = {}
         self._sums = np.zeros((16, width))
 
@@ -248,15 +249,9 @@ class ClusterSums:
         if not self.folded and len(self._rows) > MAX_CLUSTERS:
             self._fold()
 
-    def see_length(self, tokens: int, responses: int) -> None:
-        """So many responses are this long."""
-        if tokens >= self.longest[0]:
-            before = self.longest[1] if tokens == self.longest[0] else 0
-            self.longest = tokens, before + responses
-
     def merge(self, other: ClusterSums) -> None:
         """Add another's sums."""
-        self.see_length(*other.longest)
+        self.lengths.update(other.lengths)
         if other.folded and not self.folded:
             self._fold()
         self.add(other._rows, other.sums)
