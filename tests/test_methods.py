@@ -270,7 +270,7 @@ def test_settings_that_would_stop_the_first_step_are_refused():
 
 
 def test_the_command_line_evaluates_on_problems_that_training_never_draws():
-    chosen, _ = evaluation_settings("star-search:5x3", 4, 8, 1.0, 1.0, None, 20)
+    chosen, _ = evaluation_settings("star-search:5x3", 4, 8, {"max_new_tokens": 20})
     assert chosen.task.split != StarSearchTask().split
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, ValidationInfo, field_validator, model_validator
 
 from epistill.axes import Method, MethodFile
 from epistill.monitor import Monitor, with_less_teacher
 from epistill.settings import Settings
 
+NONE_IN_TOML = {"monitor": "off", "teacher_thinking": "template"}  # where None is no default
 MOST_MICROBATCH_TOKENS = 16_384  # more make nothing faster
 
 
@@ -25,6 +26,8 @@ class SamplingConfig(Settings):
         top_p: The smallest set of tokens with at least this probability; 1 for all.
         top_k: The so many most likely tokens; None for all.
         max_new_tokens: Of a response; what is longer is cut.
+        stop: Texts that end a response as its end token does; they are no part of its text.
+        batch_rows: Responses that are written together in process; memory and speed, not numbers.
         thinking: Goes to the chat template as `enable_thinking`; None leaves it to the template.
     """
 
@@ -32,6 +35,8 @@ class SamplingConfig(Settings):
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
     top_k: int | None = Field(default=None, ge=1)
     max_new_tokens: int = Field(default=1024, ge=1)
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    batch_rows: int = Field(default=256, ge=1)
     thinking: bool | None = None
 
 
@@ -177,12 +182,12 @@ class RunConfig(Settings):
             evaluates at the end.
         eval_sampling: None evaluates with the training's sampling.
         teacher_thinking: The teacher's `enable_thinking`; "same" as the student's, which is
-            `sampling.thinking`.
+            `sampling.thinking`; "template" (None) leaves it to the template.
         rollouts: What samples the student's responses; evaluations, traces and the teacher's own
             writing are sampled in the training process.
         microbatch_tokens: Padded tokens per forward pass; memory, not numbers, beyond rounding.
             "auto" as many as the free memory holds, at most 16,384, once and for all of a run.
-        monitor: Alarms, and what they do; None for none.
+        monitor: Alarms, and what they do; "off" (None) for none.
         precision: "bf16" computes in bfloat16 and keeps weights, gradients and optimiser in
             `dtype`; None computes in `dtype`.
         activation_checkpointing: Compute activations again in the backward pass; memory, not
@@ -221,6 +226,11 @@ class RunConfig(Settings):
     device: str = "cpu"
     seed: int = 0
 
+    @field_validator(*NONE_IN_TOML, mode="before")
+    @classmethod
+    def _none_has_a_word(cls, value: Any, info: ValidationInfo) -> Any:
+        return None if value == NONE_IN_TOML[str(info.field_name)] else value
+
     @model_validator(mode="after")
     def _groups_are_large_enough(self) -> RunConfig:
         method = self.method
@@ -244,6 +254,11 @@ class RunConfig(Settings):
                 raise ValueError(
                     "rollouts.engine is 'vllm' and sampling has top_p or top_k; expected neither: "
                     "a server's log-probs are those after these filters"
+                )
+            if self.sampling.stop:
+                raise ValueError(
+                    "rollouts.engine is 'vllm' and sampling has stop; expected none: a reply must "
+                    "end with an end token, or it may be of another model"
                 )
             if self.method.traces is not None:
                 raise ValueError(

@@ -147,15 +147,7 @@ def load_run_config(config: RunConfig | str | Path | None, flags: Mapping[str, A
 
 
 def evaluation_settings(
-    data: str,
-    samples: int,
-    problems: int,
-    temperature: float,
-    top_p: float,
-    top_k: int | None,
-    max_new_tokens: int,
-    thinking: bool | None = None,
-    prompt: str | None = None,
+    data: str, samples: int, problems: int, sampling: Mapping[str, Any], prompt: str | None = None
 ) -> tuple[EvalSet, SamplingConfig]:
     """Checked settings of `epistill eval`; of the lab's world the held-out problems."""
     task = with_prompt(task_from_name(data), prompt)
@@ -170,17 +162,7 @@ def evaluation_settings(
             "problems": problems,
         },
     )
-    sampling = _validated(
-        SamplingConfig,
-        {
-            "temperature": temperature,
-            "top_p": top_p,
-            "top_k": top_k,
-            "max_new_tokens": max_new_tokens,
-            "thinking": thinking,
-        },
-    )
-    return chosen, sampling
+    return chosen, _validated(SamplingConfig, sampling)
 
 
 def preflight_settings(

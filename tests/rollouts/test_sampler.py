@@ -91,14 +91,14 @@ def test_entropies_are_recorded_where_asked_for_and_change_nothing_else(lab_mode
 def test_draws_do_not_depend_on_the_company(lab_model):
     """Sampled alone or beside others, in one batch or several: the same responses."""
     asked = [PromptRequest(r.problem_id, r.ids, draw) for draw, r in enumerate(requests(lab_model))]
-    sampling = SamplingConfig(max_new_tokens=40)
 
     def ids(requests, **more):
-        rollouts = sample(lab_model, requests, samples=3, sampling=sampling, seed=5, **more)
+        sampling = SamplingConfig(max_new_tokens=40, **more)
+        rollouts = sample(lab_model, requests, samples=3, sampling=sampling, seed=5)
         return {(r.problem_id, r.sample): r.completion_ids for r in rollouts}
 
     together = ids(asked)
-    assert ids(asked, max_rows=3) == together
+    assert ids(asked, batch_rows=3) == together
     assert {k: v for r in asked for k, v in ids([r]).items()} == together
 
 
@@ -107,9 +107,8 @@ def test_small_batches_stay_right(lab_model):
         lab_model,
         requests(lab_model),
         samples=2,
-        sampling=SamplingConfig(max_new_tokens=30),
+        sampling=SamplingConfig(max_new_tokens=30, batch_rows=2),
         seed=0,
-        max_rows=2,
     )
     for rollout in rollouts:
         log_probs, _ = reference_log_probs(lab_model, rollout)
@@ -125,11 +124,32 @@ def test_top_k_and_top_p_reach_the_sampler(lab_model):
         assert [r.completion_ids for r in narrow] == [r.completion_ids for r in greedy]
 
 
+def test_a_stop_text_ends_a_response_where_it_is_complete(lab_model):
+    """Against the same draws without it: cut behind the token that completes it, not said twice."""
+    whole = draw(lab_model, max_new_tokens=60)
+    middle = max((rollout.text for rollout in whole), key=len)
+    stop = middle[len(middle) // 2 :][:5]
+    found = draw(lab_model, max_new_tokens=60, stop=("never written", stop))
+    assert any(stop in rollout.text for rollout in whole)
+    for before, after in zip(whole, found, strict=True):
+        n = len(after.completion_ids)
+        assert after.completion_ids == before.completion_ids[:n]
+        text = before.text.partition(stop)[0]
+        assert after.text == text
+        if stop in before.text:
+            decode = lab_model.tokenizer.decode
+            assert stop in decode(list(after.completion_ids))
+            assert stop not in decode(list(after.completion_ids[:-1]))
+            assert after.stop_reason == "eos"
+        else:
+            assert after == before
+
+
 def test_first_tokens_follow_the_models_distribution(lab_model):
     request = requests(lab_model)[:1]
     rollouts = sample(
-        lab_model, request, samples=4000, sampling=SamplingConfig(max_new_tokens=1), seed=0,
-        max_rows=4000,
+        lab_model, request, samples=4000, seed=0,
+        sampling=SamplingConfig(max_new_tokens=1, batch_rows=4000),
     )  # fmt: skip
     with torch.no_grad():
         logits = lab_model.network(torch.tensor([request[0].ids])).logits[0, -1]

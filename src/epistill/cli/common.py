@@ -32,6 +32,8 @@ DType = Annotated[str | None, typer.Option(help="float32 or bfloat16; default fl
 Thinking = Annotated[bool | None, typer.Option(help="The template's thinking mode.")]
 ChatTemplate = Annotated[Path | None, typer.Option(help="A Jinja file, for a base model.")]
 Prompt = Annotated[str | None, typer.Option(help="What a file asks: text with {question} in it.")]
+Stop = Annotated[list[str] | None, typer.Option(help="Text that ends a response; may be repeated.")]
+BatchRows = Annotated[int | None, typer.Option(help="Responses written together; default 256.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a machine to read.")]
 
 

@@ -10,11 +10,13 @@ import typer
 from rich.table import Table
 
 from epistill.cli.common import (
+    BatchRows,
     ChatTemplate,
     Device,
     DType,
     Json,
     Prompt,
+    Stop,
     Thinking,
     app,
     say,
@@ -41,6 +43,8 @@ def preflight_command(
     top_k: Annotated[int, typer.Option(help="Tokens a server lists per position.")] = 20,
     prompt: Prompt = None,
     chat_template: ChatTemplate = None,
+    stop: Stop = None,
+    batch_rows: BatchRows = None,
     device: Device = None,
     dtype: DType = None,
     seed: Annotated[int, typer.Option(help="Names every random draw.")] = 0,
@@ -67,6 +71,8 @@ def preflight_command(
                 "top_p": top_p,
                 "max_new_tokens": max_new_tokens,
                 "thinking": thinking,
+                "stop": stop or (),
+                **({} if batch_rows is None else {"batch_rows": batch_rows}),
             },
             teacher_thinking="same" if teacher_thinking is None else teacher_thinking,
             allow_mode_mismatch=allow_mode_mismatch,

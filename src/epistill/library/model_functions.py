@@ -72,6 +72,8 @@ def evaluate(
     thinking: bool | None = None,
     prompt: str | None = None,
     chat_template: Place | None = None,
+    stop: Sequence[str] = (),
+    batch_rows: int | None = None,
     dtype: str = "float32",
     device: str = "cpu",
     seed: int = 0,
@@ -84,7 +86,7 @@ def evaluate(
         data: File, dataset, or "star-search[:5x3]"; of the lab's world the held-out problems.
         samples: Per problem.
         problems: The first so many.
-        temperature, top_p, top_k, max_new_tokens, thinking: Of sampling.
+        temperature, top_p, top_k, max_new_tokens, thinking, stop, batch_rows: Of sampling.
         prompt: What is asked, with "{question}" where a file's own text goes.
         chat_template: A Jinja file, for a base model without one.
         dtype, device: Of the weights.
@@ -93,9 +95,16 @@ def evaluate(
     """
     from epistill.inputs import evaluation_settings
 
-    chosen, sampling = evaluation_settings(
-        data, samples, problems, temperature, top_p, top_k, max_new_tokens, thinking, prompt
-    )
+    drawing = {
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "max_new_tokens": max_new_tokens,
+        "thinking": thinking,
+        "stop": stop,
+        **({} if batch_rows is None else {"batch_rows": batch_rows}),
+    }
+    chosen, sampling = evaluation_settings(data, samples, problems, drawing, prompt)
     from epistill.evaluation.evaluate import (
         as_rows,
         evaluate_model,

@@ -35,7 +35,6 @@ def sample(
     seed: int,
     policy_version: int = 0,
     entropies: bool = False,
-    max_rows: int = 256,
 ) -> list[Rollout]:
     """Sample responses.
 
@@ -43,11 +42,10 @@ def sample(
         model: The model, in eval mode.
         requests: Prompts; equally long ones share batches without padding.
         samples: Responses per prompt; the prompt is computed once for all of them.
-        sampling: Temperature, top-p, top-k, token limit.
+        sampling: Temperature, top-p, top-k, token limit, stop texts, rows decoded together.
         seed: Names every draw; the same call gives the same responses.
         policy_version: Stamped on each rollout.
         entropies: Record them; as dear as the head, so only for those who read them.
-        max_rows: Rows decoded together.
 
     Returns:
         `samples` rollouts per request, in request order.
@@ -57,7 +55,7 @@ def sample(
     """
     _check_budget(model, requests, sampling)
     order = sorted(range(len(requests)), key=lambda i: len(requests[i].ids))
-    per_batch = max(1, max_rows // samples)
+    per_batch = max(1, sampling.batch_rows // samples)
     found: dict[int, list[Rollout]] = {}
     for start in range(0, len(order), per_batch):
         chosen = order[start : start + per_batch]
@@ -73,7 +71,9 @@ def sample(
             )
         for position, index in enumerate(chosen):
             found[index] = [
-                decoded.rollout(model, requests[index], position * samples + k, k, policy_version)
+                decoded.rollout(
+                    model, requests[index], position * samples + k, k, policy_version, sampling.stop
+                )
                 for k in range(samples)
             ]
     return [rollout for index in range(len(requests)) for rollout in found[index]]
@@ -90,7 +90,13 @@ class _Decoded:
     ended: Tensor
 
     def rollout(
-        self, model: LanguageModel, request: PromptRequest, row: int, sample: int, version: int
+        self,
+        model: LanguageModel,
+        request: PromptRequest,
+        row: int,
+        sample: int,
+        version: int,
+        stop: Sequence[str],
     ) -> Rollout:
         length = int(self.lengths[row])
         ids = tuple(self.tokens[row, :length].tolist())
@@ -105,17 +111,21 @@ class _Decoded:
             if self.entropies is None
             else tuple(self.entropies[row, :length].tolist()),
             stop_reason="eos" if ended else "length",
-            text=decode_text(model.tokenizer, model.eos_ids, ids),
+            text=decode_text(model.tokenizer, model.eos_ids, ids, stop),
             policy_version=version,
         )
 
 
 def decode_text(
-    tokenizer: PreTrainedTokenizerBase, ends: Collection[int], ids: Sequence[int]
+    tokenizer: PreTrainedTokenizerBase,
+    ends: Collection[int],
+    ids: Sequence[int],
+    stop: Sequence[str] = (),
 ) -> str:
-    """A response as text: the end token dropped, everything else kept, `<think>` tags too."""
+    """A response as text, up to its end token or stop text, `<think>` tags and all."""
     end = len(ids) - 1 if ids and ids[-1] in ends else len(ids)
-    return str(tokenizer.decode(list(ids[:end]), skip_special_tokens=False))
+    text = str(tokenizer.decode(list(ids[:end]), skip_special_tokens=False))
+    return text[: min((text.find(one) for one in stop if one in text), default=None)]
 
 
 def _check_budget(
@@ -174,6 +184,8 @@ def _decode(
     ends = torch.tensor(sorted(model.eos_ids), device=device)
     here = torch.arange(rows, device=device)  # which result row each row of the batch writes to
     alive = torch.ones(rows, dtype=torch.bool, device=device)
+    # A stop text has at most a token per byte; a character that begins before it at most 3 more.
+    tail = 3 + max((len(text.encode()) for text in sampling.stop), default=0)
     for step in range(limit):
         log_probs = _tempered(head.logits(hidden).float(), sampling.temperature).log_softmax(-1)
         for group in groups:
@@ -183,7 +195,13 @@ def _decode(
         out.log_probs[here, step] = log_probs.gather(1, chosen.unsqueeze(1)).squeeze(1)
         if out.entropies is not None:
             out.entropies[here, step] = entropy(log_probs)
-        finished = torch.isin(chosen, ends) & alive
+        finished = torch.isin(chosen, ends)
+        if sampling.stop:
+            written = out.tokens[here, max(0, step + 1 - tail) : step + 1]
+            texts = model.tokenizer.batch_decode(written, skip_special_tokens=False)
+            stopped = [any(one in text for one in sampling.stop) for text in texts]
+            finished |= torch.tensor(stopped, device=device)
+        finished &= alive
         if finished.any():
             out.lengths[here[finished]] = step + 1
             out.ended[here[finished]] = True

@@ -156,8 +156,13 @@ def sample_request(
     """Sample `samples` responses to one prompt; of each are read ids, logprobs and stop.
 
     Raises:
-        EpistillError: Filters are on.
+        EpistillError: Filters are on, or a text is to end a response.
     """
+    if sampling.stop:
+        raise EpistillError(
+            f"stop={list(sampling.stop)}: a vLLM server's reply must end with an end token, or it "
+            "may be of another model; expected no stop, or the in-process engine"
+        )
     if sampling.top_p < 1.0 or sampling.top_k is not None:
         raise EpistillError(
             f"top_p={sampling.top_p:g}, top_k={sampling.top_k}: a vLLM server gives log-probs "

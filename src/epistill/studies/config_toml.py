@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from epistill.axes import Method
-from epistill.config import RunConfig
+from epistill.config import NONE_IN_TOML, RunConfig
 from epistill.methods import METHODS
 
 WIDTH = 100
@@ -43,13 +43,15 @@ def _lines(
     for name, field in kind.model_fields.items():
         default = None if field.is_required() else field.get_default(call_default_factory=True)
         value = settings.get(name, default)
-        record = _record(field, value)
+        off = NONE_IN_TOML.get(name) if kind is RunConfig and value is None else None
+        record = None if off else _record(field, value)
         if record is not None and record is not Method:
             tables.append((name, record, value))
             continue
         yield from _comment(docs.get(name, ""), field)
         if isinstance(value, Method) and value == METHODS.get(value.name):
             value = value.name
+        value = off or value
         yield f"# {name} =" if value is None else f"{name} = {_toml(value)}"
         yield ""
     for name, record, value in tables:
