@@ -215,6 +215,8 @@ def _sentences(text: str) -> Iterator[tuple[int, Framed]]:
             yield found.end(), Framed(found[0][-1], "label")
         elif link := _READ["link"].match(text[found.end() : end]):
             value = text[found.end() + link.end() : end]
+            if _READ["taken_back"].search(_READ["sentence_end"].split(value)[0]):
+                continue
             if _READ["denies"].search(link[0]):
                 value = f"not {value}"
             yield found.end(), Framed(value if value.strip(" *_") else _block(text, end), "label")

@@ -48,12 +48,7 @@ def clause_of(text: str) -> str | None:
     remark = _READ["remark"].search(text, 1) if text else None
     if remark is not None:
         text = text[: remark.start()]
-    for _ in range(4):
-        shorter = _READ["filler"].sub("", text, 1)
-        if shorter == text:
-            break
-        text = shorter
-    return text.strip(" *_`,;:\"'”") or None
+    return _without_fillers(text).strip(" *_`,;:\"'”") or None
 
 
 def _undenied(text: str) -> str:
@@ -64,6 +59,12 @@ def _undenied(text: str) -> str:
     return found[1] if found else ""
 
 
+def _without_fillers(text: str) -> str:
+    for _ in range(4):
+        text = _READ["filler"].sub("", text, 1)
+    return text
+
+
 def letter_in(text: str) -> str | None:
     r"""The letter of a multiple-choice answer, upper case; None for none or several.
 
@@ -71,7 +72,7 @@ def letter_in(text: str) -> str | None:
         >>> [letter_in(t) for t in ("(E) 14", "D, not A", "a", r"\Delta E", "Vitamin C", "A or B")]
         ['E', 'D', 'A', None, None, None]
     """
-    text = _READ["option"].sub("", _undenied(tidy(text)), 1)
+    text = _READ["option"].sub("", _without_fillers(_undenied(tidy(text))), 1)
     if whole := _READ["letter"].match(text):
         return whole[1].upper()
     if _READ["several"].match(text):
