@@ -289,6 +289,7 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
         "gguf",
         "pyright",
         "pytest-timeout",
+        "pytest-xdist",
         "ruff",
     }  # commands and plugins; transformers reads gguf
     tested = imported(ROOT / "tests") - {"epistill", "tests"}
