@@ -10,10 +10,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from epistill.errors import EpistillError
+from epistill.errors import EpistillError, first_line
 from epistill.records import Message
+from epistill.rollouts.chat_template import fill_template
 from epistill.thinking import opens_thinking
 
 if TYPE_CHECKING:
@@ -55,24 +56,24 @@ def render_prompt(
         thinking: Passed to the template as `enable_thinking`; None leaves the template's default.
 
     Raises:
-        EpistillError: The tokenizer has no chat template, or the template refuses the messages.
+        EpistillError: The tokenizer has no chat template, or the template refuses the messages,
+            takes too long or too much memory.
     """
     if not getattr(tokenizer, "chat_template", None):
         raise EpistillError(
             f"tokenizer {tokenizer.name_or_path!r} has no chat template; expected one in "
             "tokenizer_config.json or chat_template.jinja; use an instruction-tuned model or add it"
         )
-    options: dict[str, Any] = {} if thinking is None else {"enable_thinking": thinking}
+    options = {} if thinking is None else {"enable_thinking": thinking}
     chat = [{"role": message.role, "content": message.content} for message in messages]
     try:
-        text = tokenizer.apply_chat_template(
-            chat, tokenize=False, add_generation_prompt=True, **options
+        text = fill_template(
+            tokenizer.get_chat_template(), {**tokenizer.special_tokens_map, **options}, chat
         )
-    except Exception as error:  # a template is a program: it may raise anything
+    except ValueError as error:
         raise EpistillError(
             f"the chat template of {tokenizer.name_or_path!r} refused the messages "
-            f"(roles {[m.role for m in messages]}): {error}"
+            f"(roles {[m.role for m in messages]}): {first_line(error)}"
         ) from error
-    assert isinstance(text, str)
     ids = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
     return RenderedPrompt(text, ids, opens_thinking(text))
