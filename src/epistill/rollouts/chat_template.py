@@ -48,7 +48,7 @@ def fill_template(
     """
     asked = {"chat_template": template, "conversations": [list(chat)], **variables}
     if isinstance(template, str) and only_walks(template):
-        reply = fill(asked)
+        reply: Any = fill(asked)
     else:
         with _lock:
             (reply,) = _worker(os.getpid()).map([asked])
@@ -91,7 +91,7 @@ def fill(asked: dict[str, Any]) -> dict[str, str | None]:
         texts, _ = cast(Any, render_jinja_template(**asked, add_generation_prompt=True))
     except MemoryError:
         return {"text": None, "error": "no memory is left"}
-    except Exception as error:  # a template is a program: it may raise anything
+    except Exception as error:  # noqa: BLE001 - a template is a program: it may raise anything
         return {"text": None, "error": first_line(error)[:300]}
     return {"text": texts[0], "error": None}
 
