@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 from contextlib import nullcontext
-from pathlib import Path
 
 import pytest
 
@@ -21,6 +20,7 @@ from epistill.studies.plan import plan_study
 from epistill.studies.runner import jobs_of, run_study
 from epistill.studies.tiny import PROBLEMS, tiny_study
 from epistill.tasks.grading import Grader
+from tests.helpers.known_answers import know_toy_answers
 
 NAMES = [name for name in shipped_studies() if name.startswith(RECIPES)]
 MATH = [name for name in NAMES if "math-" in name or "coverage-" in name]
@@ -202,33 +202,30 @@ def test_recipes_are_planned_for_the_papers_machine(name):
 # ---- end to end --------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory):
-    """The folder of a recipe run at toy size, in this process: a worker's imports take longer.
+def run_here(spec, folder):
+    """In this process: a worker's imports take longer than a run."""
+    for job in jobs_of(spec, folder.resolve()):
+        run_job(json.dumps(job.payload), str(job.folder))
+    run_study(spec, folder, workers=1)
 
-    Starting the math workers takes longer than a run, too: all runs share them.
-    """
-    folders: dict[str, Path] = {}
+
+@pytest.fixture(scope="module")
+def one_grader():
+    """All runs share the math workers: starting them takes longer than a run."""
     with Grader() as grader, pytest.MonkeyPatch.context() as patch:
         for module in ("run_arm", "probe"):
             patch.setattr(f"epistill.studies.{module}.Grader", lambda: nullcontext(grader))
-
-        def run(name: str) -> Path:
-            if name not in folders:
-                folders[name] = tmp_path_factory.mktemp("toy")
-                spec = tiny_study(load_study(name), folders[name])
-                for job in jobs_of(spec, folders[name].resolve()):
-                    run_job(json.dumps(job.payload), str(job.folder))
-                run_study(spec, folders[name], workers=1)
-            return folders[name]
-
-        yield run
+        yield
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_each_recipe_runs_at_toy_size(name, toy):
-    real, folder = load_study(name), toy(name)
-    jobs = jobs_of(tiny_study(real, folder), folder.resolve())
+@pytest.mark.usefixtures("one_grader")
+def test_each_recipe_runs_at_toy_size(name, tmp_path, monkeypatch):
+    know_toy_answers(monkeypatch)
+    real, folder = load_study(name), tmp_path
+    spec = tiny_study(real, folder)
+    run_here(spec, folder)
+    jobs = jobs_of(spec, folder.resolve())
     assert "Toy size" in (folder / "report.html").read_text()
     report = read_json(folder / "report.json")
     assert report["runs_finished"] == report["runs_total"] == len(jobs)
@@ -258,8 +255,11 @@ def test_each_recipe_runs_at_toy_size(name, toy):
     assert all(count > 0 for count in learned.values()), learned
 
 
-def test_the_command_line_does_what_is_missing(toy):
-    folder = toy("recipes/chemistry-qwen3-8b")
+@pytest.mark.usefixtures("one_grader")
+def test_the_command_line_does_what_is_missing(tmp_path):
+    """With models that are taught, and say what they learned: the same numbers, whichever."""
+    folder = tmp_path
+    run_here(tiny_study(load_study("recipes/chemistry-qwen3-8b"), folder), folder)
     runs = folder / "runs"
     kept, missing = (runs / arm / "seed-0" / "result.json" for arm in ("grpo", "sdpo"))
     before = kept.stat().st_mtime_ns

@@ -11,6 +11,7 @@ from epistill.monitor import Fall, Monitor
 from epistill.rollouts.offsets import token_ends, tokens_in_spans
 from epistill.store import RunStore
 from epistill.studies.run_arm import run
+from tests.helpers.known_answers import know_star_answers
 
 
 def settings(name, seed, **changes):
@@ -67,6 +68,12 @@ def test_so_it_does_on_other_seeds(seed, tmp_path):
 EASY = Fall(measure="length_tokens", share=1e-6)
 
 
+@pytest.fixture
+def shorter(monkeypatch):
+    """Responses that become shorter at every step, whatever is learned."""
+    know_star_answers(monkeypatch)
+
+
 def small(action, **changes):
     monitor = Monitor(
         action=action, rules=(EASY,), baseline_steps=2, window_steps=2, standard_errors=0.0
@@ -76,6 +83,7 @@ def small(action, **changes):
     )  # fmt: skip
 
 
+@pytest.mark.usefixtures("shorter")
 def test_an_alarm_stops_the_run_cleanly(tmp_path):
     store = run(small("stop"), tmp_path, save_model=False)
     alarms = store.alarms()
@@ -87,6 +95,7 @@ def test_an_alarm_stops_the_run_cleanly(tmp_path):
     assert store.result["steps"] == alarms[0]["step"] + 1
 
 
+@pytest.mark.usefixtures("shorter")
 def test_an_alarm_lowers_the_weight_of_the_teacher(tmp_path):
     changed = run(small("lower"), tmp_path / "lower", save_model=False)
     plain = run(small("log"), tmp_path / "log", save_model=False)
@@ -104,6 +113,7 @@ def test_an_alarm_lowers_the_weight_of_the_teacher(tmp_path):
     assert after["loss"] != theirs[first + 1]["loss"]
 
 
+@pytest.mark.usefixtures("shorter")
 def test_a_run_that_broke_off_comes_back_with_the_same_alarms(tmp_path):
     config = small("lower")
     whole, broken = tmp_path / "whole", tmp_path / "broken"

@@ -70,7 +70,7 @@ def test_a_run_on_servers(name, tmp_path):
 
 def test_weights_that_are_not_pushed_are_seen_and_corrected(tmp_path):
     with FakeVllm(load_model("lab")) as server:
-        run(config([server.url], "grpo", rollouts={"push_every": 2}), tmp_path)
+        run(config([server.url], "sdpo", rollouts={"push_every": 2}), tmp_path)
         assert server.paths.count("/collective_rpc") == 2
     found = metrics(tmp_path)
     assert [row["policy_lag_steps"] for row in found] == [0, 1, 0]

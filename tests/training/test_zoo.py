@@ -19,12 +19,14 @@ from epistill.training.pre_step_scores import gather_scores
 from epistill.training.step import accumulate_gradients
 from epistill.training.token_coefficients import plan_coefficients
 from epistill.training_rows import PreStepScores, Progress, TrainingRow
+from tests.helpers.known_answers import know_star_answers
 from tests.helpers.models import make_tiny_model
 from tests.helpers.training_rows import COMPLETIONS, CONTEXTS, PROMPTS, logits, make_rows
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_every_method_trains_in_the_lab(name, tmp_path):
+def test_every_method_trains_in_the_lab(name, tmp_path, monkeypatch):
+    know_star_answers(monkeypatch)
     changes = {"traces": {"count": 8}} if METHODS[name].traces is not None else {}
     config = RunConfig.model_validate(
         {
