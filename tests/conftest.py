@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Commands in processes of their own add in the same order as this process, which has one thread.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import hypothesis
 import polars as pl

@@ -106,7 +106,7 @@ def test_preflight_gives_a_row_per_context_and_number(tmp_path):
     said = []
     found = epistill.preflight(
         "lab", "star-search:3x2", out=tmp_path, contexts=["sibling"], problems=3, samples=2,
-        sampling={"max_new_tokens": 16}, say=said.append,
+        sampling={"max_new_tokens": 24}, say=said.append,
     )  # fmt: skip
     assert found.path == tmp_path / "preflight.html"
     table = found.to_polars()
