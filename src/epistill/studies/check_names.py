@@ -16,7 +16,7 @@ from epistill.tasks.star_traces import Dials
 from epistill.teacher.context import NAMED_CONTEXTS
 
 if TYPE_CHECKING:
-    from epistill.studies.spec import Arm, Claim, ClaimComparison, Grid, StudySpec
+    from epistill.studies.spec import Arm, Claim, Grid, StudySpec
 
 TRAINING = "training"
 # Of every step's record (`training.loop`): numbers of the responses, on policy or not.
@@ -106,10 +106,12 @@ def _dials(where: str, dials: Iterable[str]) -> None:
 
 
 def _check_claim(claim: Claim, spec: StudySpec, arms: Mapping[str, Arm]) -> None:
+    from epistill.evaluation.evaluate import MEASURES  # imports torch
+
+    measures = (*MEASURES, *TRAINING_MEASURES)
     contexts = {probe.id: probe.contexts for probe in spec.probes}
+    where = f"claim {claim.id!r}"
     for test in claim.tests:
-        where = f"claim {claim.id!r}"
-        measures = _measures()
         if test.measure not in measures:
             raise EpistillError(
                 f"{where} has no measure {test.measure!r}; expected one of "
@@ -129,18 +131,8 @@ def _check_claim(claim: Claim, spec: StudySpec, arms: Mapping[str, Arm]) -> None
                     f"{_some(places) or 'another arm: this one does not train'}"
                     f"{did_you_mean(on, places)}"
                 )
-        _is_measured_there(where, test, contexts)
-
-
-def _is_measured_there(where: str, test: ClaimComparison, probes: Mapping[str, object]) -> None:
-    if test.measure in TRAINING_MEASURES and {test.arm, test.versus} & set(probes):
-        raise EpistillError(f"{where}: {test.measure} is of training; a probe does not train")
-
-
-def _measures() -> tuple[str, ...]:
-    from epistill.evaluation.evaluate import MEASURES  # imports torch
-
-    return (*MEASURES, *TRAINING_MEASURES)
+        if test.measure in TRAINING_MEASURES and {test.arm, test.versus} & set(contexts):
+            raise EpistillError(f"{where}: {test.measure} is of training; a probe does not train")
 
 
 def _exists(name: str, choices: Iterable[str], where: str, what: str) -> None:

@@ -10,11 +10,12 @@ import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 
-from epistill.config import RunConfig
+from epistill.config import EvalSet, RunConfig
 from epistill.environment import describe_environment
 from epistill.errors import EpistillError
 from epistill.evaluation.evaluate import (
@@ -154,21 +155,22 @@ def _curve_point(
     point: dict[str, object] = {"step": done}
     for chosen in config.evaluations:
         small = chosen.model_copy(update={"problems": chosen.curve_problems, "samples": 1})
-        rows = as_rows(
-            evaluate_model(
-                InProcessEngine(model),
-                small,
-                grader,
-                sampling=config.eval_sampling or config.sampling,
-                seed=config.seed,
-                keep_texts=0,
-            )
-        )
+        rows = _evaluated(config, small, model, grader, keep_texts=0)
         for measure in ("score", "length_tokens", "density_per_1k_tokens"):
             values = per_problem(rows, measure).values()
             point[f"{chosen.name}/{measure}"] = sum(values) / len(values)
     kept = [row for row in store.read_records("evaluations", CURVE) or [] if row["step"] < done]
     store.write_records("evaluations", CURVE, [*kept, point])
+
+
+def _evaluated(
+    config: RunConfig, chosen: EvalSet, model: LanguageModel, grader: Grader, *, keep_texts: int
+) -> list[dict[str, Any]]:
+    drawn, engine = config.eval_sampling or config.sampling, InProcessEngine(model)
+    records = evaluate_model(
+        engine, chosen, grader, sampling=drawn, seed=config.seed, keep_texts=keep_texts
+    )
+    return as_rows(records)
 
 
 def _final(
@@ -177,15 +179,7 @@ def _final(
     """The evaluations at the end, every record stored; returns their estimates."""
     summaries: dict[str, dict[str, object]] = {}
     for chosen in config.evaluations:
-        rows = as_rows(
-            evaluate_model(
-                InProcessEngine(model),
-                chosen,
-                grader,
-                sampling=config.eval_sampling or config.sampling,
-                seed=config.seed,
-            )
-        )
+        rows = _evaluated(config, chosen, model, grader, keep_texts=1)
         store.write_records("evaluations", f"{FINAL}-{chosen.name}", rows)
         estimates = {name: e.as_dict() for name, e in summarise_evaluation(rows).items()}
         summaries[chosen.name] = {

@@ -188,12 +188,11 @@ def _record(grader: GraderName, index: int) -> dict[str, Any]:
     left, right = rng.randrange(1, 5), 5 * index + rng.randrange(1, 5)
     match grader:
         case "choice":
+            a, b = (left + right, right) if index % 2 else (left, left + right)
             return {
                 "idx": index,
                 "kind": "mcq",
-                "prompt": f"Which is {left + right}?\n\nA: {left + right}\nB: {right}\n"
-                if index % 2
-                else f"Which is {left + right}?\n\nA: {left}\nB: {left + right}\n",
+                "prompt": f"Which is {left + right}?\n\nA: {a}\nB: {b}\n",
                 "answer": "A" if index % 2 else "B",
                 "system": "Answer with the letter in <answer> tags.",
             }
@@ -214,22 +213,15 @@ def _record(grader: GraderName, index: int) -> dict[str, Any]:
 
 def _responses(problem: Problem, shape: Architecture, thinking: bool | None) -> tuple[str, str]:
     """A right and a wrong response, in the family's form."""
-    match problem.grader:
-        case "choice":
-            answers = (problem.answer, "B" if problem.answer == "A" else "A")
-            frame = "<answer>\n{}\n</answer>"
-        case "code":
-            right = json.loads(problem.answer)["tests"][0]["output"]
-            answers = (right, "0")
-            frame = "```python\nprint({})\n```"
-        case _:
-            answers = (problem.answer, "0")
-            frame = r"\boxed{{{}}}"
+    right, wrong, frame = problem.answer, "0", r"\boxed{{{}}}"
+    if problem.grader == "choice":
+        wrong, frame = "B" if right == "A" else "A", "<answer>\n{}\n</answer>"
+    elif problem.grader == "code":
+        right, frame = json.loads(right)["tests"][0]["output"], "```python\nprint({})\n```"
     thoughts = {"opened": "wait, maybe\n</think>\n\n", "none": ""}.get(
         shape.thinking, "" if thinking is False else "<think>\nwait, maybe\n</think>\n\n"
     )
-    right, wrong = (thoughts + frame.format(answer) for answer in answers)
-    return right, wrong
+    return thoughts + frame.format(right), thoughts + frame.format(wrong)
 
 
 # ---- models ------------------------------------------------------------------------------------
@@ -257,12 +249,11 @@ def _model(
     lessons = [(p, _responses(p, shape, thinking)) for p in problems]
     texts = [text for p, both in lessons for text in (p.messages[-1].content, *both)]
     tokenizer = _tokenizer(texts, shape)
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 4}
-    if shape.num_key_value_heads < shape.num_attention_heads:
-        heads["num_key_value_heads"] = 2
+    grouped = shape.num_key_value_heads < shape.num_attention_heads
     small = {
         **shape.for_transformers(),
-        **heads,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2 if grouped else 4,
         "head_dim": 8,
         "hidden_size": 32,
         "intermediate_size": 64,
