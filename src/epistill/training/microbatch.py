@@ -75,9 +75,10 @@ def _kept_bytes(model: LanguageModel, tokens: int) -> int:
         kept[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
-    ids = torch.arange(tokens, device=model.device) % model.vocabulary
+    places = torch.arange(tokens, device=model.device)
+    ids = (places % model.vocabulary).unsqueeze(0)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model.hidden(ids.unsqueeze(0), torch.zeros_like(ids), torch.arange(tokens))
+        model.hidden(ids, torch.zeros_like(places), places)
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
