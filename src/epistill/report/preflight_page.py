@@ -13,7 +13,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from epistill.report.format import format_signed
-from epistill.report.study_figures import PALETTE, Plot, error_bars, styled
+from epistill.report.panels import PALETTE, Plot, error_bars, heat_panel, panel
 from epistill.report.study_page import render_page
 
 CLASSES = ("marker", "control", "number", "other")
@@ -40,23 +40,27 @@ def preflight_plots(report: Mapping[str, Any]) -> list[Plot]:
             "ladder",
             "The ladder: richness against pressure",
             "Each context with both 95 % intervals; crosses are controls.",
-            ladder(report["contexts"]),
+            (ladder(report["contexts"]),),
         ),
         Plot(
             "classes",
             "Where the teacher pulls",
             "Mean u (teacher minus student log-probability, nats) per class of token and quarter "
             "of the response; empty where there is no such token.",
-            classes(report["contexts"]),
+            (classes(report["contexts"]),),
         ),
-        Plot("trace", "One response, token by token", trace_words, trace(report["trace"])),
+        Plot("trace", "One response, token by token", trace_words, (trace(report["trace"]),)),
     )
-    return [plot for plot in made if plot.figure.data]
+    return [plot for plot in made if plot.panels[0].data]
 
 
 def ladder(contexts: Mapping[str, Mapping[str, Any]]) -> go.Figure:
     """Richness against pressure, one point per context, both intervals."""
-    figure = go.Figure()
+    figure = panel(
+        x="richness: nats per response of the teacher's own writing",
+        y="change of marker mass per 1,000 student tokens",
+        height=460,
+    )
     for i, (name, context) in enumerate(contexts.items()):
         x = context["richness"]["own_nats_per_response"]
         y = context["pressure"]["change_per_1k_tokens"]
@@ -77,11 +81,7 @@ def ladder(contexts: Mapping[str, Mapping[str, Any]]) -> go.Figure:
                 },
             )
         )
-    figure.update_layout(
-        xaxis_title="richness: nats per response of the teacher's own writing",
-        yaxis_title="change of marker mass per 1,000 student tokens",
-    )
-    return styled(figure, 460)
+    return figure
 
 
 def classes(contexts: Mapping[str, Mapping[str, Any]]) -> go.Figure:
@@ -93,21 +93,16 @@ def classes(contexts: Mapping[str, Mapping[str, Any]]) -> go.Figure:
     }
     if not any(cell for row in rows.values() for cell in row):
         return go.Figure()
-    figure = go.Figure(
-        go.Heatmap(
-            x=[f"{kind} {part}" for kind, part in columns],
-            y=list(rows),
-            z=[[None if cell is None else cell["value"] for cell in row] for row in rows.values()],
-            text=[[format_signed(cell, 2) for cell in row] for row in rows.values()],
-            hovertemplate="%{y}, %{x}: %{text} nats<extra></extra>",
-            colorscale="RdBu",
-            zmid=0,
-            zmin=-LIMIT_NATS,
-            zmax=LIMIT_NATS,
-        )
+    heat = heat_panel(
+        [f"{kind} {part}" for kind, part in columns],
+        list(rows),
+        [[None if cell is None else cell["value"] for cell in row] for row in rows.values()],
+        LIMIT_NATS,
+        "nats",
+        text=[[format_signed(cell, 2) for cell in row] for row in rows.values()],
+        hovertemplate="%{y}, %{x}: %{text} nats<extra></extra>",
     )
-    figure.update_yaxes(autorange="reversed")
-    return styled(figure, 140 + 30 * len(rows))
+    return panel(heat, height=160 + 30 * len(rows)).update_yaxes(autorange="reversed")
 
 
 def trace(found: Mapping[str, Any]) -> go.Figure:
@@ -119,19 +114,14 @@ def trace(found: Mapping[str, Any]) -> go.Figure:
     labels = [
         f"{piece!r} ({kind})" for piece, kind in zip(found["pieces"], found["classes"], strict=True)
     ]
-    figure = go.Figure(
-        go.Heatmap(
-            x=places,
-            y=list(u),
-            z=list(u.values()),
-            text=[labels] * len(u),
-            hovertemplate="%{y}, token %{x} %{text}: %{z:.2f} nats<extra></extra>",
-            colorscale="RdBu",
-            zmid=0,
-            zmin=-LIMIT_NATS,
-            zmax=LIMIT_NATS,
-        )
+    heat = heat_panel(
+        places,
+        list(u),
+        list(u.values()),
+        LIMIT_NATS,
+        "nats",
+        text=[labels] * len(u),
+        hovertemplate="%{y}, token %{x} %{text}: %{z:.2f} nats<extra></extra>",
     )
-    figure.update_xaxes(tickvals=places, ticktext=found["pieces"], tickangle=90)
-    figure.update_yaxes(autorange="reversed")
-    return styled(figure, 180 + 30 * len(u))
+    figure = panel(heat, height=180 + 30 * len(u)).update_yaxes(autorange="reversed")
+    return figure.update_xaxes(tickvals=places, ticktext=found["pieces"], tickangle=90)

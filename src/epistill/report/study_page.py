@@ -6,19 +6,22 @@ the page's script as JSON in which no tag can close; a content security policy f
 
 from __future__ import annotations
 
+import base64
 import json
+import re
 from collections.abc import Mapping, Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, select_autoescape
 from markupsafe import Markup, escape
-from plotly.offline import get_plotlyjs
 
 from epistill.metrics.epistemic import marker_spans
 from epistill.metrics.lexicon import Lexicon
 from epistill.report.format import format_estimate, format_signed
-from epistill.report.study_figures import Plot, study_plots
+from epistill.report.panels import Plot
+from epistill.report.study_figures import study_plots
 from epistill.store import write_atomic
 
 VERDICT_CLASSES = {
@@ -27,6 +30,8 @@ VERDICT_CLASSES = {
     "not distinguishable": "open",
     "not measured": "open",
 }
+
+PLOTLY = files("epistill.report") / "templates" / "plotly-cartesian.min.js.gz"
 
 
 def write_report(report: Mapping[str, Any], path: Path) -> Path:
@@ -63,19 +68,40 @@ def render_page(
     environment.filters |= {
         "estimate": format_estimate,
         "signed": format_signed,
+        "code": with_code,
         "minutes": lambda seconds: f"{seconds / 60:.1f}",
         "verdict_class": VERDICT_CLASSES.__getitem__,
         "pretty": lambda value: json.dumps(value, indent=2, ensure_ascii=False),
     }
     html = environment.get_template(template).render(
         plots=plots,
-        figures=as_script_json({plot.id: json.loads(str(plot.figure.to_json())) for plot in plots}),
+        figures=as_script_json({plot.id: _drawn(plot) for plot in plots}),
         traces=as_script_json(traces),
-        plotly=Markup(get_plotlyjs()),
+        plotly=Markup(base64.b64encode(PLOTLY.read_bytes()).decode()),
         **values,
     )
     write_atomic(path, html)
     return path
+
+
+def with_code(text: str) -> Markup:
+    """Text as HTML, escaped, what stands in backticks as code.
+
+    Example:
+        >>> str(with_code("`a<b` holds"))
+        '<code>a&lt;b</code> holds'
+    """
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+
+def _drawn(plot: Plot) -> dict[str, Any]:
+    """A plot for the page's script; numbers to six digits, which no screen shows."""
+    panels = [json.loads(str(figure.to_json()), parse_float=_six_digits) for figure in plot.panels]
+    return {"panels": panels, "choices": plot.choices}
+
+
+def _six_digits(number: str) -> float:
+    return float(f"{float(number):.6g}")
 
 
 def as_script_json(value: Any) -> Markup:

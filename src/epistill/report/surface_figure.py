@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
+
+from epistill.report.panels import Plot, heat_panel, panel
 
 SURFACE_MEASURES = {
     "score": "OOD score",
@@ -14,53 +15,44 @@ SURFACE_MEASURES = {
 }
 
 
-def surface_figure(surface: Mapping[str, Any]) -> go.Figure | None:
-    """Heat maps of differences, one row per pair of arms; None before the first point is there.
+def surface_plot(surface: Mapping[str, Any] | None) -> Plot | None:
+    """Heat maps of differences, a panel per pair of arms; None before the first point is there.
 
-    A star marks points whose 95 % interval excludes zero. The axes are nominal dials; the measured
-    ones are in the hover text and in report.json.
+    The axes are nominal dials; the measured ones are in the hover text and in report.json.
     """
-    if len(surface["dials"]) != 2:
+    if surface is None or len(surface["dials"]) != 2:
         return None
     (x_name, x_values), (y_name, y_values) = surface["dials"].items()
-    pairs = surface["pairs"]
-    if not any(point["score"] for points in pairs.values() for point in points):
+    every = [point for points in surface["pairs"].values() for point in points]
+    if not any(point["score"] for point in every):
         return None
-    titles = [f"{label}: {m}" for label in pairs for m in SURFACE_MEASURES.values()]
-    figure = make_subplots(
-        rows=len(pairs),
-        cols=2,
-        subplot_titles=titles,
-        vertical_spacing=0.14,
-        horizontal_spacing=0.14,
-    )
-    for row, points in enumerate(pairs.values(), 1):
-        by_place = {(p["nominal"][x_name], p["nominal"][y_name]): p for p in points}
-        for column, measure in enumerate(SURFACE_MEASURES, 1):
+    panels: list[go.Figure] = []
+    for measure, title in SURFACE_MEASURES.items():
+        limit = max(abs(p[measure]["value"]) for p in every if p[measure]) or 1.0
+        for label, points in surface["pairs"].items():
+            by_place = {(p["nominal"][x_name], p["nominal"][y_name]): p for p in points}
             cells = [[by_place[(x, y)][measure] for x in x_values] for y in y_values]
-            values = [[cell["value"] if cell else None for cell in line] for line in cells]
-            limit = max(abs(v) for line in values for v in line if v is not None) or 1.0
-            figure.add_trace(
-                go.Heatmap(
-                    x=[f"{x:g}" for x in x_values],
-                    y=[f"{y:g}" for y in y_values],
-                    z=values,
-                    zmid=0,
-                    zmin=-limit,
-                    zmax=limit,
-                    colorscale="RdBu",
-                    text=[[_label(cell, measure) for cell in line] for line in cells],
-                    texttemplate="%{text}",
-                    customdata=[[_measured(by_place[(x, y)]) for x in x_values] for y in y_values],
-                    hovertemplate="%{text}<br>%{customdata}<extra></extra>",
-                    showscale=False,
-                ),
-                row=row,
-                col=column,
+            heat = heat_panel(
+                [f"{x:g}" for x in x_values],
+                [f"{y:g}" for y in y_values],
+                [[cell["value"] if cell else None for cell in line] for line in cells],
+                limit,
+                title,
+                text=[[_label(cell, measure) for cell in line] for line in cells],
+                texttemplate="%{text}",
+                customdata=[[_measured(by_place[(x, y)]) for x in x_values] for y in y_values],
+                hovertemplate="%{text}<br>%{customdata}<extra></extra>",
             )
-    figure.update_xaxes(title=x_name, type="category")
-    figure.update_yaxes(title=y_name, type="category")
-    return figure
+            figure = panel(heat, title=label, x=x_name, y=y_name, height=380)
+            panels.append(figure.update_xaxes(type="category").update_yaxes(type="category"))
+    return Plot(
+        "surface",
+        "The surface",
+        "Difference of the two methods on the out-of-distribution sets at every setting of the "
+        "dials; * where the 95 % interval excludes zero. Red: worse, or fewer markers. Panels of "
+        "one measure have one scale.",
+        tuple(panels),
+    )
 
 
 def _label(cell: Mapping[str, Any] | None, measure: str) -> str:

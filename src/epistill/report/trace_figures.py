@@ -10,10 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from epistill.report.format import bounds_text
-from epistill.report.study_figures import PALETTE, Plot, error_bars, styled
+from epistill.report.panels import PALETTE, Plot, error_bars, panel
 
 MAX_WORDS = 30
 COLOURS = {"a": PALETTE[0], "b": PALETTE[1]}
@@ -35,42 +34,34 @@ def _budget_plot(found: Mapping[str, Any], number: int, suffix: str) -> Plot | N
     rows = found["budgets"]
     if not rows:
         return None
-    figure = make_subplots(specs=[[{"secondary_y": True}]])
+    score, cut = panel(title="score (avg@k)"), panel(title="share of responses cut")
     budgets = [row["budget"] for row in rows]
     for side, colour in COLOURS.items():
         values = [row[side] for row in rows]
-        figure.add_trace(
+        score.add_trace(
             go.Scatter(
                 x=budgets,
                 y=[value["value"] for value in values],
                 error_y=error_bars(values),
-                name=f"{side.upper()}: score",
+                name=side.upper(),
                 mode="lines+markers",
                 line={"color": colour, "width": 2},
             )
         )
-        figure.add_trace(
-            go.Scatter(
-                x=budgets,
-                y=[row["cut_share"][side] for row in rows],
-                name=f"{side.upper()}: share cut",
-                mode="lines",
-                line={"color": colour, "width": 1, "dash": "dot"},
-            ),
-            secondary_y=True,
-        )
-    figure.update_xaxes(title=f"budget ({found['budget_unit']})", type="log", tickvals=budgets,
-                        ticktext=[f"{budget:,}" for budget in budgets])  # fmt: skip
-    figure.update_yaxes(title="score (avg@k)", rangemode="tozero", secondary_y=False)
-    figure.update_yaxes(title="share of responses cut", range=[0, 1.02], tickvals=[0, 0.5, 1],
-                        showgrid=False, secondary_y=True)  # fmt: skip
+        shares = [row["cut_share"][side] for row in rows]
+        line = {"color": colour, "width": 2}
+        cut.add_trace(go.Scatter(x=budgets, y=shares, name=side.upper(), line=line))
+    ticks = {"tickvals": budgets, "ticktext": [f"{budget:,}" for budget in budgets]}
+    for figure in (score, cut):
+        figure.update_xaxes(title=f"budget ({found['budget_unit']})", type="log", **ticks)
+        figure.update_yaxes(rangemode="tozero")
     return Plot(
         f"budgets-{number}",
         f"Scores under a budget{suffix}",
         f"The same responses, graded as if each had been cut after so many {found['budget_unit']}; "
-        "95 % intervals. Dotted: the share that was cut there. Where the order of the two changes, "
-        "the comparison depends on the limit.",
-        _with_legend_above(styled(figure, 420)),
+        "95 % intervals; beside it the share that was cut there. Where the order of the two "
+        "changes, the comparison depends on the limit.",
+        (score, cut),
     )
 
 
@@ -82,8 +73,9 @@ def _strata_plot(found: Mapping[str, Any], number: int, suffix: str) -> Plot | N
         "length": strata["unit"],
         "density": f"{strata['lexicon']} markers per 1,000 {strata['unit']}",
     }
-    figure = make_subplots(rows=1, cols=2, subplot_titles=list(units.values()), shared_yaxes=True)
-    for column, (kind, unit) in enumerate(units.items(), 1):
+    panels: list[go.Figure] = []
+    for kind, unit in units.items():
+        figure = panel(title=f"accuracy by {unit}", barmode="group", height=340)
         labels = [f"{row['label']}<br>{bounds_text(row, '').strip()}" for row in strata[kind]]
         for side, colour in COLOURS.items():
             known = [(n, row) for n, row in zip(labels, strata[kind], strict=True) if row[side]]
@@ -96,24 +88,17 @@ def _strata_plot(found: Mapping[str, Any], number: int, suffix: str) -> Plot | N
                     textposition="inside",
                     insidetextanchor="start",
                     name=side.upper(),
-                    legendgroup=side,
-                    showlegend=column == 1,
                     marker_color=colour,
-                ),
-                row=1,
-                col=column,
+                )
             )
-        figure.update_xaxes(
-            title=unit, row=1, col=column, categoryorder="array", categoryarray=labels
-        )
-    figure.update_layout(barmode="group", yaxis_title="accuracy")
-    figure.layout.annotations = ()
+        figure.update_yaxes(range=[0, 1.05])
+        panels.append(figure.update_xaxes(categoryorder="array", categoryarray=labels))
     return Plot(
         f"strata-{number}",
         f"Shorter, or less doubtful?{suffix}",
         "Accuracy among responses of like length, and of like marker density; the bounds are the "
         "thirds of both sides together. Bars: 95 % intervals; n: responses.",
-        styled(figure, 400),
+        tuple(panels),
     )
 
 
@@ -127,9 +112,12 @@ def shift_plot(shift: Mapping[str, Any]) -> Plot | None:
     listed = [row for row in rows if row["lexicon"] is not None][:MAX_WORDS]
     if not rows:
         return None
-    panels = {"the words that moved most": rows[:MAX_WORDS], "the words of the lexicons": listed}
-    figure = make_subplots(rows=1, cols=2, subplot_titles=list(panels), horizontal_spacing=0.16)
-    for column, words in enumerate(panels.values(), 1):
+    lists = {"the words that moved most": rows[:MAX_WORDS], "the words of the lexicons": listed}
+    panels: list[go.Figure] = []
+    for title, words in lists.items():
+        if not words:
+            continue
+        figure = panel(title=title, x="B - A, per 1,000 words", height=130 + 19 * len(words))
         for marker, colour in ((False, PALETTE[7]), (True, PALETTE[1])):
             own = [row for row in words if (row["lexicon"] is not None) == marker]
             figure.add_trace(
@@ -139,20 +127,11 @@ def shift_plot(shift: Mapping[str, Any]) -> Plot | None:
                     error_x=error_bars([row["delta_per_1k_words"] for row in own]),
                     mode="markers",
                     name="word of a lexicon" if marker else "other word",
-                    legendgroup=str(marker),
-                    showlegend=column == 1,
                     marker={"color": colour, "size": 7},
-                ),
-                row=1,
-                col=column,
+                )
             )
-        figure.update_yaxes(
-            row=1,
-            col=column,
-            categoryorder="array",
-            categoryarray=[f"{row['word']} ({row['rank']})" for row in reversed(words)],
-        )
-    figure.update_xaxes(title="B - A, per 1,000 words", zeroline=True)
+        names = [f"{row['word']} ({row['rank']})" for row in reversed(words)]
+        panels.append(figure.update_yaxes(categoryorder="array", categoryarray=names))
     tested, means = shift["tested_words"], shift["ordinary"]
     others = "; ".join(
         f"{name} {found['mean_abs_delta_per_response']:.3g}"
@@ -166,46 +145,48 @@ def shift_plot(shift: Mapping[str, Any]) -> Plot | None:
         f"All words, not only those on a list; rank among {tested:,} tested words in brackets, "
         "lines are 95 % intervals by problem. Mean absolute change per response: ordinary words "
         f"{ordinary}; {others}.",
-        _with_legend_above(styled(figure, 180 + 19 * min(MAX_WORDS, len(rows)))),
+        tuple(panels),
     )
 
 
 def decile_plots(summary: Mapping[str, Any]) -> list[Plot]:
     """Where in the response the markers stand, a line for each file (and group) and list."""
-    figure = go.Figure()
+    panels: dict[str, go.Figure] = {}
+    owners: dict[str, str] = {}
     for file in summary["files"]:
         for group, found in file["groups"].items():
+            several = len(file["groups"]) > 1
+            owner = f"{file['file']} {group}" if several else file["file"]
+            colour = owners.setdefault(owner, PALETTE[len(owners) % len(PALETTE)])
             for name, markers in found["markers"].items():
-                known = [
-                    row for row in markers["deciles"] if row["density_per_1k_words"] is not None
-                ]
-                several = len(file["groups"]) > 1
-                owner = f"{file['file']} {group}" if several else file["file"]
-                values = [row["density_per_1k_words"] for row in known]
+                rows = [row for row in markers["deciles"] if row["density_per_1k_words"]]
+                values = [row["density_per_1k_words"] for row in rows]
+                if not any(value["value"] for value in values):
+                    continue
+                figure = panels.setdefault(
+                    name, panel(title=f"{name}, per 1,000 words", x="place in the response")
+                )
                 figure.add_trace(
                     go.Scatter(
-                        x=[row["from"] + 0.05 for row in known],
+                        x=[row["from"] + 0.05 for row in rows],
                         y=[value["value"] for value in values],
-                        error_y=error_bars(values) if values else None,
+                        error_y=error_bars(values),
                         mode="lines+markers",
-                        name=f"{owner}: {name}",
-                        line={"color": PALETTE[len(list(figure.data)) % len(PALETTE)], "width": 2},
+                        name=owner,
+                        line={"color": colour, "width": 2},
                     )
                 )
-    if not figure.data:
+    for figure in panels.values():
+        figure.update_xaxes(tickformat=".0%", range=[0, 1]).update_yaxes(rangemode="tozero")
+        figure.update_layout(showlegend=len(owners) > 1)
+    if not panels:
         return []
-    figure.update_xaxes(title="place in the response", tickformat=".0%", range=[0, 1])
-    figure.update_yaxes(title="per 1,000 words", rangemode="tozero")
     return [
         Plot(
             "deciles",
             "Where in the response",
-            "Markers (and words of the control lists) by tenth of the response, 95 % intervals.",
-            styled(figure, 420),
+            "Markers (and words of the control lists) by tenth of the response, 95 % intervals; a "
+            "list of which no word occurs has no panel.",
+            tuple(panels.values()),
         )
     ]
-
-
-def _with_legend_above(figure: go.Figure) -> go.Figure:
-    figure.update_layout(legend={"orientation": "h", "y": 1.08, "yanchor": "bottom", "x": 0})
-    return figure

@@ -12,7 +12,7 @@ from typing import Any
 
 from epistill.metrics.lexicon import load_lexicon
 from epistill.report.format import decomposition_lines
-from epistill.report.study_figures import Plot
+from epistill.report.panels import Plot
 from epistill.report.study_page import highlight_markers, render_page
 from epistill.report.trace_figures import compared_plots, decile_plots
 

@@ -1,0 +1,96 @@
+"""What every plot of a page is made of: panels, one look, intervals and bands.
+
+A plot is one panel or several small ones beside each other. The page lays them out (below each
+other where it is narrow), draws them in its own colours (dark or light), and offers `choices`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import plotly.graph_objects as go
+
+PALETTE = (
+    "#3a78c9", "#d1583a", "#c8922c", "#4f9a5b", "#9a5bb0", "#2f98ab", "#b56a6a", "#8a8a8a",
+    "#c24a8a", "#7aa83a", "#6a6ad0", "#b58560",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Plot:
+    """One section of a page.
+
+    Attributes:
+        choices: Titles of what can be chosen to be shown; a trace's `meta` is its place among them.
+    """
+
+    id: str
+    title: str
+    text: str
+    panels: tuple[go.Figure, ...]
+    choices: tuple[str, ...] = ()
+
+
+def panel(
+    *traces: Any, title: str = "", x: str = "", y: str = "", height: int = 300, **layout: Any
+) -> go.Figure:
+    """A figure with the look that all share: the legend stands below, never over data."""
+    figure = go.Figure(list(traces))
+    figure.update_layout(
+        template=go.layout.Template(),
+        title={"text": title, "font": {"size": 13}, "x": 0.01, "xanchor": "left"},
+        height=height,
+        margin={"l": 56, "r": 12, "t": 36 if title else 14, "b": 44},
+        font={"family": "system-ui, sans-serif", "size": 12},
+        legend={"orientation": "h", "x": 0, "y": 0, "yref": "container", "yanchor": "bottom"},
+        xaxis={"title": {"text": x}, "automargin": True},
+        yaxis={"title": {"text": y}, "automargin": True},
+    )
+    return figure.update_layout(**layout)
+
+
+def heat_panel(
+    x: Sequence[Any], y: Sequence[Any], z: Sequence[Any], limit: float, unit: str, **heat: Any
+) -> go.Heatmap:
+    """Red below zero, blue above; panels that are to be compared get the same limit."""
+    bar = {"title": {"text": unit, "side": "right"}, "thickness": 12}
+    return go.Heatmap(
+        x=x, y=y, z=z, zmid=0, zmin=-limit, zmax=limit, colorscale="RdBu", colorbar=bar, **heat
+    )
+
+
+def error_bars(values: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Intervals of estimates as bars; None where one has none."""
+    if any(value["low"] is None for value in values):
+        return None
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [value["high"] - value["value"] for value in values],
+        "arrayminus": [value["value"] - value["low"] for value in values],
+        "thickness": 1.2,
+    }
+
+
+def curve(
+    steps: Sequence[int], seeds: Sequence[Sequence[float | None]], colour: str, **line: Any
+) -> list[go.Scatter]:
+    """The mean over the seeds that have a number there; a band from the lowest to the highest."""
+    rows = [[v for v in values if v is not None] for values in zip(*seeds, strict=False)]
+    inside = [(step, min(row), max(row)) for step, row in zip(steps, rows, strict=False) if row]
+    band = go.Scatter(
+        x=[s for s, _, _ in inside] + [s for s, _, _ in reversed(inside)],
+        y=[high for _, _, high in inside] + [low for _, low, _ in reversed(inside)],
+        fill="toself",
+        fillcolor=colour,
+        opacity=0.15,
+        line={"width": 0},
+        hoverinfo="skip",
+        showlegend=False,
+        meta=line.get("meta"),
+    )
+    mean = [sum(row) / len(row) if row else None for row in rows]
+    dash = {"color": colour, "width": 2, "dash": line.pop("dash", "solid")}
+    return [band, go.Scatter(x=list(steps), y=mean, mode="lines", line=dash, **line)]

@@ -1,0 +1,44 @@
+"""Panels: bands over seeds; and what every page weighs and marks."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import re
+from pathlib import Path
+
+from epistill.report.panels import curve
+from epistill.report.study_page import PLOTLY, with_code, write_report
+from epistill.store import read_json
+
+RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
+
+
+def test_a_curve_is_the_mean_over_a_band_and_skips_what_is_not_there():
+    band, mean = curve([1, 2, 3], [[1.0, None, 4.0], [3.0, None, None]], "#000", name="two seeds")
+    assert mean.y == (2.0, None, 4.0)
+    assert band.x == (1, 3, 3, 1)
+    assert band.y == (3.0, 4.0, 4.0, 1.0)
+
+
+def test_the_library_in_the_page_is_the_one_that_its_licence_names():
+    text = (PLOTLY.parent / "plotly-LICENSE.txt").read_text()
+    assert hashlib.sha256(gzip.decompress(PLOTLY.read_bytes())).hexdigest() in text
+    assert "MIT License" in text
+
+
+def test_a_page_weighs_at_most_2_mb_marks_its_headings_and_shows_no_backtick(tmp_path):
+    for name in ("lab", "lab-phase"):
+        html = write_report(read_json(RESULTS / name / "report.json"), tmp_path / name).read_text()
+        assert len(html.encode()) <= 2_000_000
+        body = re.sub(r"<(script|pre|style)\b.*?</\1>", "", html, flags=re.DOTALL)
+        assert "<th>" not in body
+        assert "`" not in body
+        plots = re.findall(r'<div class="plot[^>]*>', body)
+        assert plots
+        assert all("aria-label=" in plot for plot in plots)
+        assert not re.search(r"</h2>\s*<h2", body)
+
+
+def test_code_is_escaped():
+    assert str(with_code("`<b>` and <i>")) == "<code>&lt;b&gt;</code> and &lt;i&gt;"
