@@ -79,6 +79,15 @@ def test_every_number_by_hand(pair):
     assert found["sets"][0]["samples_per_problem"]["a"] == {"fewest": 4, "most": 4}
 
 
+def test_looping_responses_are_counted_on_each_side(tmp_path):
+    calm, stuck = list(traces()), list(traces())
+    for record in stuck[:20]:
+        record["text"] += " Wait, let me check that again." * 60
+    found = compared(write(tmp_path / "a.jsonl", calm), write(tmp_path / "b.jsonl", stuck)).summary
+    looping = found["sets"][0]["looping"]
+    assert looping == {"a": {"count": 0, "share": 0.0}, "b": {"count": 20, "share": 0.2}}
+
+
 def test_the_family_is_corrected_and_controls_are_not_in_it(pair):
     found = compared(*pair[:2]).summary
     rows = found["sets"][0]["measures"]

@@ -12,6 +12,7 @@ from epistill.config import SamplingConfig, StarSearchTask
 from epistill.errors import EpistillError
 from epistill.integrations.transformers import EpistemicMonitor
 from epistill.metrics.epistemic import total_markers
+from epistill.metrics.loops import is_looping
 from epistill.monitor import Fall, Monitor
 from epistill.rollouts.load_model import load_model
 from epistill.tasks.coverage import load_eval_problems
@@ -89,6 +90,7 @@ def test_a_grpo_run_of_trl(tmp_path):
         assert markers > 0
         assert row["density_per_1k_tokens"] == pytest.approx(1000 * markers / tokens)
         assert row["length_tokens"] == tokens / 16
+        assert row["looping_share"] == sum(map(is_looping, texts)) / 16
         assert row["reward"] == pytest.approx(sum(rewards) / 16)
         groups = [any(rewards[i : i + 4]) for i in range(0, 16, 4)]
         assert row["pass_at_k"] == sum(groups) / 4

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from epistill.cli.common import terminal
 from epistill.cli.trace_tables import reading_line
-from epistill.report.format import bounds_text, decomposition_lines, format_signed
+from epistill.report.format import bounds_text, decomposition_lines, format_signed, loops_line
 
 
 def print_compared(summary: Mapping[str, Any]) -> None:
@@ -21,6 +21,7 @@ def print_compared(summary: Mapping[str, Any]) -> None:
             console.print("  " + reading_line(file), highlight=False, soft_wrap=True)
     for found in summary["sets"]:
         console.print(_differences(found, "measures", found["set"], "measure"))
+        console.print(loops_line(found["looping"]), highlight=False, soft_wrap=True)
         if found["budgets"]:
             title = f"score had responses been cut ({found['budget_unit']})"
             console.print(_differences(found, "budgets", title, "budget"))

@@ -20,7 +20,7 @@ from epistill.comparison.budgets import default_budgets, references_of_run, regr
 from epistill.comparison.comparable import Agreement, agree
 from epistill.comparison.contrasts import budget_contrasts, contrasts_of, judged, markers_of
 from epistill.comparison.paired_problems import Matched, match
-from epistill.comparison.responses import Side, read_side
+from epistill.comparison.responses import Response, Side, read_side
 from epistill.comparison.sources import Source, find_sources
 from epistill.comparison.strata import Outcomes, accuracy_strata
 from epistill.evaluation.paired import holm
@@ -147,6 +147,7 @@ def _summary(matched: Matched, budgets: Sequence[int], options: CompareOptions) 
         "samples_per_problem": _pair(
             {"fewest": int(counts.min()), "most": int(counts.max())} for counts in samples
         ),
+        "looping": _pair(_looping(h.responses) for h in matched.halves),
         "unit": matched.unit,
         "measures": rows[: len(contrasts)],
         "budget_unit": "words" if options.reading.tokenizer is None else "tokens",
@@ -155,6 +156,12 @@ def _summary(matched: Matched, budgets: Sequence[int], options: CompareOptions) 
         "warnings": matched.warnings,
         "reasons": matched.reasons,
     }
+
+
+def _looping(responses: Sequence[Response]) -> dict[str, Any] | None:
+    """Responses whose end only repeats itself; None where no text was kept."""
+    known = [one.looping for one in responses if one.looping is not None]
+    return {"count": sum(known), "share": sum(known) / len(known)} if known else None
 
 
 def _pair(values: Any) -> dict[str, Any]:

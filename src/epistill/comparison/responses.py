@@ -64,6 +64,7 @@ class Response:
         words: Length.
         tokens: Length; None where neither tokenizer nor record says.
         markers: By lexicon, None where the text was not kept and only the paper's were counted.
+        looping: Its end only repeats itself; None where the text was not kept.
         has_text: The text was kept.
     """
 
@@ -76,6 +77,7 @@ class Response:
     words: int
     tokens: int | None
     markers: tuple[int | None, ...]
+    looping: bool | None
     has_text: bool
 
 
@@ -215,6 +217,7 @@ def _add(
     words = table[:, counter.columns["words"]].sum(axis=1)
     tokens = table[:, counter.columns["tokens"]].sum(axis=1)
     known = table[:, counter.columns["with_tokens"]].sum(axis=1)
+    looping = table[:, counter.columns["looping"]].any(axis=1)
     markers = np.stack([table[:, columns].sum(axis=1) for columns in place.values()], axis=1)
     for i, ((problem, trace), part) in enumerate(zip(batch, parts, strict=True)):
         _note_settings(trace, side.settings)
@@ -240,6 +243,7 @@ def _add(
                 words=int(words[i]) if counted is None else counted["n_words"],
                 tokens=int(tokens[i]) if known[i] else None,
                 markers=counts,
+                looping=bool(looping[i]) if counted is None else None,
                 has_text=counted is None,
             )
         )

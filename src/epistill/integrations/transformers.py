@@ -28,7 +28,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from epistill.config import SamplingConfig
 from epistill.errors import EpistillError
 from epistill.metrics.epistemic import density, total_markers
-from epistill.monitor import AVG_AT_K, DENSITY, ENTROPY, PASS_AT_K, Alarm, Monitor, Watcher
+from epistill.metrics.loops import is_looping
+from epistill.monitor import AVG_AT_K, DENSITY, ENTROPY, LOOPING, PASS_AT_K, Alarm, Monitor, Watcher
 from epistill.records import Message
 from epistill.rollouts.engine import PromptRequest
 from epistill.rollouts.model import LanguageModel
@@ -47,11 +48,12 @@ class _Response:
 
     tokens: int
     markers: int
+    looping: bool
     score: float | None
 
 
 class EpistemicMonitor(TrainerCallback):
-    """Watches marker density, entropy, avg@k and pass@k while another library trains.
+    """Watches marker density, entropy, loops, avg@k and pass@k while another library trains.
 
     With TRL, give the trainer `reward_hook(reward)` in place of the verifier's reward function.
     Entropy is then the one that TRL logs (of the last log before the step). A trainer that samples
@@ -128,10 +130,11 @@ class EpistemicMonitor(TrainerCallback):
     def _observe(self, call: Mapping[str, Any], rewards: Sequence[float | None]) -> None:
         """One call of the reward function: whole groups, on all processes together."""
         found = [
-            _Response(len(ids), total_markers(self._text(ids, completion)), _number(score))
+            _Response(len(ids), total_markers(text), is_looping(text), _number(score))
             for ids, completion, score in zip(
                 call["completion_ids"], call["completions"], rewards, strict=True
             )
+            for text in [self._text(ids, completion)]
         ]
         self._calls.append(found)
         log: Callable[[str, float], None] | None = call.get("log_metric")
@@ -163,6 +166,7 @@ class EpistemicMonitor(TrainerCallback):
             "step": step,
             DENSITY: density(sum(one.markers for one in everything), tokens),
             "length_tokens": tokens / len(everything),
+            LOOPING: sum(one.looping for one in everything) / len(everything),
             AVG_AT_K: sum(scores) / len(scores) if scores else None,
             PASS_AT_K: sum(solved) / len(solved) if solved and group_size > 1 else None,
             ENTROPY: self._entropy,
@@ -195,6 +199,7 @@ class EpistemicMonitor(TrainerCallback):
             "step": step,
             DENSITY: density(sum(total_markers(one.text) for one in rollouts), tokens),
             "length_tokens": tokens / len(rollouts),
+            LOOPING: sum(is_looping(one.text) for one in rollouts) / len(rollouts),
             AVG_AT_K: None,
             PASS_AT_K: None,
             ENTROPY: sum(sum(one.entropies or ()) for one in rollouts) / tokens,

@@ -51,3 +51,12 @@ def decomposition_lines(strata: Mapping[str, Any]) -> list[str]:
             + (f" ({found['reason']})" if found["reason"] else "")
         )
     return lines
+
+
+def loops_line(looping: Mapping[str, Any]) -> str:
+    """As "responses that end in a loop: A 1.2 %, B 0.0 %"."""
+    shares = (
+        f"{side.upper()} " + ("unknown" if found is None else f"{100 * found['share']:.1f} %")
+        for side, found in looping.items()
+    )
+    return f"responses that end in a loop: {', '.join(shares)}"

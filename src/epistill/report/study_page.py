@@ -19,7 +19,7 @@ from markupsafe import Markup, escape
 
 from epistill.metrics.epistemic import marker_spans
 from epistill.metrics.lexicon import Lexicon
-from epistill.report.format import format_estimate, format_signed
+from epistill.report.format import format_estimate, format_signed, loops_line
 from epistill.report.panels import Plot
 from epistill.report.study_figures import study_plots
 from epistill.store import write_atomic
@@ -69,6 +69,7 @@ def render_page(
         "estimate": format_estimate,
         "signed": format_signed,
         "code": with_code,
+        "loops": loops_line,
         "minutes": lambda seconds: f"{seconds / 60:.1f}",
         "verdict_class": VERDICT_CLASSES.__getitem__,
         "pretty": lambda value: json.dumps(value, indent=2, ensure_ascii=False),
