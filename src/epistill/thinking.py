@@ -54,6 +54,7 @@ _BY_FIRST = {
     for first in sorted({tag[0] for tag in _TAGS})
     for tags in [[tag for tag in _TAGS if tag[0] == first]]
 }
+_SECOND = frozenset(tag[1] for tag in _TAGS)
 _PROSE = [
     (n, re.compile(rf"\s*(?:{'|'.join(n.open)})"), re.compile("|".join(n.close)))
     for n in notations()
@@ -166,10 +167,10 @@ def _tags(text: str) -> list[re.Match[str]]:
     for first, pattern in _BY_FIRST.items():
         at, tried = text.find(first), 0
         while at >= 0:
-            if tag := pattern.match(text, at):
+            if text[at + 1 : at + 2] in _SECOND and (tag := pattern.match(text, at)):
                 found.append(tag)
             tried += 1
-            if tried > 20:  # the pattern's own search is faster where there are many
+            if tried > 5:  # the pattern's own search is faster where there are many
                 found += pattern.finditer(text, at + 1)
                 break
             at = text.find(first, at + 1)

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
-from typing import Any
+from functools import wraps
+from typing import Any, TypeVar
 
 import orjson
 
@@ -42,10 +42,12 @@ SCORE_FIELDS, SAMPLE_FIELDS = NAMES["score"], NAMES["sample"]
 KNOWN_FIELDS = ("filter", *(name for names in NAMES.values() for name in names))
 _PLURAL = frozenset(NAMES["plural"])
 _VERDICTS = {"true": 1, "false": 0, "c": 1, "i": 0, "p": 0.5, "n": 0}  # Inspect's letters
+Found = TypeVar("Found")
+_Place = tuple[int | None, int]  # index among the responses of a record, and their number
 OTHER_FILTER = "the same responses under another filter"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Trace:
     """One response and the record it stands in.
 
@@ -58,6 +60,7 @@ class Trace:
         own: Names that the response itself has, where it is an object.
         turns: Turns of the assistant that were taken as this one response.
         shape: Of the record; None computes it.
+        known: What was looked up in it before.
     """
 
     text: str
@@ -68,6 +71,7 @@ class Trace:
     own: frozenset[str] = field(default=frozenset(), compare=False)
     turns: int = field(default=1, compare=False)
     shape: Shape | None = field(default=None, compare=False, repr=False)
+    known: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def first(self, names: Sequence[str], *, each: bool = False) -> tuple[Any, str | None]:
         """The first field that is there and not null, and its name; (None, None) without one.
@@ -88,16 +92,6 @@ class Trace:
             if value is not None:
                 return value, name
         return None, None
-
-    @cached_property
-    def stop(self) -> tuple[str | None, str | None]:
-        """See `stop_of`."""
-        return _stop_of(self)
-
-    @cached_property
-    def tokens(self) -> tuple[int | None, str | None]:
-        """See `tokens_of`."""
-        return _tokens_of(self)
 
     def alone(self) -> Mapping[str, Any]:
         """The record with lists beside a list of responses read element by element."""
@@ -128,7 +122,8 @@ def traces_of(
         >>> traces[0].text, str(traces[1]), field
         ('a', 'null response', 'responses')
     """
-    names = present(shape_of(record), NAMES["response"] if field is None else (field,))
+    shape = shape_of(record)
+    names = present(shape, NAMES["response"] if field is None else (field,))
     found = value = None
     for name in names:
         value = get(record, name)
@@ -138,8 +133,8 @@ def traces_of(
     if found is None:
         names = tuple(name for name in names if name != "answer" or field is not None)
         empty = next((name for name in names if get(record, name) is None), None)
-        if empty is not None and present(shape_of(record), NAMES["reasoning"]):  # cut in thinking
-            return [_trace(None, record, row)], empty
+        if empty is not None and present(shape, NAMES["reasoning"]):  # cut in thinking
+            return [_trace(None, record, row, shape)], empty
         reason = "null response" if names else f"no field {field}" if field else "no response field"
         return [Unusable(reason)], next((name for name in names if name in record), None)
     value = listed(value, several=plain_name(found) in _PLURAL)
@@ -148,8 +143,8 @@ def traces_of(
             value = [inner for v in value for inner in v]
         if not value:
             return [Unusable("empty list of responses")], found
-        return [_trace(v, record, row, i, len(value)) for i, v in enumerate(value)], found
-    return [_trace(value, record, row)], found
+        return [_trace(v, record, row, shape, (i, len(value))) for i, v in enumerate(value)], found
+    return [_trace(value, record, row, shape)], found
 
 
 def _may_be_response(name: str, value: Any, record: Mapping[str, Any]) -> bool:
@@ -172,7 +167,7 @@ def _is_one(name: str, value: list[Any]) -> bool:
 
 
 def _trace(
-    value: Any, record: Mapping[str, Any], row: int, index: int | None = None, of: int = 1
+    value: Any, record: Mapping[str, Any], row: int, shape: Shape, place: _Place = (None, 1)
 ) -> Trace | Unusable:
     own: Mapping[str, Any] = {}
     if isinstance(value, str):
@@ -191,8 +186,8 @@ def _trace(
             return Unusable("response is a list, not text")
         elif is_chat(value) and not any(role_of(turn) in ASSISTANT for turn in value or ()):
             return Unusable("no assistant turn")
-    shape = shape_of(record)
-    trace = Trace(text or "", record, row, index, of, frozenset(own), turns, shape)
+    shape = shape_of(record) if own else shape
+    trace = Trace(text or "", record, row, *place, frozenset(own), turns, shape)
     if not thinking and not present(shape, NAMES["reasoning"]):
         return trace if text is not None else Unusable("null response")
     return _joined(trace, thinking, text)
@@ -207,7 +202,19 @@ def _joined(trace: Trace, thinking: str, text: str | None) -> Trace | Unusable:
     if not thinking:
         return trace if text is not None else Unusable("null response")
     ended = bool(text) or stop_of(trace)[0] == "ended"
-    return replace(trace, text=with_thinking(thinking, text or "", closed=ended))
+    return replace(trace, text=with_thinking(thinking, text or "", closed=ended), known={})
+
+
+def _once(look: Callable[[Trace], Found]) -> Callable[[Trace], Found]:
+    """Look up a trace's field once, however often it is asked for."""
+
+    @wraps(look)
+    def found(trace: Trace) -> Found:
+        if look not in trace.known:
+            trace.known[look] = look(trace)
+        return trace.known[look]
+
+    return found
 
 
 BY_QUESTION, BY_STEM = "(question)", "(id without its last number)"
@@ -267,15 +274,12 @@ def question_of(trace: Trace) -> tuple[str | None, str | None]:
     return None, None
 
 
+@_once
 def tokens_of(trace: Trace) -> tuple[int | None, str | None]:
     """Tokens of the response as a field says, or the length of its token ids.
 
     What a server counts over several choices is known of none of them.
     """
-    return trace.tokens
-
-
-def _tokens_of(trace: Trace) -> tuple[int | None, str | None]:
     value, name = trace.first(NAMES["tokens"], each=True)
     if isinstance(value, Sequence) and not isinstance(value, str):
         return len(value), name
@@ -284,16 +288,13 @@ def _tokens_of(trace: Trace) -> tuple[int | None, str | None]:
     return (int(number), name) if finite and number is not None else (None, None)
 
 
+@_once
 def stop_of(trace: Trace) -> tuple[str | None, str | None]:
     """How the response ended: "ended" by itself, "cut" at a limit, "interrupted" by the server.
 
     Returns:
         (kind, field); a word that is not known instead of the kind; (None, None) without a field.
     """
-    return trace.stop
-
-
-def _stop_of(trace: Trace) -> tuple[str | None, str | None]:
     value, name = trace.first(NAMES["stop"], each=True)
     of_the_prompt = name == "truncated" and "padded" in trace.record  # lighteval
     kind = None if name is None or of_the_prompt else kind_of_stop(value, name)
