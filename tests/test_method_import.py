@@ -15,6 +15,7 @@ from epistill.errors import EpistillError
 from epistill.inputs import load_run_config
 from epistill.methods import method
 from epistill.store import RunStore
+from epistill.studies import runner
 from epistill.studies.executors import run_job
 from epistill.studies.load_study import load_study
 from epistill.studies.run_arm import run
@@ -151,6 +152,91 @@ def test_what_does_not_work_is_one_line(mine, tmp_path, name, words):
     assert "\n" not in str(refused.value)
 
 
+EVERY_AXIS = """
+from typing import ClassVar, Literal
+from epistill.axes import Context, Method, TeacherWeights
+from epistill.blends import Blend
+from epistill.objective import distillation_nats
+from epistill.targets import Divergence, Support, Target, TopK
+from epistill.token_weights import TokenWeight
+from epistill.training_rows import Needs
+
+class Late(TokenWeight):
+    type: Literal["own_late"] = "own_late"
+    def weights(self, row, kept):
+        inside = kept.float() * 0
+        inside[2:] = 1
+        return inside
+
+class Own(Target):
+    type: Literal["own_target"] = "own_target"
+    def logits(self, seen):
+        return seen["teacher"]
+
+class Everything(Support):
+    type: Literal["own_support"] = "own_support"
+    def nats(self, student_logits, target_logits, token_ids, *, alpha, entry_clip):
+        return distillation_nats(student_logits, target_logits, token_ids, alpha=alpha)
+
+class Slow(TeacherWeights):
+    type: Literal["own_slow"] = "own_slow"
+    def rate_after(self, batches):
+        return 0.05
+
+class Half(Blend):
+    type: Literal["own_half"] = "own_half"
+    distils: ClassVar = True
+    gradient_share: ClassVar = 0.5
+    def distillation_share(self, progress):
+        return 0.5
+
+class Pulled(Blend):
+    type: Literal["own_pulled"] = "own_pulled"
+    needs: ClassVar = Needs(start_log_probs=True)
+    reference_share: ClassVar = 0.1
+
+common = {"context": Context(source="solution")}
+token_weights = Method(name="own", token_weights=(Late(),), **common)
+target = Method(name="own", divergence=Divergence(target=Own()), **common)
+support = Method(name="own", divergence=Divergence(support=Everything()), **common)
+teacher = Method(name="own", teacher=Slow(), **common)
+blend = Method(name="own", blend=Half(), **common)
+pulled = Method(name="own", blend=Pulled(), context=Context(source="none"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "same"),
+    [
+        ("token_weights", {"token_weights": [{"type": "token_range", "skip_first": 2}]}),
+        ("target", {}),
+        ("support", {"divergence": {"support": {"type": "full"}}}),
+        ("teacher", {"teacher": {"type": "ema"}}),
+        ("blend", {"blend": {"type": "convex", "distillation": 0.5}}),
+    ],
+)
+def test_a_choice_on_any_axis_is_the_built_in_one_of_its_formula(name, same, tmp_path):
+    path = tmp_path / "own.py"
+    path.write_text(EVERY_AXIS)
+    alike = Method.model_validate({"name": "built-in", "context": {"source": "solution"}, **same})
+    rows = [
+        run(RunConfig.model_validate({**RUN, "method": chosen}), tmp_path / str(i)).metrics()
+        for i, chosen in enumerate((method(f"{path}:{name}"), alike))
+    ]
+    assert rows[0] == rows[1]
+    assert all(row["distillation_nats_per_token"] > 0 for row in rows[0])
+
+
+def test_the_start_can_be_asked_for_where_no_teacher_is(tmp_path):
+    path = tmp_path / "own.py"
+    path.write_text(EVERY_AXIS)
+    config = RunConfig.model_validate({**RUN, "method": method(f"{path}:pulled")})
+    assert not config.method.needs_teacher
+    first, second = run(config, tmp_path / "run").metrics()
+    assert first["reference_nats_per_token"] == pytest.approx(0, abs=1e-9)  # it is the start
+    assert second["reference_nats_per_token"] > 0
+
+
 # ---- who may name a file
 
 
@@ -227,6 +313,20 @@ id = "own"
 label = "own"
 method = "mine.py:rlrt"
 """
+
+
+def test_a_study_goes_on_where_its_folder_moved_and_its_record_names_no_folder(mine, tmp_path):
+    (tmp_path / "own.toml").write_text(STUDY)
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    for name in ("mine.py", "own.toml"):
+        (moved / name).write_text((tmp_path / name).read_text())
+    out = tmp_path / "out"
+    for folder in (tmp_path, moved):
+        runner._claim_folder(load_study(str(folder / "own.toml")), out)
+    record = (out / "study.json").read_text()
+    assert '"mine.py:rlrt"' in record
+    assert str(tmp_path) not in record
 
 
 def test_an_arm_of_a_study_trains_with_it_in_a_fresh_process(mine, tmp_path):

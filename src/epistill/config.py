@@ -291,7 +291,8 @@ class RunConfig(Settings):
 
         That of a method whose file is not the one that was loaded stays as it was written.
         """
-        file = stored["method"].get("file")
+        method = stored.get("method")
+        file = method.get("file") if isinstance(method, Mapping) else None
         if file is not None and not MethodFile.model_validate(file).is_loaded:
             return dict(stored)
         rollouts = stored.get("rollouts", {"engine": "inprocess"})

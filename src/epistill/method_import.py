@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import sys
+from collections.abc import Callable
 from importlib.abc import InspectLoader
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -22,9 +23,11 @@ from epistill.axes import Method, MethodFile
 from epistill.errors import EpistillError, first_line
 
 
-def is_method_file(name: str) -> bool:
+def is_method_file(name: Any) -> bool:
     """Whether a method's name is that of a file and what it defines, "mine.py:name"."""
-    return name.endswith(".py") or name.rpartition(":")[0].endswith(".py")
+    return isinstance(name, str) and (
+        name.endswith(".py") or name.rpartition(":")[0].endswith(".py")
+    )
 
 
 def with_methods_of(settings: Any, path: Path | Traversable) -> Any:
@@ -43,7 +46,7 @@ def with_methods_of(settings: Any, path: Path | Traversable) -> Any:
     record = path.name.endswith(".json")
 
     def own(name: Any) -> Any:
-        if not (isinstance(name, str) and is_method_file(name)):
+        if not is_method_file(name):
             return name
         if not record:
             return str(Path(str(path)).resolve().parent / name)
@@ -52,17 +55,25 @@ def with_methods_of(settings: Any, path: Path | Traversable) -> Any:
             f"because a record says so: name the file, --method PATH/{Path(name).name}"
         )
 
-    def moved(value: Any, key: str = "") -> Any:
-        if isinstance(value, dict):
-            if key == "method":
-                named = (value.get("file") or {}).get("name") if record else None
-                value = {**value, "name": own(named or value.get("name"))}
-            return {own(k): moved(v, k) for k, v in value.items()}
-        if isinstance(value, list):
-            return [moved(item) for item in value]
-        return own(value) if key == "method" else value
+    return _renamed(settings, own)
 
-    return moved(settings)
+
+def without_folders(settings: Any) -> Any:
+    """Settings for a record: where the file of a method lies is no part of what it is."""
+    return _renamed(settings, lambda name: Path(name).name if is_method_file(name) else name)
+
+
+def _renamed(value: Any, change: Callable[[Any], Any], key: str = "") -> Any:
+    """The settings with every name of a method changed."""
+    if isinstance(value, dict):
+        named = key in ("method", "file")
+        return {
+            change(k): change(v) if named and k == "name" else _renamed(v, change, k)
+            for k, v in value.items()
+        }
+    if isinstance(value, list):
+        return [_renamed(item, change) for item in value]
+    return change(value) if key == "method" else value
 
 
 def method_from_file(name: str) -> Method:

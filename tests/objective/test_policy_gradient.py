@@ -45,6 +45,31 @@ def test_clipped_surrogate_closed_forms(ratio, advantage, expected):
     assert found.item() == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("dual_clip", [None, 3.0, 10.0])
+def test_the_dual_clip_bounds_the_loss_of_a_negative_advantage_alone(dual_clip):
+    """1912.09729 Eq. 5, token by token in plain Python; a bounded token has no gradient."""
+    ratios, advantages = (0.5, 1.0, 2.5, 3.5, 40.0), (-0.7, 0.0, 0.7)
+    for ratio in ratios:
+        for advantage in advantages:
+            log_prob = torch.tensor(ratio).double().log().requires_grad_()
+            loss = clipped_surrogate(
+                log_prob,
+                torch.zeros(()).double(),
+                torch.tensor(advantage).double(),
+                clip_low=0.2,
+                clip_high=0.28,
+                dual_clip=dual_clip,
+            )
+            objective = min(ratio * advantage, min(max(ratio, 0.8), 1.28) * advantage)
+            bounded = dual_clip is not None and advantage < 0 and ratio > dual_clip
+            if bounded:
+                objective = max(objective, dual_clip * advantage)
+            assert loss.item() == pytest.approx(-objective)
+            loss.backward()
+            flat = bounded or (advantage > 0 and ratio > 1.28) or (advantage < 0 and ratio < 0.8)
+            assert log_prob.grad.item() == pytest.approx(0 if flat else -ratio * advantage)
+
+
 def test_gradient_on_policy_is_the_policy_gradient():
     log_probs = torch.tensor([-1.0, -2.0]).double().requires_grad_()
     advantages = torch.tensor([0.5, -0.25]).double()

@@ -200,6 +200,37 @@ def test_sft_rows_minimise_the_negative_log_likelihood(models):
     assert result.loss == pytest.approx(nll.item(), abs=1e-6)
 
 
+@pytest.mark.parametrize("tempered", [True, False])
+@pytest.mark.parametrize("cap", [None, 0.05])
+def test_a_capped_divergence_from_a_teacher_that_is_not_tempered(models, tempered, cap):
+    """Reverse KL written out with probabilities; temperature .5 divides the student's logits only.
+
+    A position above the cap adds the cap, and no gradient.
+    """
+    student, teacher = models
+    rows, heat = make_rows(student), 0.5
+    settings = {"type": "full"}, {"alpha": 1.0, "tempered": tempered, "cap_nats": cap}
+    chosen = method("sdpo", divergence={"support": settings[0], **settings[1]}, token_weights=())
+    result, found = run(student, teacher, rows, chosen, temperature=heat)
+    student.network.zero_grad(set_to_none=True)
+    total, tokens, above = torch.zeros(()).double(), 0, 0
+    for row in rows:
+        if row.teacher_prompt_ids is None:
+            continue
+        s = (logits(student, row.prompt_ids, row.completion_ids) / heat).softmax(-1)
+        with torch.no_grad():
+            t = logits(teacher, row.teacher_prompt_ids, row.completion_ids)
+            t = (t / heat if tempered else t).softmax(-1)
+        for position in (s * (s / t).log()).sum(-1):
+            over = cap is not None and position.item() > cap
+            total, tokens, above = total + (cap if over else position), tokens + 1, above + over
+    (total / tokens).backward()
+    assert (0 < above < tokens) == (cap is not None)
+    assert result.loss == pytest.approx(total.item() / tokens, abs=1e-6)
+    for name, gradient in gradient_of(student).items():
+        torch.testing.assert_close(found[name], gradient, atol=1e-6, rtol=1e-4)
+
+
 def test_token_range_limits_distillation(models):
     student, teacher = models
     rows = make_rows(student)[:1]

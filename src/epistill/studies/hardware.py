@@ -164,7 +164,7 @@ def teacher_bytes(
         total += copy
     if moves and weights.averages:
         total += architecture.parameters * FLOAT32_BYTES
-    if method.needs_start and not weights.stays:
+    if method.needs_start and not (method.needs_teacher and weights.stays):
         total += copy
     return total
 

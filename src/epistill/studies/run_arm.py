@@ -29,7 +29,7 @@ from epistill.rollouts.in_process_engine import InProcessEngine
 from epistill.rollouts.load_model import load_model
 from epistill.rollouts.model import LanguageModel, with_lora
 from epistill.seeds import derive_seed
-from epistill.store import RunStore
+from epistill.store import RunStore, read_json
 from epistill.studies.step_lines import steps_without_signal
 from epistill.tasks.grading import Grader
 from epistill.training.loop import train_student
@@ -101,8 +101,9 @@ def _begin(config: RunConfig, store: RunStore, held: ExitStack) -> tuple[int | s
     A micro-batch that was found once stays: a resumed run adds its sums in the same order.
     """
     held.enter_context(store.locked())
-    if config.microbatch_tokens == "auto" and (store.folder / "config.json").exists():
-        found = store.config.get("microbatch_tokens", "auto")
+    path = store.folder / "config.json"
+    if config.microbatch_tokens == "auto" and path.exists():
+        found = read_json(path).get("microbatch_tokens", "auto")  # `begin` judges the rest
         config = config.model_copy(update={"microbatch_tokens": found})
     _claim(config, store)
     return config.microbatch_tokens, store.result is not None

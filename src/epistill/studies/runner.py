@@ -24,6 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from epistill.config import TaskConfig
 from epistill.errors import EpistillError, first_line
 from epistill.inputs import read_settings
+from epistill.method_import import without_folders
 from epistill.report.study_page import write_report
 from epistill.rollouts.load_model import model_source
 from epistill.store import RunStore, write_atomic, write_json
@@ -181,11 +182,11 @@ def _claim_folder(spec: StudySpec, out: Path) -> None:
         raise EpistillError(
             f"{out} holds a study with other settings; choose another --out, or remove it"
         )
-    write_json(path, spec.model_dump(mode="json"))
+    write_json(path, without_folders(spec.model_dump(mode="json")))
 
 
 def _trained(spec: StudySpec) -> dict[str, Any]:
-    return without_analysis(spec.model_dump(mode="json"))
+    return without_folders(without_analysis(spec.model_dump(mode="json")))
 
 
 def _as_of_now(settings: dict[str, Any], out: Path) -> dict[str, Any]:

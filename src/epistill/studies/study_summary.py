@@ -11,6 +11,7 @@ from typing import Any
 from epistill.environment import describe_environment
 from epistill.evaluation.evaluate import MEASURES
 from epistill.evaluation.stats import bootstrap_mean
+from epistill.method_import import without_folders
 from epistill.store import RunStore
 from epistill.studies.claims import Stores, compare_arms, judge, measured, table_of
 from epistill.studies.prediction import prediction_of
@@ -83,7 +84,7 @@ def summarise_study(
         ],
         "surface": None if spec.grid is None else _surface(spec.grid, stores, worlds),
         "traces": _traces(spec, stores),
-        "settings": spec.model_dump(mode="json"),
+        "settings": without_folders(spec.model_dump(mode="json")),
         "environment": describe_environment(),
     }
     return _rounded(summary)
@@ -104,7 +105,7 @@ def _arm(spec: StudySpec, arm: Arm, stores: Stores) -> dict[str, Any]:
     return {
         "id": arm.id,
         "label": arm.label,
-        "method": arm.method,
+        **without_folders({"method": arm.method}),
         "coverage": arm.coverage,
         "series": arm.series,
         "seeds": sorted(runs),

@@ -39,7 +39,7 @@ from epistill.training.train_state import TrainState
 from epistill.world import World
 
 KEEP = 2
-FORMAT = 3  # 2 had no checksums
+FORMAT = 4  # 3 had a gate in the place of the memory, 2 no checksums
 STUDENT, OPTIMIZER = "student/", "optimizer/"
 _NAME = re.compile(r"step-(\d{6,})")
 

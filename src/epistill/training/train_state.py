@@ -88,6 +88,8 @@ def _start_weights(
     method: Method, student: LanguageModel, teacher: Teacher | None, place: Place
 ) -> Teacher | None:
     """The weights at the start, where a method asks for them; a frozen teacher already has them."""
-    if not method.needs_start or method.teacher.stays:
-        return teacher if method.needs_start else None
+    if not method.needs_start:
+        return None
+    if teacher is not None and method.teacher.stays:
+        return teacher
     return make_teacher(FrozenWeights(), student, place)
