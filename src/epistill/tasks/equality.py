@@ -164,16 +164,12 @@ def _undefined(text: str, other: str, *, computed: bool) -> str:
     if found and not _READ["equals"].search(found[2]):
         same_name = theirs is None or _plain(theirs[1]) == _plain(found[1])
         return found[2] if same_name else text
-    if theirs is None and text.count("=") == 1 and len(_split(text)) == 1:
-        left, _, right = text.partition("=")
-        if turned := _READ["defined"].match(f"{right} = {left}"):
-            return turned[2]
     found = _READ["computed"].match(text)
     if found and theirs is None:
         left = _READ["subscript"].sub("", found[1])
         named = _READ["letter"].search(left)
         if not named and _READ["number"].match(left) and not _READ["number"].match(found[2]):
-            return left  # 12 = 3 * 4
+            return left  # 12 = 3 * 4, 5 = x
         if not named or (computed and not _READ["unknown"].search(left)):
             return found[2]
     return text
@@ -220,8 +216,6 @@ def _same_shape(gold: str, answer: str) -> bool:
         return _same_shape(gold, alone[0])
     if ours and theirs:
         left, right = _split(ours[1]), _split(theirs[1])
-        if len(left) == len(right) == 1 and "\\{" not in (ours[0], theirs[0]):
-            return _same_shape(left[0], right[0])
         same = {"\\langle": "(", "\\rangle": ")"}
         if [same.get(x, x) for x in ours[::2]] != [same.get(x, x) for x in theirs[::2]]:
             return False
@@ -237,8 +231,6 @@ def _same_shape(gold: str, answer: str) -> bool:
     several = ours and _split(ours[1])[1:], theirs and _split(theirs[1])[1:]
     if any(several) and not _READ["relation"].search(gold + answer) and "cup" not in gold + answer:
         return False
-    if "\\cup" in gold and "\\cup" in answer:
-        return _same_elements(gold.split("\\cup"), answer.split("\\cup"), ordered=False)
     left, right = _signs(_named(_split(gold))), _signs(_named(_split(answer)))
     if (len(left) > 1) != (len(right) > 1) and _READ["relation"].search(gold + answer):
         return same_region(left, right)
