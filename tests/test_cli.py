@@ -197,3 +197,51 @@ def test_a_device_that_is_not_there_is_one_line():
 def test_train_from_flags_takes_a_limit_for_a_small_model():
     flags = {"model": "lab", "task": "star-search", "method": "sdpo", "max_new_tokens": 96}
     assert load_run_config(None, flags).sampling.max_new_tokens == 96
+
+
+def test_the_help_of_every_command_shows_an_example_of_it():
+    from typer.main import get_command
+
+    from epistill import cli
+
+    def walk(command, path):
+        if hasattr(command, "commands"):
+            for name, inner in command.commands.items():
+                yield from walk(inner, [*path, name])
+        else:
+            yield path, command
+
+    commands = list(walk(get_command(cli.app), []))
+    assert len(commands) >= 14
+    for path, command in commands:
+        start, _, rest = command.epilog.partition("Example: epistill ")
+        assert not start, path
+        words = rest.split()
+        assert words[: len(path)] == path
+        # It parses: every argument and flag is one that the command has.
+        command.make_context(path[-1], words[len(path) :])
+
+
+@pytest.mark.parametrize(
+    ("command", "meant"),
+    [
+        ("tasks show star-serach", "star-search"),
+        ("tasks show problms.jsonl", "problems.jsonl"),
+        ("methods rlsdd", "rlsd"),
+        ("measure problems.jsonl --lexicon paper-ne", "paper-en"),
+        ("measure problems.jsonl --problem-field questoin", "question"),
+        ("preflight lab --data star-search --contexts solutoin", "solution"),
+        ("study lab --preset quik", "quick"),
+        ("mesure problems.jsonl", "measure"),
+    ],
+)
+def test_a_name_with_a_slip_is_answered_with_what_was_meant(command, meant, tmp_path):
+    record = {"question": "What is 1 + 1?", "answer": "2", "response": "It is 2."}
+    (tmp_path / "problems.jsonl").write_text(json.dumps(record) + "\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "epistill", *command.split()],
+        capture_output=True, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert f"did you mean '{meant}'" in done.stderr.lower()
+    assert len(done.stderr.splitlines()) == 1

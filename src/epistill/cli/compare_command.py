@@ -22,7 +22,9 @@ from epistill.errors import EpistillError
 Side = Annotated[Path, typer.Argument(help="Trace file, folder of them, or run directory.")]
 
 
-@app.command("compare")
+@app.command(
+    "compare", epilog="Example: epistill compare base.jsonl tuned.jsonl --report page.html"
+)
 def compare_command(
     a: Side,
     b: Side,

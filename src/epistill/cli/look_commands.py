@@ -11,7 +11,7 @@ from rich.table import Table
 from epistill.cli.common import Json, app, printable, say, tasks, terminal
 
 
-@tasks.command("show")
+@tasks.command("show", epilog="Example: epistill tasks show problems.jsonl")
 def tasks_show_command(
     source: Annotated[str, typer.Argument(help="File, dataset, or star-search[:5x3].")],
     split: Annotated[str, typer.Option(help="Of a dataset.")] = "train",
@@ -28,7 +28,7 @@ def tasks_show_command(
         print(printable(f"{name}: {value}"))
 
 
-@app.command("methods")
+@app.command("methods", epilog="Example: epistill methods sdpo mine.py:rlrt")
 def methods_command(
     names: Annotated[
         list[str] | None, typer.Argument(help="Only these; FILE.py:NAME is one of your own.")
@@ -53,7 +53,7 @@ def methods_command(
         console.print(f"{row['method']}: {row['source']}", highlight=False)
 
 
-@app.command("env")
+@app.command("env", epilog="Example: epistill env --json")
 def env_command(as_json: Json = False) -> None:
     """Versions, commit and machine, for a bug report."""
     from epistill.environment import describe_environment

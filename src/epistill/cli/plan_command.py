@@ -22,7 +22,7 @@ PARTS = (
 )  # fmt: skip
 
 
-@app.command("plan")
+@app.command("plan", epilog="Example: epistill plan recipes/math-ds-7b --gpus 8")
 def plan_command(
     name: Annotated[
         str | None,

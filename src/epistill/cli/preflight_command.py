@@ -24,7 +24,9 @@ from epistill.cli.common import (
 )
 
 
-@app.command("preflight")
+@app.command(
+    "preflight", epilog="Example: epistill preflight lab --data star-search --problems 16 -k 4"
+)
 def preflight_command(
     model: Annotated[str, typer.Argument(help="Directory, hub name, or lab.")],
     data: Annotated[str, typer.Option(help="File, dataset, or star-search[:5x3].")],

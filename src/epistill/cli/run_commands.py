@@ -27,7 +27,7 @@ from epistill.cli.common import (
 from epistill.library.results import at_least
 
 
-@app.command("study")
+@app.command("study", epilog="Example: epistill study lab --preset quick")
 def study_command(
     name: Annotated[
         str,
@@ -57,7 +57,10 @@ def study_command(
         print(found.path)
 
 
-@app.command("train")
+@app.command(
+    "train",
+    epilog="Example: epistill train --model lab --data star-search --method sdpo --steps 20",
+)
 def train_command(
     config: Annotated[Path | None, typer.Argument(help="A TOML file; flags change it.")] = None,
     out: Annotated[Path, typer.Option(help="Run directory.")] = Path("runs/train"),
@@ -158,7 +161,7 @@ def train_command(
         print(found.path)
 
 
-@app.command("eval")
+@app.command("eval", epilog="Example: epistill eval lab --data star-search:6x3 -k 4")
 def evaluate_command(
     model: Annotated[str, typer.Argument(help="Directory, hub name, or lab.")],
     data: Annotated[str, typer.Option(help="File, dataset, or star-search[:5x3].")],
@@ -207,7 +210,7 @@ def evaluate_command(
         print_evaluations({data: found.summary})
 
 
-@app.command("report")
+@app.command("report", epilog="Example: epistill report docs/results/lab --out page.html")
 def report_command(
     folder: Annotated[Path, typer.Argument(help="A study's folder (with report.json).")],
     out: Annotated[Path | None, typer.Option(help="Default: report.html in the folder.")] = None,
@@ -218,7 +221,7 @@ def report_command(
     print(draw_again(folder, out))
 
 
-@lab.command("pretrain")
+@lab.command("pretrain", epilog="Example: epistill lab pretrain --out models/mine")
 def lab_pretrain_command(
     out: Annotated[Path, typer.Option(help="Folder for the model.")],
     seed: Annotated[int, typer.Option()] = 0,
@@ -233,7 +236,7 @@ def lab_pretrain_command(
     print(out)
 
 
-@lab.command("card")
+@lab.command("card", epilog="Example: epistill lab card")
 def lab_card_command(as_json: Json = False) -> None:
     """Measure the shipped weights again and show what the model card claims beside it."""
     from epistill.lab.card import measure_card, read_card

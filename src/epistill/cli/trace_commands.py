@@ -34,7 +34,9 @@ Page = Annotated[Path | None, typer.Option("--report", help="Write a page (one o
 Seed = Annotated[int, typer.Option(help="Names every random draw.")]
 
 
-@app.command("measure")
+@app.command(
+    "measure", epilog="Example: epistill measure traces.jsonl --by step --report page.html"
+)
 def measure_command(
     traces: Traces,
     by: Annotated[str | None, typer.Option(help="Field whose values make groups.")] = None,
@@ -69,7 +71,7 @@ def measure_command(
     show(found, as_json, print_measured)
 
 
-@app.command("shift")
+@app.command("shift", epilog="Example: epistill shift base.jsonl tuned.jsonl --top 10")
 def shift_command(
     a: Annotated[Path, typer.Argument(help="Traces, or a folder of them.")],
     b: Annotated[Path, typer.Argument(help="The others; differences are B minus A.")],
@@ -107,7 +109,7 @@ def shift_command(
         print_shift(found, top)
 
 
-@app.command("grade")
+@app.command("grade", epilog="Example: epistill grade traces.jsonl --problems gold.jsonl")
 def grade_command(
     traces: Traces,
     out: Annotated[

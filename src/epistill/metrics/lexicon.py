@@ -11,7 +11,7 @@ from functools import cache
 from importlib import resources
 from pathlib import Path
 
-from epistill.errors import EpistillError
+from epistill.errors import EpistillError, did_you_mean
 from epistill.metrics.words import fold
 
 PAPER = "paper-en"
@@ -81,6 +81,7 @@ def load_lexicon(name: str = PAPER) -> Lexicon:
     else:
         raise EpistillError(
             f"no lexicon {name!r}; expected one of {', '.join(shipped_lexicons())}, or a JSON file"
+            f"{did_you_mean(name, shipped_lexicons())}"
         )
     try:
         data = json.loads(source.read_text(encoding="utf-8"))

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from epistill.environment import describe_environment
-from epistill.errors import EpistillError
+from epistill.errors import EpistillError, did_you_mean
 from epistill.evaluation.evaluate import as_rows, eval_records, summarise_evaluation
 from epistill.evaluation.stats import Estimate
 from epistill.metrics.lexicon import load_lexicon
@@ -153,6 +153,7 @@ def chosen_contexts(config: PreflightConfig, problems: Sequence[Problem]) -> lis
         if name not in NAMED_CONTEXTS:
             raise EpistillError(
                 f"no context {name!r}; expected some of {', '.join(NAMED_CONTEXTS)}"
+                f"{did_you_mean(name, NAMED_CONTEXTS)}"
             )
     return list(dict.fromkeys([*(config.contexts or usual), *controls]))
 

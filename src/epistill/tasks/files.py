@@ -22,7 +22,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from epistill.errors import EpistillError, first_line
+from epistill.errors import EpistillError, did_you_mean, first_line
 from epistill.readers.record_files import SUFFIXES, read_records
 from epistill.readers.text_records import Unusable
 from epistill.records import GraderName, Message, Problem
@@ -121,7 +121,7 @@ def _read_records(source: str, split: str) -> Iterable[Mapping[str, Any]]:
         if not path.is_file():
             raise EpistillError(
                 f"no file {source!r}; expected a .jsonl or .parquet file, a folder, or a dataset "
-                "name; check the path"
+                f"name; check the path{_near(source)}"
             )
         return _read_file(path) if path.stat().st_size else []
     return _read_dataset(source, path, split)
@@ -168,6 +168,13 @@ def _read_file(path: Path) -> list[Mapping[str, Any]]:
     return records
 
 
+def _near(source: str) -> str:
+    """What was meant: the generated world, or a file beside the one that is not there."""
+    folder = Path(source).expanduser().parent
+    beside = [str(file) for file in folder.iterdir()][:1000] if folder.is_dir() else []
+    return did_you_mean(source, ["star-search", *(name for name in beside if name != source)])
+
+
 def _read_dataset(source: str, path: Path, split: str) -> list[dict[str, Any]]:
     import datasets
 
@@ -181,7 +188,7 @@ def _read_dataset(source: str, path: Path, split: str) -> list[dict[str, Any]]:
         raise EpistillError(
             f"no file or folder {source!r}, and as a dataset name with split {split!r} it could "
             f"not be loaded: {first_line(error)}; expected a .jsonl or .parquet file, a folder, or "
-            "such a name"
+            f"such a name{_near(source)}"
         ) from error
     return [dict(row) for row in loaded]
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from epistill.errors import EpistillError
+from epistill.errors import EpistillError, did_you_mean
 from epistill.readers.record_files import FileRecord, Piece, find_files, pieces_of, read_piece
 from epistill.readers.text_records import Unusable
 from epistill.thinking import SplitResponse
@@ -323,10 +323,9 @@ def check_problem_field(path: Path, reading: Reading, options: Options) -> None:
 
 
 def _no_field(path: Path, flag: str, name: str) -> EpistillError:
-    return EpistillError(
-        f"{path}: no response has {flag} {name!r}; fields found: {_fields_found(path)}; check the "
-        "name"
-    )
+    found = _fields_found(path)
+    near = did_you_mean(name, found.split(", ")) or "; check the name"
+    return EpistillError(f"{path}: no response has {flag} {name!r}; fields found: {found}{near}")
 
 
 def _fields_found(path: Path) -> str:
