@@ -18,6 +18,7 @@ from epistill.errors import EpistillError
 from epistill.preflights.preflight_config import PreflightConfig
 from epistill.preflights.preflight_engine import preflight_engine
 from epistill.preflights.preflight_run import run_preflight
+from epistill.records import Message
 from epistill.rollouts.align import align
 from epistill.rollouts.engine import PromptRequest
 from epistill.rollouts.in_process_engine import InProcessEngine
@@ -153,6 +154,15 @@ def test_other_weights_under_the_same_name_are_not_served_from_the_cache(lab_mod
         assert len(names) == 2
         with pytest.raises(EpistillError, match="expected one model under one name"):
             preflight_engine(config_of(one.url, two.url), tmp_path)
+
+
+def test_the_chat_template_reaches_a_served_model(tmp_path):
+    path = tmp_path / "mine.jinja"
+    path.write_text("{{ messages[0].content }}!")
+    outline = load_without_weights("lab", chat_template=str(path))
+    assert render_prompt(outline.tokenizer, [Message("user", "gold")]).text == "gold!"
+    with pytest.raises(EpistillError, match="cannot be read"):
+        load_without_weights("lab", chat_template=str(tmp_path))
 
 
 def test_nobody_there_is_one_line(tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from epistill.preflights.gather import Guided, Student
+from epistill.preflights.context_scores import ContextMeasurement, Student
 from epistill.preflights.pressure import (
     fork_threshold,
     forks,
@@ -52,7 +52,7 @@ def student_of(rows):
 
 
 def guided_of(student, teacher, own=(), own_guided=(), own_bare=(), traces=(), trace_guided=()):
-    return Guided("c", tuple(teacher), tuple(own), tuple(own_guided), tuple(own_bare),
+    return ContextMeasurement("c", tuple(teacher), tuple(own), tuple(own_guided), tuple(own_bare),
                   tuple(traces), tuple(trace_guided), 0, None)  # fmt: skip
 
 

@@ -55,7 +55,8 @@ def preflight_engine(config: PreflightConfig, folder: Path) -> Engine:
 
 
 def _served(config: PreflightConfig, folder: Path) -> VllmEngine:
-    model, api_key = load_without_weights(config.model), os.environ.get(API_KEY)
+    model = load_without_weights(config.model, chat_template=config.chat_template)
+    api_key = os.environ.get(API_KEY)
     urls = [url.strip().rstrip("/") for url in config.engine.split(",")]
     served = [_model_at(url, config.model, api_key) for url in urls]
     probes = [
@@ -79,7 +80,7 @@ def _served(config: PreflightConfig, folder: Path) -> VllmEngine:
         top_k=config.top_k,
         max_positions=min((limit for limit in limits if limit is not None), default=None),
         identity=identity,
-        kept=StoredReplies(folder / f"replies-{sha[:16]}.jsonl"),
+        finished_replies=StoredReplies(folder / f"replies-{sha[:16]}.jsonl"),
         api_key=api_key,
     )
 

@@ -20,9 +20,9 @@ from epistill.evaluation.evaluate import as_rows, eval_records, summarise_evalua
 from epistill.evaluation.stats import Estimate
 from epistill.metrics.lexicon import load_lexicon
 from epistill.preflights.cached_engine import CachedEngine
-from epistill.preflights.gather import (
-    Guided,
-    Plan,
+from epistill.preflights.context_scores import (
+    ContextMeasurement,
+    MeasurementSettings,
     Student,
     check_modes,
     measure_context,
@@ -76,16 +76,16 @@ def run_preflight(
     if not problems:
         raise EpistillError(f"no problems in {config.task}; expected at least one")
     names = chosen_contexts(config, problems)
-    plan = plan_of(config, engine)
+    settings = measurement_settings(config, engine)
     remembering = CachedEngine(engine, cache)
-    check_modes(remembering, problems[0], plan)
+    check_modes(remembering, problems[0], settings)
     with Grader() as grader:
-        say(f"student: {len(problems)} problems x {plan.samples} responses, twice")
-        student = measure_student(remembering, problems, plan, grader)
-        guided: dict[str, Guided] = {}
+        say(f"student: {len(problems)} problems x {settings.samples} responses, twice")
+        student = measure_student(remembering, problems, settings, grader)
+        guided: dict[str, ContextMeasurement] = {}
         for name in names:
             say(f"context {name} ({len(guided) + 1} of {len(names)})")
-            guided[name] = measure_context(remembering, name, student, plan, grader)
+            guided[name] = measure_context(remembering, name, student, settings, grader)
     threshold = fork_threshold(student, config.fork_quantile)
     contexts = {
         name: _context(name, found, student, threshold, len(problems))
@@ -98,13 +98,13 @@ def run_preflight(
         "settings": config.model_dump(mode="json"),
         "identity": dict(engine.identity),
         "problems": len(problems),
-        "samples": plan.samples,
+        "samples": settings.samples,
         "student": {name: value.as_dict() for name, value in plain.items()},
         "fork_threshold_nats": threshold,
         "markers": {
-            "lexicon": plan.markers.name,
-            "first_tokens": len(plan.first.ids),
-            "missing": list(plan.first.missing),
+            "lexicon": settings.markers.name,
+            "first_tokens": len(settings.first.ids),
+            "missing": list(settings.first.missing),
         },
         "contexts": contexts,
         "advice": advice(contexts),
@@ -120,11 +120,11 @@ def run_preflight(
     }
 
 
-def plan_of(config: PreflightConfig, engine: Engine) -> Plan:
+def measurement_settings(config: PreflightConfig, engine: Engine) -> MeasurementSettings:
     """The settings that measuring needs, resolved."""
     markers = load_lexicon(config.markers)
     thinking = config.teacher_thinking
-    return Plan(
+    return MeasurementSettings(
         samples=config.samples,
         sampling=config.sampling,
         teacher_thinking=config.sampling.thinking if thinking == "same" else thinking,
@@ -159,7 +159,7 @@ def chosen_contexts(config: PreflightConfig, problems: Sequence[Problem]) -> lis
 
 
 def _context(
-    name: str, guided: Guided, student: Student, threshold: float, problems: int
+    name: str, guided: ContextMeasurement, student: Student, threshold: float, problems: int
 ) -> dict[str, Any]:
     rows = rows_of(guided, student)
     found: dict[str, Any] = {
@@ -183,7 +183,9 @@ def _context(
     return found
 
 
-def _largest_u(rows: Sequence[GuidedResponse], guided: Guided, student: Student) -> float | None:
+def _largest_u(
+    rows: Sequence[GuidedResponse], guided: ContextMeasurement, student: Student
+) -> float | None:
     """Over the student's responses and the held-out ones, which were scored in other batches."""
     found = [row.u for row in rows]
     found += [
@@ -207,7 +209,7 @@ def _entropy_slack(rows: Sequence[GuidedResponse]) -> float | None:
     return float(np.concatenate([row.entropy_slack for row in rows]).mean() / 2)
 
 
-def _trace(student: Student, guided: Mapping[str, Guided]) -> dict[str, Any]:
+def _trace(student: Student, guided: Mapping[str, ContextMeasurement]) -> dict[str, Any]:
     """One student response, token by token, u_t under every context that it has.
 
     The first response with a marker, not a chosen one; its first tokens where it is long.

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from epistill.evaluation.stats import Estimate, bootstrap_mean
 from epistill.metrics.epistemic import total_markers
-from epistill.preflights.gather import Guided, Student, u_nats
-from epistill.preflights.problem_sums import Floats, ratios, sums_by_problem
+from epistill.preflights.clustered_estimates import Floats, ratios, sums_by_problem
+from epistill.preflights.context_scores import ContextMeasurement, Student, u_nats
 from epistill.preflights.token_classes import CLASSES, TokenClasses
 from epistill.records import GradedRollout
 
@@ -54,7 +54,7 @@ class GuidedResponse:
         return self.item.problem.id
 
 
-def rows_of(guided: Guided, student: Student) -> list[GuidedResponse]:
+def rows_of(guided: ContextMeasurement, student: Student) -> list[GuidedResponse]:
     """The responses that have this context."""
     found: list[GuidedResponse] = []
     for item, tokens, bare, teacher in zip(

@@ -17,8 +17,8 @@ import numpy as np
 
 from epistill.evaluation.evaluate import as_rows, eval_records, per_problem
 from epistill.evaluation.stats import Estimate, bootstrap_mean, paired_bootstrap
-from epistill.preflights.gather import Guided, Student, u_nats
-from epistill.preflights.problem_sums import mean_of_means, ratios
+from epistill.preflights.clustered_estimates import mean_of_means, ratios
+from epistill.preflights.context_scores import ContextMeasurement, Student, u_nats
 
 _GAPS = {
     "score": "accuracy_gap",
@@ -27,7 +27,7 @@ _GAPS = {
 }
 
 
-def richness(guided: Guided, student: Student) -> dict[str, Estimate | None]:
+def richness(guided: ContextMeasurement, student: Student) -> dict[str, Estimate | None]:
     """The three estimators and the teacher's own behaviour.
 
     Returns:

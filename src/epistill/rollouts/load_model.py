@@ -68,15 +68,7 @@ def load_model(
     source = model_source(name)
     if not sys.stderr.isatty():
         disable_progress_bar()  # a bar in a log file is noise
-    tokenizer = load_tokenizer(source, name, trust_remote_code)
-    if chat_template is not None:
-        try:
-            tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
-        except (OSError, ValueError) as error:
-            raise EpistillError(
-                f"chat template {chat_template!r} cannot be read ({first_line(error)}); expected a "
-                "file in Jinja, as a model's chat_template.jinja"
-            ) from error
+    tokenizer = load_tokenizer(source, name, trust_remote_code, chat_template)
     _refuse_pickled_adapter(source, name)
     network = _load_network(source, name, dtype, trust_remote_code)
     try:
@@ -174,8 +166,10 @@ def _place(source: str) -> tuple[str, dict[str, str]]:
     return str(path.parent), {"gguf_file": path.name}
 
 
-def load_tokenizer(source: str, name: str, trust: bool) -> PreTrainedTokenizerBase:
-    """A fast tokenizer from a `model_source`; EpistillError without one."""
+def load_tokenizer(
+    source: str, name: str, trust: bool, chat_template: str | None = None
+) -> PreTrainedTokenizerBase:
+    """A fast tokenizer from a `model_source`, a file as its template; EpistillError without."""
     folder = Path(source)
     # Without any file the library makes up an empty tokenizer instead of failing.
     if folder.is_dir() and not any((folder / file).is_file() for file in TOKENIZER_FILES):
@@ -197,6 +191,14 @@ def load_tokenizer(source: str, name: str, trust: bool) -> PreTrainedTokenizerBa
             f"model {name!r} has a slow tokenizer; expected a fast one (tokenizer.json), which "
             "maps tokens to text offsets"
         )
+    if chat_template is not None:
+        try:
+            tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise EpistillError(
+                f"chat template {chat_template!r} cannot be read ({first_line(error)}); expected a "
+                "file in Jinja, as a model's chat_template.jinja"
+            ) from error
     return tokenizer
 
 

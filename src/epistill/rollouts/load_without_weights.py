@@ -16,17 +16,17 @@ from epistill.rollouts.load_model import load_tokenizer, model_source
 from epistill.rollouts.model import LanguageModel
 
 
-def load_without_weights(name: str) -> LanguageModel:
+def load_without_weights(name: str, *, chat_template: str | None = None) -> LanguageModel:
     """Tokenizer, end tokens and sizes of a model that runs elsewhere.
 
     Args:
-        name: As for `load_model`.
+        name, chat_template: As for `load_model`.
 
     Raises:
         EpistillError: Not found, or no tokenizer.
     """
     source = model_source(name)
-    tokenizer = load_tokenizer(source, name, trust=False)
+    tokenizer = load_tokenizer(source, name, trust=False, chat_template=chat_template)
     loader: Any = AutoModelForCausalLM
     try:
         config = AutoConfig.from_pretrained(source)

@@ -182,15 +182,14 @@ class Client:
     def run(
         self,
         requests: Sequence[ServerRequest],
-        kept: MutableMapping[str, Any],
+        finished_replies: MutableMapping[str, Any],
         after: Callable[[Server], Any] = lambda server: None,
     ) -> list[tuple[Any, Any]]:
         """Carry out all requests, each on the server with the fewest in flight.
 
         Args:
             requests: What is asked.
-            kept: Finished work by `ServerRequest.key`; read before asking, written as replies
-                come in.
+            finished_replies: By `ServerRequest.key`; read before asking, written as they come in.
             after: Asked of the server after each reply, while the reply can still be refused by
                 raising `UnusableReply`; what it returns is kept beside the reply.
 
@@ -205,7 +204,7 @@ class Client:
         failed: list[EpistillError] = []
 
         def work(request: ServerRequest) -> tuple[Any, Any]:
-            if (known := kept.get(request.key)) is not None:
+            if (known := finished_replies.get(request.key)) is not None:
                 with self._lock:
                     self.counts.reused += 1
                 return known[0], known[1]
@@ -214,7 +213,7 @@ class Client:
             except EpistillError as error:
                 failed.append(error)
                 return None, None
-            kept[request.key] = list(found)
+            finished_replies[request.key] = list(found)
             return found
 
         workers = max(1, min(len(requests), self.in_flight * max(1, len(self.alive))))

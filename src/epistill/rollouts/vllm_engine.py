@@ -26,7 +26,6 @@ from epistill.rollouts.vllm_api import check_temperature, sample_request, score_
 from epistill.rollouts.vllm_client import Client
 from epistill.rollouts.vllm_server import Server, ServerRequest, ServersLost
 from epistill.rollouts.vllm_weights import (
-    WEIGHTS,
     Push,
     check_version,
     probe_ids,
@@ -52,7 +51,7 @@ class VllmEngine:
         identity: What decides its numbers.
         weights_folder: Where pushed weights are written; every server reads the same path.
         push_every: Steps between two pushes; above 1 the policy that samples is a stale one.
-        kept: Finished work by name until the next call begins. `StoredReplies` keeps it on disk.
+        finished_replies: By key, until the next call begins; `StoredReplies` keeps them on disk.
         client_settings: `in_flight`, `attempts`, `pause`, `timeout`, `api_key` of `Client`.
     """
 
@@ -67,7 +66,7 @@ class VllmEngine:
         identity: Mapping[str, Any] = MappingProxyType({}),
         weights_folder: Path | None = None,
         push_every: int = 1,
-        kept: MutableMapping[str, Any] | None = None,
+        finished_replies: MutableMapping[str, Any] | None = None,
         **client_settings: Any,
     ) -> None:
         urls = [url.strip().rstrip("/") for url in urls]
@@ -79,7 +78,9 @@ class VllmEngine:
         self.identity: Mapping[str, Any] = {**identity, "top_k": self._top_k}
         self.max_positions = model.max_positions if max_positions is None else max_positions
         self._folder, self._push_every = weights_folder, push_every
-        self._kept: MutableMapping[str, Any] = {} if kept is None else kept
+        self._finished: MutableMapping[str, Any] = (
+            {} if finished_replies is None else finished_replies
+        )
         self._handed_over = False
         self._version: int | None = None
         self._probe: tuple[float, ...] | None = None
@@ -221,30 +222,25 @@ class VllmEngine:
         self._version = step
         return found
 
-    def push_weights(self, source: LanguageModel | Path, version: int) -> Push:
+    def push_weights(self, student: LanguageModel, version: int) -> Push:
         """Give every server new weights; servers that were lost and answer again come back.
 
         Args:
-            source: The student, written to `weights_folder` (adapters merged); or a folder that
-                holds model.safetensors already.
+            student: Written to `weights_folder`, adapters merged.
             version: Optimiser steps these weights have seen.
 
         Raises:
             EpistillError: No `weights_folder`, no disk, or no server that took them.
         """
-        folder = source if isinstance(source, Path) else self._folder
+        folder = self._folder
         if folder is None:
             raise EpistillError(
                 "the servers have no weights_folder; expected a path that the trainer and every "
                 "server can read"
             )
         ids = probe_ids(len(self.tokenizer))
-        expected = None
-        if isinstance(source, LanguageModel):
-            write_weights(source, folder)
-            expected = probe_log_probs(source, ids)
-        elif not (folder / WEIGHTS).is_file():
-            raise EpistillError(f"no {WEIGHTS} in {folder}; expected weights in one file")
+        write_weights(student, folder)
+        expected = probe_log_probs(student, ids)
         probe, before = self._score_request(ids, 1, 0), self._probe
         gaps = self.client.each(
             lambda server: push_to(
@@ -259,11 +255,10 @@ class VllmEngine:
             self.client.servers,
         )
         self._version, self._probe = version, expected
-        self._kept.clear()
+        self._finished.clear()
         if not gaps:
             raise self.client.lost_error()
-        known = [gap for gap in gaps.values() if gap is not None]
-        return Push(version, tuple(gaps), max(known) if known else None)
+        return Push(version, tuple(gaps), max(gaps.values()))
 
     # ---- common
 
@@ -278,7 +273,7 @@ class VllmEngine:
     def _begin(self) -> None:
         """Forget the replies of a call that ended well; ask lost servers whether they are back."""
         if self._handed_over:
-            self._kept.clear()
+            self._finished.clear()
         self._handed_over = False
         lost = [server for server in self.client.servers if server.lost is not None]
         if not lost or self._version is not None:  # with pushed weights only a push brings them
@@ -294,7 +289,7 @@ class VllmEngine:
         def version(server: Server) -> int | None:
             return None if self._version is None else check_version(self.client, server)
 
-        found = self.client.run(asked, self._kept, version)
+        found = self.client.run(asked, self._finished, version)
         self._handed_over = True
         return found
 

@@ -43,13 +43,12 @@ class Push:
     Attributes:
         version: Of the weights.
         servers: URLs that have them.
-        gap_nats_per_token: Largest mean gap of a server's probe to the trainer's; None where the
-            weights came from a file.
+        gap_nats_per_token: Largest mean gap of a server's probe to the trainer's.
     """
 
     version: int
     servers: tuple[str, ...]
-    gap_nats_per_token: float | None
+    gap_nats_per_token: float
 
 
 def write_weights(model: LanguageModel, folder: Path) -> None:
@@ -131,9 +130,9 @@ def push_to(
     version: int,
     probe: ServerRequest,
     *,
-    expected: Sequence[float] | None,
+    expected: Sequence[float],
     expected_before: Sequence[float] | None,
-) -> float | None:
+) -> float:
     """Make one server take the weights, and see from its log-probs that it did.
 
     Args:
@@ -141,11 +140,11 @@ def push_to(
         folder: Holds model.safetensors, at the same path for the server.
         version: Of the weights.
         probe: Scores the probe.
-        expected: The trainer's log-probs of the probe; None where the weights came from a file.
+        expected: The trainer's log-probs of the probe.
         expected_before: The trainer's at the last push.
 
     Returns:
-        Mean absolute gap of the probe in nats per token; None without `expected`.
+        Mean absolute gap of the probe in nats per token.
 
     Raises:
         UnusableReply: It did not take them.
@@ -163,13 +162,11 @@ def push_to(
             "(VLLM_SERVER_DEV_MODE=1, on a trusted network) of version 0.32 or later"
         ) from error
     found = tuple(probe.read(client.call(server, COMPLETIONS, probe.body))["log_probs"])
-    gap = None
-    if expected is not None:
-        gap = _probe_gap(found, expected)
-        if server.probe == found and expected_before is not None:
-            moved = max(abs(a - b) for a, b in zip(expected, expected_before, strict=True))
-            if moved > PROBE_MOVED_NATS:
-                raise UnusableReply("the reload changed nothing")
+    gap = _probe_gap(found, expected)
+    if server.probe == found and expected_before is not None:
+        moved = max(abs(a - b) for a, b in zip(expected, expected_before, strict=True))
+        if moved > PROBE_MOVED_NATS:
+            raise UnusableReply("the reload changed nothing")
     server.probe, server.version, server.lost, server.tempered = found, version, None, False
     return gap
 

@@ -142,7 +142,7 @@ def negative_texts(
         first = rng.choice(wrong)
         rest = [i for i in others if i != first]
         chosen = [first, *rng.sample(rest, min(count - 1, len(rest)))]
-        edited = (_edited(context, shown_rollout(graded[i]), (seed, i)) for i in chosen)
+        edited = (_edited(context, rollout_as_context(graded[i]), (seed, i)) for i in chosen)
         found.append(tuple(text for text in edited if text is not None))
     return found
 
@@ -225,7 +225,7 @@ def _sibling(
             continue
         rng = named_random("sibling", seed, index)
         chosen = successes[0] if context.pick == "first" else rng.choice(successes)
-        texts.append(shown_rollout(graded[chosen]))
+        texts.append(rollout_as_context(graded[chosen]))
     return texts
 
 
@@ -262,7 +262,7 @@ _SOURCES: Mapping[
 }
 
 
-def shown_rollout(item: GradedRollout) -> str:
+def rollout_as_context(item: GradedRollout) -> str:
     """A rollout as a context: its text, with the opening tag if the template had written it."""
     return f"<think>\n{item.rollout.text}" if item.opened_thinking else item.rollout.text
 

@@ -20,7 +20,7 @@ from epistill.teacher.context import (
     SUCCESS_THRESHOLD,
     context_texts,
     needs_regeneration,
-    shown_rollout,
+    rollout_as_context,
     teacher_messages,
 )
 
@@ -94,7 +94,7 @@ def contexts_of(
             seed=derive_seed("regenerate", seed),
         )
         regenerated = {
-            item.problem.id: shown_rollout(item)
+            item.problem.id: rollout_as_context(item)
             for item in reversed(first_round)
             if item.grade.score > SUCCESS_THRESHOLD
         }

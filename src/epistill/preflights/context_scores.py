@@ -1,9 +1,9 @@
 """What is gathered: student rollouts once, then for each context what the teacher makes of them.
 
-Enters: an engine, problems, contexts. Leaves: `Student` and one `Guided` per context, tokens and
-nats only; `richness` and `pressure` turn them into numbers. Two sets of student rollouts are drawn:
-one that contexts for the teacher's own responses come from, and a fresh one that is measured, so
-that no response is a context of itself or of its own score.
+Enters: an engine, problems, contexts. Leaves: `Student` and one `ContextMeasurement` per context,
+tokens and nats only; `richness` and `pressure` turn them into numbers. Two sets of student rollouts
+are drawn: one that contexts for the teacher's own responses come from, and a fresh one that is
+measured, so that no response is a context of itself or of its own score.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from epistill.axes import Context
 from epistill.config import SamplingConfig
 from epistill.errors import EpistillError
 from epistill.metrics.lexicon import Lexicon
-from epistill.preflights.problem_sums import Floats
+from epistill.preflights.clustered_estimates import Floats
 from epistill.preflights.token_classes import FirstTokens, TokenClasses, classify
 from epistill.records import GradedRollout, Message, Problem
 from epistill.rollouts.collect import sample_and_grade
@@ -32,7 +32,7 @@ Ids = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class MeasurementSettings:
     """How much is drawn and how it is read.
 
     Attributes:
@@ -78,7 +78,7 @@ class Student:
 
 
 @dataclass(frozen=True, slots=True)
-class ShownPrompt:
+class PromptExample:
     """One problem's prompts in full, for people, and what all of the context's prompts hash to."""
 
     problem_id: str
@@ -92,7 +92,7 @@ class ShownPrompt:
 
 
 @dataclass(frozen=True, slots=True)
-class Guided:
+class ContextMeasurement:
     """What one context makes of the teacher.
 
     Attributes:
@@ -115,7 +115,7 @@ class Guided:
     trace_rows: tuple[int, ...]
     trace_guided: tuple[TokenScores, ...]
     too_long: int
-    prompt: ShownPrompt | None
+    prompt: PromptExample | None
 
 
 def u_nats(guided: TokenScores, bare: TokenScores) -> Floats:
@@ -124,7 +124,7 @@ def u_nats(guided: TokenScores, bare: TokenScores) -> Floats:
 
 
 def measure_student(
-    engine: Engine, problems: Sequence[Problem], plan: Plan, grader: Grader
+    engine: Engine, problems: Sequence[Problem], settings: MeasurementSettings, grader: Grader
 ) -> Student:
     """Draw, grade, classify and score the student's rollouts."""
     asked = [(problem, problem.messages) for problem in problems]
@@ -133,81 +133,85 @@ def measure_student(
             engine,
             asked,
             grader,
-            samples=plan.samples,
-            sampling=plan.sampling,
-            seed=derive_seed("preflight", name, plan.seed),
+            samples=settings.samples,
+            sampling=settings.sampling,
+            seed=derive_seed("preflight", name, settings.seed),
         )
         for name in ("source", "student")
     )
     bare = engine.score(
         [item.rollout.prompt_ids for item in graded],
         [item.rollout.completion_ids for item in graded],
-        mass_of=plan.first.ids,
+        mass_of=settings.first.ids,
     )
-    tokens = [_classes(engine, item, plan) for item in graded]
+    tokens = [_classes(engine, item, settings) for item in graded]
     return Student(tuple(source), tuple(graded), tuple(tokens), tuple(bare))
 
 
-def check_modes(engine: Engine, problem: Problem, plan: Plan) -> None:
+def check_modes(engine: Engine, problem: Problem, settings: MeasurementSettings) -> None:
     """Refuse at once where the two modes render the bare question differently."""
-    _Prompts(engine, plan).pair(problem, problem.messages, "none")
+    _Prompts(engine, settings).pair(problem, problem.messages, "none")
 
 
 def measure_context(
-    engine: Engine, name: str, student: Student, plan: Plan, grader: Grader
-) -> Guided:
+    engine: Engine, name: str, student: Student, settings: MeasurementSettings, grader: Grader
+) -> ContextMeasurement:
     """Everything about one context.
 
     Args:
         engine: Samples and scores.
         name: One of NAMED_CONTEXTS.
         student: `measure_student`'s.
-        plan: As for the student.
+        settings: As for the student.
         grader: Grades the teacher's own responses.
 
     Raises:
         EpistillError: Student and teacher think in different modes.
     """
     context = NAMED_CONTEXTS[name]
-    prompts = _Prompts(engine, plan)
-    seed = derive_seed("preflight", name, plan.seed)
+    prompts = _Prompts(engine, settings)
+    seed = derive_seed("preflight", name, settings.seed)
 
     def texts_of(graded: Sequence[GradedRollout]) -> list[str | None]:
         return contexts_of(
-            engine, context, graded, grader, sampling=plan.teacher_sampling, seed=seed
+            engine, context, graded, grader, sampling=settings.teacher_sampling, seed=seed
         )
 
-    teacher = _on_students(engine, context, student, texts_of(student.graded), plan, prompts, name)
+    teacher = _on_students(
+        engine, context, student, texts_of(student.graded), settings, prompts, name
+    )
     chats = guided_chats(context, student.source, texts_of(student.source))
     fitting = [
         (problem, messages)
         for problem, messages in chats
-        if prompts.fits(prompts.pair(problem, messages, name)[1].ids, plan.sampling.max_new_tokens)
+        if prompts.fits(
+            prompts.pair(problem, messages, name)[1].ids, settings.sampling.max_new_tokens
+        )
     ]
     own = sample_and_grade(
         engine,
         fitting,
         grader,
-        samples=plan.samples,
-        sampling=plan.teacher_sampling,
+        samples=settings.samples,
+        sampling=settings.teacher_sampling,
         seed=seed,
     )
     bare_ids = {item.problem.id: item.rollout.prompt_ids for item in student.graded}
     completions = [item.rollout.completion_ids for item in own]
     own_guided = engine.score(
-        [item.rollout.prompt_ids for item in own], completions, mass_of=plan.first.ids
+        [item.rollout.prompt_ids for item in own], completions, mass_of=settings.first.ids
     )
     own_bare = engine.score(
-        [bare_ids[item.problem.id] for item in own], completions, mass_of=plan.first.ids
+        [bare_ids[item.problem.id] for item in own], completions, mass_of=settings.first.ids
     )
     guided_ids = {problem.id: prompts.pair(problem, m, name)[1].ids for problem, m in fitting}
     rows = _first_correct(student.graded, guided_ids, prompts)
     trace_guided = engine.score(
         [guided_ids[student.graded[i].problem.id] for i in rows],
         [student.graded[i].rollout.completion_ids for i in rows],
-        mass_of=plan.first.ids,
+        mass_of=settings.first.ids,
     )
-    return Guided(
+    return ContextMeasurement(
         name,
         tuple(teacher),
         tuple(own),
@@ -216,7 +220,7 @@ def measure_context(
         tuple(rows),
         tuple(trace_guided),
         prompts.too_long,
-        prompts.shown(),
+        prompts.example(),
     )
 
 
@@ -225,7 +229,7 @@ def _on_students(
     context: Context,
     student: Student,
     texts: Sequence[str | None],
-    plan: Plan,
+    settings: MeasurementSettings,
     prompts: _Prompts,
     name: str,
 ) -> list[TokenScores | None]:
@@ -244,7 +248,7 @@ def _on_students(
     # padding, so that its zero is a measurement and not a look-up.
     here, ids = here[::-1], ids[::-1]
     found = engine.score(
-        ids, [student.graded[i].rollout.completion_ids for i in here], mass_of=plan.first.ids
+        ids, [student.graded[i].rollout.completion_ids for i in here], mass_of=settings.first.ids
     )
     scored = dict(zip(here, found, strict=True))
     return [scored.get(i) for i in range(len(student.graded))]
@@ -265,12 +269,12 @@ def _first_correct(
     return list(chosen.values())
 
 
-def _classes(engine: Engine, item: GradedRollout, plan: Plan) -> TokenClasses:
+def _classes(engine: Engine, item: GradedRollout, settings: MeasurementSettings) -> TokenClasses:
     return classify(
         engine.tokenizer,
         item.rollout.completion_ids,
-        markers=plan.markers,
-        control=plan.control,
+        markers=settings.markers,
+        control=settings.control,
         ends=engine.eos_ids,
     )
 
@@ -278,8 +282,8 @@ def _classes(engine: Engine, item: GradedRollout, plan: Plan) -> TokenClasses:
 class _Prompts:
     """Renders both sides of a problem, refuses unlike modes, remembers what was read."""
 
-    def __init__(self, engine: Engine, plan: Plan) -> None:
-        self._engine, self._plan = engine, plan
+    def __init__(self, engine: Engine, settings: MeasurementSettings) -> None:
+        self._engine, self._settings = engine, settings
         self._known: dict[tuple[Message, ...], RenderedPrompt] = {}
         self._digest = hashlib.sha256()
         self._shown: tuple[str, RenderedPrompt, RenderedPrompt] | None = None
@@ -290,11 +294,13 @@ class _Prompts:
     ) -> tuple[RenderedPrompt, RenderedPrompt]:
         """(student's prompt, teacher's prompt)."""
         tokenizer = self._engine.tokenizer
-        student = render_prompt(tokenizer, problem.messages, thinking=self._plan.sampling.thinking)
+        student = render_prompt(
+            tokenizer, problem.messages, thinking=self._settings.sampling.thinking
+        )
         if messages not in self._known:
-            teacher = render_prompt(tokenizer, messages, thinking=self._plan.teacher_thinking)
+            teacher = render_prompt(tokenizer, messages, thinking=self._settings.teacher_thinking)
             modes = thinking_mode(student.text), thinking_mode(teacher.text)
-            if modes[0] != modes[1] and not self._plan.allow_mode_mismatch:
+            if modes[0] != modes[1] and not self._settings.allow_mode_mismatch:
                 raise EpistillError(
                     f"context {context!r}: the student's prompt leaves thinking {modes[0]} but the "
                     f"teacher's {modes[1]} (problem {problem.id!r}); differences would be those of "
@@ -313,12 +319,12 @@ class _Prompts:
             return False
         return True
 
-    def shown(self) -> ShownPrompt | None:
+    def example(self) -> PromptExample | None:
         """The first problem's prompts."""
         if self._shown is None:
             return None
         problem_id, student, teacher = self._shown
-        return ShownPrompt(
+        return PromptExample(
             problem_id,
             student.text,
             teacher.text,
