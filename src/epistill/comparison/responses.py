@@ -217,7 +217,7 @@ def _add(
     words = table[:, counter.columns["words"]].sum(axis=1)
     tokens = table[:, counter.columns["tokens"]].sum(axis=1)
     known = table[:, counter.columns["with_tokens"]].sum(axis=1)
-    looping = table[:, counter.columns["looping"]].any(axis=1)
+    looping = table[:, counter.columns["looping"]].sum(axis=1)
     markers = np.stack([table[:, columns].sum(axis=1) for columns in place.values()], axis=1)
     for i, ((problem, trace), part) in enumerate(zip(batch, parts, strict=True)):
         _note_settings(trace, side.settings)
