@@ -53,6 +53,7 @@ def test_a_teacher_moves_once_per_batch_of_two_optimiser_steps(teacher, rates, t
             optimiser_steps(config, RunStore(tmp_path), state, batch, step, World())
             moved = weights(student)
             expected = {n: (1 - rate) * p + rate * moved[n] for n, p in expected.items()}
+    assert state.teacher is not None
     with state.teacher.scoring() as model:
         for name, found in weights(model).items():
             torch.testing.assert_close(found, expected[name], atol=1e-6, rtol=1e-5)

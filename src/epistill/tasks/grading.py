@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from types import TracebackType
 
 from epistill.records import Grade, GraderName, GradeStatus
@@ -122,7 +122,7 @@ class Grader:
 
     def __init__(self, *, time_limit_s: float = 5.0, workers: int = 2) -> None:
         self.workers = workers
-        name = "epistill.tasks.math_grading:grade_question"
+        name = "epistill.tasks.math_grading:grade_asked"
         self._math = Workers(name, limit_s=time_limit_s, workers=workers)
 
     def __enter__(self) -> Grader:
@@ -174,12 +174,13 @@ class Grader:
         keys = [replace(one, text="") if one.found else one for one in asked]
         distinct = dict(zip(keys, asked, strict=True))
         grades: dict[Question, Grade] = {}
-        found = self._math.map(list(distinct.values()))
+        found = self._math.map([asdict(question) for question in distinct.values()])
         for key, grade in zip(distinct, found, strict=True):
             if isinstance(grade, Lost):
                 status = GradeStatus.TIMEOUT if grade.timeout else GradeStatus.UNREADABLE
-                grade = Grade(status, None, f"grading failed: {grade.reason}")
-            grades[key] = grade
+                grades[key] = Grade(status, None, f"grading failed: {grade.reason}")
+            else:
+                grades[key] = Grade(**{**grade, "status": GradeStatus(grade["status"])})
         return [grades[key] for key in keys]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from epistill.errors import EpistillError
@@ -39,6 +39,12 @@ class Question:
     reference: str
     found: tuple[Framed, ...]
     text: str = ""
+
+
+def grade_asked(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """`grade_question` for a worker: a question and its grade as JSON."""
+    found = tuple(Framed(**one) for one in asked["found"])
+    return asdict(grade_question(Question(asked["reference"], found, asked["text"])))
 
 
 def grade_question(question: Question) -> Grade:

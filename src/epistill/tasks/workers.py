@@ -8,8 +8,8 @@ the caller's `__main__`, so scripts without a guard, `python -` and notebooks ca
 
 from __future__ import annotations
 
+import json
 import os
-import pickle
 import signal
 import subprocess
 import sys
@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import IO, Any
 
 from epistill.errors import EpistillError, first_line
 
@@ -50,7 +50,7 @@ class Workers:
     """Calls one function in worker processes that start with the first call.
 
     Args:
-        name: `module:function`; it takes one argument. `module` may have a `warm_up()`.
+        name: `module:function`; it takes and gives JSON. `module` may have a `warm_up()`.
         limit_s: Seconds of processor time of a call.
         workers: Processes.
     """
@@ -112,10 +112,10 @@ class Workers:
         watch.daemon = True
         watch.start()
         try:
-            pickle.dump(argument, process.stdin)
-            process.stdin.flush()
-            return pickle.load(process.stdout)
-        except (EOFError, OSError, pickle.UnpicklingError):
+            _send(argument, process.stdin)
+            reply = _receive(process.stdout)
+            return Lost(**reply["lost"]) if "lost" in reply else reply["value"]
+        except (EOFError, OSError, ValueError):
             given_up = watch.finished.is_set()
             process.kill()
             with suppress(OSError):  # of what could not be sent
@@ -140,12 +140,23 @@ class Workers:
         self._running[place] = process
         assert process.stdout is not None
         try:
-            problem = pickle.load(process.stdout)
-        except (EOFError, pickle.UnpicklingError):
+            problem = _receive(process.stdout)
+        except (EOFError, ValueError):
             problem = f"exit status {process.wait()}"
         if problem:
             raise EpistillError(f"a grading process could not start ({problem}); free some memory")
         return process
+
+
+def _send(value: Any, pipe: IO[bytes]) -> None:
+    pipe.write(json.dumps(value).encode() + b"\n")
+    pipe.flush()
+
+
+def _receive(pipe: IO[bytes]) -> Any:
+    if not (line := pipe.readline()):
+        raise EOFError
+    return json.loads(line)
 
 
 def serve(name: str, limit_s: float) -> None:
@@ -166,22 +177,21 @@ def serve(name: str, limit_s: float) -> None:
     except (ImportError, OSError, ValueError, MemoryError) as error:
         problem = first_line(error)
     for reply in _replies(problem, limit_s, function):
-        pickle.dump(reply, replies)
-        replies.flush()
+        _send(reply, replies)
 
 
 def _replies(problem: str, limit_s: float, function: Any) -> Iterable[Any]:
     yield problem
     while not problem:
         try:
-            argument = pickle.load(sys.stdin.buffer)
+            argument = _receive(sys.stdin.buffer)
         except EOFError:
             return
         # SIGPROF is not caught: at the limit the kernel ends this process, in whatever call it is.
         signal.setitimer(signal.ITIMER_PROF, limit_s)
         try:
-            reply = function(argument)
+            reply: dict[str, Any] = {"value": function(argument)}
         except (MemoryError, RecursionError, ValueError, ArithmeticError, TypeError) as error:
-            reply = Lost(False, type(error).__name__)
+            reply = {"lost": {"timeout": False, "reason": type(error).__name__}}
         signal.setitimer(signal.ITIMER_PROF, 0)
         yield reply
