@@ -17,7 +17,9 @@ import pyarrow as pa
 import pytest
 import torch
 
-# check_annotations()
+from tests.helpers.runtime_types import check_annotations
+
+check_annotations()
 torch.set_num_threads(1)
 # A deadline per example is an assertion about wall-clock time.
 # CI looks at the same examples each time, so that a landing does not hang on a draw; everyone else's

@@ -314,3 +314,8 @@ def test_forward_kl_has_no_cap():
     student, teacher = torch.tensor([0.0, -200.0]), torch.tensor([0.0, 0.0])
     expected = 100 - math.log(2)  # .5 (log .5 - 0) + .5 (log .5 + 200)
     assert nats(student, teacher, alpha=0.0).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_shapes_are_checked_in_the_test_run():
+    with pytest.raises(TypeError, match="whilst typechecking parameter .teacher_logits"):
+        distillation_nats(logits(1, 3, 5), logits(2, 3, 4), torch.zeros(3, dtype=int), alpha=0.5)
