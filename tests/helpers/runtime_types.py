@@ -1,4 +1,4 @@
-"""Checks every annotation, shapes included, at every call into the package."""
+"""Checks annotations, shapes included, at every call into the packages that compute."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from beartype import BeartypeConf, beartype
 from jaxtyping import install_import_hook
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
-# As for every static checker, an int will do where a float is expected.
 # Where arrays and estimates are made. Elsewhere a fake of the tests, or a loop over every row, would
 # have to be mended first.
 PACKAGES = ("objective", "evaluation", "metrics", "teacher", "comparison", "rollouts")
 # The first checks the fields that a user's file gives after the record is made; the second names a
 # protocol of pydantic that cannot be checked at run time.
 UNCHECKED = {"epistill.metrics.lexicon", "epistill.rollouts.vllm_api"}
+# As for every static checker, an int will do where a float is expected.
 check = partial(beartype, conf=BeartypeConf(is_pep484_tower=True))
 
 

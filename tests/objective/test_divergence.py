@@ -317,5 +317,5 @@ def test_forward_kl_has_no_cap():
 
 
 def test_shapes_are_checked_in_the_test_run():
-    with pytest.raises(TypeError, match="whilst typechecking parameter .teacher_logits"):
+    with pytest.raises(TypeError, match="whilst typechecking parameter"):
         distillation_nats(logits(1, 3, 5), logits(2, 3, 4), torch.zeros(3, dtype=int), alpha=0.5)
