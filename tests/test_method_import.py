@@ -20,6 +20,7 @@ from epistill.studies.executors import run_job
 from epistill.studies.load_study import load_study
 from epistill.studies.run_arm import run
 from epistill.studies.runner import jobs_of
+from epistill.tasks.files import load_problems
 
 MINE = """
 from typing import Literal
@@ -344,3 +345,28 @@ def test_an_arm_of_a_study_trains_with_it_in_a_fresh_process(mine, tmp_path):
     (tmp_path / "study.json").write_text(json.dumps(spec.model_dump(mode="json")))
     with pytest.raises(EpistillError, match="is a record"):
         load_study(str(tmp_path / "study.json"))
+
+
+def test_a_data_file_and_a_studys_record_and_checkpoint_import_nothing(evil, mine, tmp_path):
+    path, mark = evil
+    named = f"{path}:rlrt"
+    data = tmp_path / "data.jsonl"
+    data.write_text(json.dumps({"question": "1 + 1?", "answer": "2", "method": named}) + "\n")
+    assert load_problems(str(data)).problems
+    out = tmp_path / "out"
+    config = RunConfig.model_validate({**RUN, "method": method("grpo"), "checkpoint_every": 1})
+    (tmp_path / "own.toml").write_text(STUDY)
+    spec = load_study(str(tmp_path / "own.toml"))
+    runner._claim_folder(spec, out)
+    record = json.loads((out / "study.json").read_text())
+    record["arms"][0]["method"] = named
+    (out / "study.json").write_text(json.dumps(record).replace('"mine.py:rlrt"', json.dumps(named)))
+    with contextlib.suppress(EpistillError):
+        runner._claim_folder(spec, out)
+    store = run(config, tmp_path / "run")
+    (store.folder / "result.json").unlink()
+    (state,) = store.folder.glob("checkpoints/*/state.json")
+    state.write_text(json.dumps({**json.loads(state.read_text()), "method": named}))
+    with contextlib.suppress(EpistillError):
+        run(config, store.folder)
+    assert not mark.exists()
