@@ -41,7 +41,8 @@ def test_recipes_cost_what_their_page_says():
             f" {found['total_gpu_hours']:,.0f} ",
         ]
     assert text.count("\n| recipes/") == len(names)
-    tests = (ROOT / "tests" / "tasks" / "test_sandbox.py").read_text()
+    folder = ROOT / "tests" / "tasks"
+    tests = "".join((folder / f"test_{name}.py").read_text() for name in ("sandbox", "code"))
     for test in re.findall(r"`(test_\w+)`", text):
         assert f"def {test}(" in tests, test
     for path in re.findall(r"`(tests/[\w/]+\.py)`", text):

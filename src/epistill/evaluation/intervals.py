@@ -114,7 +114,7 @@ def crossed_interval(table: Floats) -> tuple[float, float]:
     estimates of variances and tabulated values of t-table" (Sankhya 22:359).
 
     Example:
-        >>> crossed_interval(np.array([[0.0, 1.0], [0.5, 0.5]]))[0] < 0.5
+        >>> crossed_interval(np.array([[0.0, 1.0], [0.0, 1.0]]))[0] < 0.5
         True
     """
     from scipy.special import stdtrit
