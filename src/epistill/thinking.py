@@ -65,8 +65,9 @@ _CLOSING = tuple(tag for tag, (_, opens) in _TAGS.items() if not opens)
 _STEM = "think|thought|reason|reflect|ponder|monolog|deliberat|scratch|mind|rationale"
 _LIKE_A_TAG = {
     first: re.compile(
-        rf"\{first}(?=[|/a-zA-Z])\|?/?[\w:]{{0,20}}?(?:{_STEM})[\w:]{{0,20}}\|?\{last}",
-        re.IGNORECASE,
+        # Nearly every bracket of prose and mathematics is left at the look ahead.
+        rf"\{first}(?=(?i:[|/a-z])[/\w:]{{3}})\|?/?"
+        rf"[\w:]{{0,20}}?(?i:{_STEM})[\w:]{{0,20}}\|?\{last}"
     )
     for first, last in ("<>", "[]")
 }

@@ -106,19 +106,27 @@ def changed_results(buffer: Buffer) -> tuple[Ints, Ints]:
 def _left_sides(codes: NDArray[np.uint8], equals: Ints) -> NDArray[np.uint64]:
     """Hash of each left side, read backwards; 0 where there is none."""
     side = np.zeros(equals.size, np.uint64)
-    active, at = np.arange(equals.size), equals - 1
+    active, at, hashed = np.arange(equals.size), equals - 1, side
     beside_operator = np.ones(equals.size, bool)  # the equals sign is one
     for _ in range(MAX_SIDE):
-        code = codes[at]
-        space = _SPACE[code]
-        on = np.where(space, beside_operator | _OPERATOR[codes[at - 1]], ~_BREAK[code])
-        active, at, code, space = active[on], at[on], code[on], space[on]
+        code = codes.take(at)
+        space = _SPACE.take(code)
+        on = ~_BREAK.take(code)
+        spaces = np.flatnonzero(space)
+        if spaces.size:
+            on[spaces] = beside_operator[spaces] | _OPERATOR[codes[at[spaces] - 1]]
+        if not on.all():
+            side[active] = hashed
+            kept = np.flatnonzero(on)
+            active, at, code, space, hashed, beside_operator = (
+                values.take(kept) for values in (active, at, code, space, hashed, beside_operator)
+            )
         if not active.size:
             break
-        read = active[~space]
-        side[read] = (side[read] + code[~space] + np.uint64(1)) * _PRIME
-        beside_operator = np.where(space, beside_operator[on], _OPERATOR[code])
+        hashed = np.where(space, hashed, (hashed + code + np.uint64(1)) * _PRIME)
+        beside_operator = np.where(space, beside_operator, _OPERATOR.take(code))
         at = at - 1
+    side[active] = hashed
     return side
 
 
@@ -128,22 +136,25 @@ def _numbers(
     """Hash of the number after each equals sign, and whether it is the whole right side."""
     at = equals + 1
     for skipped in (_SPACE, _DOLLAR, _MINUS):
-        sign = codes[at]
-        at = at + skipped[sign]
+        sign = codes.take(at)
+        at = at + skipped.take(sign)
     negative = sign == ord("-")
     number = np.where(negative, np.uint64(7), np.uint64(0))
-    active = np.flatnonzero(_DIGIT[codes[at]])
+    active = np.flatnonzero(_DIGIT.take(codes.take(at)))
     is_number = np.zeros(equals.size, bool)
     for _ in range(MAX_SIDE):
-        code = codes[at[active]]
-        digit = _DIGIT[code]
-        inner = _INNER[code] & _DIGIT[codes[at[active] + 1]]
-        is_number[active] = ~(digit | inner)
-        active, code = active[digit | inner], code[digit | inner]
+        here = at.take(active)
+        code = codes.take(here)
+        on = _DIGIT.take(code)
+        on |= _INNER.take(code) & _DIGIT.take(codes.take(here + 1))
+        is_number[active] = ~on
+        kept = np.flatnonzero(on)
+        active, code = active.take(kept), code.take(kept)
         if not active.size:
             break
-        read = active[code != ord(",")]
-        number[read] = (number[read] + codes[at[read]] + np.uint64(1)) * _PRIME
+        read = np.flatnonzero(code != ord(","))
+        digits = active.take(read)
+        number[digits] = (number.take(digits) + code.take(read) + np.uint64(1)) * _PRIME
         at[active] += 1
     rest = at + _SPACE[codes[at]]
     closes = (codes[rest] == ord("\\")) & _CLOSES[codes[rest + 1]]

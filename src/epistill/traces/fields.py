@@ -23,7 +23,7 @@ from epistill.thinking import opens_thinking, split_thinking, with_thinking
 from epistill.traces.reply_texts import (
     ASSISTANT,
     NAMES,
-    Shape,
+    RecordNames,
     get,
     is_chat,
     listed,
@@ -70,7 +70,7 @@ class Trace:
     of: int = 1
     own: frozenset[str] = field(default=frozenset(), compare=False)
     turns: int = field(default=1, compare=False)
-    shape: Shape | None = field(default=None, compare=False, repr=False)
+    shape: RecordNames | None = field(default=None, compare=False, repr=False)
     known: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def first(self, names: Sequence[str], *, each: bool = False) -> tuple[Any, str | None]:
@@ -167,7 +167,7 @@ def _is_one(name: str, value: list[Any]) -> bool:
 
 
 def _trace(
-    value: Any, record: Mapping[str, Any], row: int, shape: Shape, place: _Place = (None, 1)
+    value: Any, record: Mapping[str, Any], row: int, shape: RecordNames, place: _Place = (None, 1)
 ) -> Trace | Unusable:
     own: Mapping[str, Any] = {}
     if isinstance(value, str):

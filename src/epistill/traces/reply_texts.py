@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import tomllib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,12 @@ _SETTINGS = {"enabled", "disabled", "adaptive", "auto", "on", "off", "none", "mi
 MAX_LITERAL_BYTES = 1 << 20
 
 
-Shape = tuple[tuple[str, ...], tuple[str, ...]]
+@dataclass(frozen=True, slots=True, eq=False)
+class RecordNames:
+    """The names in a record, and those with names inside; one object for all that are equal."""
+
+    keys: tuple[str, ...]
+    nested: tuple[str, ...]
 
 
 def get(record: Mapping[str, Any], name: str) -> Any:
@@ -58,16 +64,20 @@ def _parts(name: str) -> tuple[str, ...]:
     return tuple(name.split("."))
 
 
-def shape_of(record: Mapping[str, Any]) -> Shape:
-    """The names in a record, and those with names inside; few records of a file differ in it."""
-    return tuple(record), tuple(name for name in record if isinstance(record[name], dict))
+def shape_of(record: Mapping[str, Any]) -> RecordNames:
+    """The shape of a record; few records of a file differ in it."""
+    nested = [name for name, value in record.items() if isinstance(value, dict)]
+    return _shape(tuple(record), tuple(nested))
+
+
+_shape = lru_cache(maxsize=4096)(RecordNames)
 
 
 @lru_cache(maxsize=4096)
-def present(shape: Shape, names: tuple[str, ...]) -> tuple[str, ...]:
+def present(shape: RecordNames, names: tuple[str, ...]) -> tuple[str, ...]:
     """Those names that a record of this shape can hold; `Final Answer` is `final_answer`."""
-    keys, nested = map(set, shape)
-    plain_names = {plain_name(key): key for key in reversed(shape[0])}
+    keys, nested = set(shape.keys), set(shape.nested)
+    plain_names = {plain_name(key): key for key in reversed(shape.keys)}
     found = (
         name
         if name in keys or name.partition(".")[0] in nested

@@ -108,7 +108,7 @@ class Tabulator:
         total = words.sum(axis=1)
         tenths = -(-total[:, None] * np.arange(DECILES + 1) // DECILES)  # rounded up
         self._put(table, "responses", 1)
-        self._put(table, "empty", [not trace.text.strip() for trace in traces])
+        self._put(table, "empty", [not t.text or t.text.isspace() for t in traces])
         self._put(table, "words", total)
         chinese = buffer.text_of(buffer.cjk_words()) // 2
         self._put(table, "chinese_words", np.bincount(chinese, minlength=len(traces)))
