@@ -15,6 +15,7 @@ from types import FrameType
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # What waits in another thread, where no exception arrives, looks at this.
 stopping = threading.Event()
+_received: list[int] = []
 
 
 class StoppedBySignal(BaseException):
@@ -35,12 +36,18 @@ def stop_in_order() -> None:
     def stop(number: int, frame: FrameType | None) -> None:
         for one in _SIGNALS:  # a second one must not break off the ending
             signal.signal(one, signal.SIG_IGN)
+        _received.append(number)
         stopping.set()
         raise StoppedBySignal(number)
 
     for one in _SIGNALS:
         if signal.getsignal(one) is not signal.SIG_IGN:
             signal.signal(one, stop)
+
+
+def received() -> int | None:
+    """The signal that asked the process to end; None where none did."""
+    return _received[0] if _received else None
 
 
 @contextmanager

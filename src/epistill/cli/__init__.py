@@ -21,7 +21,7 @@ from epistill.cli import compare_command as compare_command  # isort: skip
 from epistill.cli import look_commands as look_commands  # isort: skip
 from epistill.cli.common import app, lab, tasks, warn
 from epistill.errors import EpistillError, StoppedElsewhere
-from epistill.interrupts import StoppedBySignal, stop_in_order, stopping
+from epistill.interrupts import StoppedBySignal, received, stop_in_order, stopping
 
 app.add_typer(lab, name="lab")
 app.add_typer(tasks, name="tasks")
@@ -53,10 +53,13 @@ def main() -> None:
         _say_stopped(stopped.number)
     except typer.Abort:
         _say_stopped(signal.SIGINT)
-    except Exception:
+    except SystemExit:
+        raise
+    except BaseException:  # a library's own wrapping of the signal's, or of what others, ending
+        # too, made fail here (torch's CheckpointException is no Exception)
         if not stopping.is_set():
             raise
-        _say_stopped(signal.SIGTERM)  # what others of the run, ending too, made fail here
+        _say_stopped(received() or signal.SIGTERM)
 
 
 def _say_stopped(number: int) -> None:

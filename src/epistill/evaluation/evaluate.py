@@ -106,7 +106,7 @@ def self_contained_rows(
             ).opens_thinking,
             "reference": problem.answer,
             "grader": problem.grader,
-            "sampling": sampling.model_dump(),
+            "sampling": sampling.model_dump(mode="json"),
             "model": model.name,
         }
         for name, problem in problems.items()

@@ -37,7 +37,7 @@ class Estimate:
         seeds: Training seeds behind it.
 
     Example:
-        >>> bootstrap_mean([0.0, 1.0, 1.0, 1.0], resamples=100).value
+        >>> bootstrap_mean(np.array([0.0, 1.0, 1.0, 1.0]), resamples=100).value
         0.75
     """
 

@@ -130,7 +130,7 @@ def evaluate(
     summary = {
         "problems": len({row["problem_id"] for row in rows}),
         "samples": samples,
-        "sampling": sampling.model_dump(),
+        "sampling": sampling.model_dump(mode="json"),
         **found,
     }
     return Result(summary, tuple(estimate_rows(found)), as_path(out))
