@@ -121,7 +121,8 @@ def parse_record(line: bytes) -> Parsed:
     half = not line.endswith(b"\n")
     try:
         record = orjson.loads(line)
-        if isinstance(record, dict) and any(map(_is_beyond_64_bits, record.values())):
+        floats = isinstance(record, dict) and float in map(type, record.values())
+        if floats and any(map(_is_beyond_64_bits, record.values())):
             record = json.loads(line)
     except ValueError:
         # The standard reader also takes what Python writes: NaN, lone surrogates.

@@ -245,7 +245,7 @@ class ClusterSums:
             larger = np.zeros((2 * len(self._rows), self._sums.shape[1]))
             larger[: len(self._sums)] = self._sums
             self._sums = larger
-        np.add.at(self._sums, rows, table)
+        _add_rows(self._sums, np.array(rows, np.int64), table)
         if not self.folded and len(self._rows) > MAX_CLUSTERS:
             self._fold()
 
@@ -261,3 +261,14 @@ class ClusterSums:
         self.folded, self._rows = True, {}
         self._sums = np.zeros((MAX_CLUSTERS, sums.shape[1]))
         self.add(rows, sums)
+
+
+def _add_rows(sums: Floats, rows: Ints, table: Floats) -> None:
+    """`np.add.at(sums, rows, table)` in half the time; whole numbers add up in any order."""
+    targets, first, counts = np.unique(rows, return_index=True, return_counts=True)
+    once = counts == 1
+    sums[targets[once]] += table[first[once]]
+    if not once.all():
+        several = np.argsort(rows, kind="stable")[np.repeat(~once, counts)]
+        begins = np.cumsum(counts[~once]) - counts[~once]
+        sums[targets[~once]] += np.add.reduceat(table[several], begins, axis=0)
