@@ -14,11 +14,15 @@ LIMIT_S = 900  # a hang is a failure, a busy machine is not
 ABORTED = "terminate called without an active exception"
 
 
+TORCHRUN = (
+    sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m",
+)  # fmt: skip
+
+
 def start_two(driver, *arguments):
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     return subprocess.Popen(
-        [*torchrun, "-m", f"tests.helpers.drivers.{driver}", *map(str, arguments)],
+        [*TORCHRUN, f"tests.helpers.drivers.{driver}", *map(str, arguments)],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
         stderr=subprocess.PIPE, text=True,
     )  # fmt: skip

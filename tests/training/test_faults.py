@@ -22,7 +22,7 @@ from epistill.studies.run_arm import run
 from epistill.tasks.grading import Grader
 from epistill.training.loop import train_student
 from tests.helpers.known_answers import know_star_answers
-from tests.helpers.two_processes import ABORTED
+from tests.helpers.two_processes import ABORTED, TORCHRUN
 
 TOML = """
 model = "lab"
@@ -204,10 +204,7 @@ def test_a_second_process_on_one_directory_is_refused(tmp_path):
 def torchrun(folder, steps, tries=3, **options):
     settings = folder.parent / "run.toml"
     settings.write_text(TOML.format(steps=steps))
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
-        "-m", "epistill", "train", str(settings), "--out", str(folder),
-    ]  # fmt: skip
+    command = [*TORCHRUN, "epistill", "train", str(settings), "--out", str(folder)]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=240,
         env={**os.environ, "OMP_NUM_THREADS": "1"}, **options,

@@ -21,7 +21,7 @@ from epistill.cli import compare_command as compare_command  # isort: skip
 from epistill.cli import look_commands as look_commands  # isort: skip
 from epistill.cli.common import app, lab, tasks, warn
 from epistill.errors import EpistillError, StoppedElsewhere
-from epistill.interrupts import StoppedBySignal, received, stop_in_order, stopping
+from epistill.interrupts import received, stop_in_order
 
 app.add_typer(lab, name="lab")
 app.add_typer(tasks, name="tasks")
@@ -49,17 +49,16 @@ def main() -> None:
             print(message)
             sys.exit(2)
         _fail(f"{message} (see --help)")
-    except StoppedBySignal as stopped:
-        _say_stopped(stopped.number)
     except typer.Abort:
         _say_stopped(signal.SIGINT)
     except SystemExit:
         raise
-    except BaseException:  # a library's own wrapping of the signal's, or of what others, ending
-        # too, made fail here (torch's CheckpointException is no Exception)
-        if not stopping.is_set():
+    except BaseException:  # the signal's own, a library's wrapping of it (torch's is no Exception),
+        # or what others of the run, ending too, made fail here
+        number = received()
+        if number is None:
             raise
-        _say_stopped(received() or signal.SIGTERM)
+        _say_stopped(number)
 
 
 def _say_stopped(number: int) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from epistill.evaluation.evaluate import per_problem
 from epistill.evaluation.stats import Estimate, paired_bootstrap, t_interval
 from epistill.store import RunStore
-from epistill.studies.spec import Claim, ClaimComparison
+from epistill.studies.spec import Arm, Claim, ClaimComparison
 
 REPRODUCED, CONTRADICTED, UNDECIDED = "reproduced", "not reproduced", "not distinguishable"
 UNMEASURED = "not measured"
@@ -107,6 +107,29 @@ def compare_arms(test: ClaimComparison, stores: Stores) -> tuple[float, float, E
         return None
     mine, other = (table_of(side, shared) for side in both)
     return float(mine.mean()), float(other.mean()), paired_bootstrap(mine, other)
+
+
+def differences_to_baseline(
+    arm: Arm, measures: Mapping[str, tuple[str, str]], stores: Stores
+) -> dict[str, Any] | None:
+    """Arm minus its baseline, paired on problems and seeds; None where one is not there yet.
+
+    Args:
+        arm: One that has a baseline.
+        measures: (measure, kind of evaluation set) by the names to give the differences.
+        stores: Of every arm, by seed.
+    """
+    assert arm.baseline is not None
+    found: dict[str, Any] = {}
+    for name, (measure, on) in measures.items():
+        test = ClaimComparison(
+            measure=measure, on=on, arm=arm.id, versus=arm.baseline, expect="above"
+        )
+        compared = compare_arms(test, stores)
+        if compared is None:
+            return None
+        found[name] = compared[2].as_dict()
+    return found
 
 
 def measured(store: RunStore, measure: str, on: str) -> dict[str, float]:

@@ -18,8 +18,8 @@ from scipy.stats import rankdata
 from epistill.evaluation.stats import Estimate
 from epistill.preflights.verdict import REGISTERED, RIVALS, predictors_of
 from epistill.seeds import derive_seed
-from epistill.studies.claims import Stores, compare_arms
-from epistill.studies.spec import Arm, ClaimComparison, StudySpec
+from epistill.studies.claims import Stores, differences_to_baseline
+from epistill.studies.spec import Arm, StudySpec
 from epistill.teacher.context import NAMED_CONTEXTS
 
 JOINT = "joint"
@@ -125,15 +125,9 @@ def _row(
     )
     if name is None:
         return None
-    outcomes: dict[str, Any] = {}
-    for outcome, (measure, on) in OUTCOMES.items():
-        test = ClaimComparison(
-            measure=measure, on=on, arm=arm.id, versus=arm.baseline, expect="above"
-        )
-        compared = compare_arms(test, stores)
-        if compared is None:
-            return None
-        outcomes[outcome] = compared[2].as_dict()
+    outcomes = differences_to_baseline(arm, OUTCOMES, stores)
+    if outcomes is None:
+        return None
     predictions = predictors_of(measured[name])
     if any(value is None for value in predictions.values()):
         return None

@@ -13,7 +13,14 @@ from epistill.evaluation.evaluate import MEASURES
 from epistill.evaluation.stats import bootstrap_mean
 from epistill.method_import import without_folders
 from epistill.store import RunStore
-from epistill.studies.claims import Stores, compare_arms, judge, measured, table_of
+from epistill.studies.claims import (
+    Stores,
+    compare_arms,
+    differences_to_baseline,
+    judge,
+    measured,
+    table_of,
+)
 from epistill.studies.prediction import prediction_of
 from epistill.studies.spec import Arm, ClaimComparison, Grid, StudySpec, point_id
 
@@ -147,16 +154,8 @@ def _differences(arm: Arm, kind: str, stores: Stores) -> dict[str, Any] | None:
     """Arm minus its baseline, paired on problems and seeds; None where it has none."""
     if arm.baseline is None or arm.baseline == arm.id:
         return None
-    found: dict[str, Any] = {}
-    for measure in ("score", "length_tokens", "density_per_1k_tokens"):
-        test = ClaimComparison(
-            measure=measure, on=kind, arm=arm.id, versus=arm.baseline, expect="above"
-        )
-        compared = compare_arms(test, stores)
-        if compared is None:
-            return None
-        found[measure] = compared[2].as_dict()
-    return found
+    measures = ("score", "length_tokens", "density_per_1k_tokens")
+    return differences_to_baseline(arm, {name: (name, kind) for name in measures}, stores)
 
 
 def _sets(runs: Mapping[int, RunStore]) -> dict[str, Any]:
