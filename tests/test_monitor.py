@@ -179,7 +179,7 @@ def test_a_watcher_that_replays_is_where_it_was():
 def test_lowering_a_convex_blend_gives_the_rest_to_the_verifier():
     lowered = with_less_teacher(method("sdpo"), 0.5)
     assert lowered.blend == Convex(distillation=0.5)
-    assert lowered.gradient_share == 0.5
+    assert lowered.blend.gradient_share == 0.5
     assert with_less_teacher(method("sdpo"), 1.0) == method("sdpo")
 
 

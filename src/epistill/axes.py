@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from functools import reduce
+from operator import or_
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, ModelWrapValidatorHandler, model_validator
@@ -105,7 +107,6 @@ class EmaWeights(TeacherWeights):
     """SDPO 2601.20802: .05 (.01 for LiveCodeBench)."""
 
     def rate_after(self, batches: int) -> float:
-        """Always the same."""
         return self.rate
 
 
@@ -118,7 +119,6 @@ class SnapshotWeights(TeacherWeights):
     """RLCSD 2606.11709: 10."""
 
     def rate_after(self, batches: int) -> float:
-        """1 when its turn has come."""
         return float(batches % self.every == 0)
 
 
@@ -199,32 +199,21 @@ class Method(Settings):
         return getattr(self.blend, "shape", None)
 
     @property
-    def distils(self) -> bool:
-        """Whether some row may be trained towards the teacher's distribution."""
-        return self.blend.distils
-
-    @property
-    def gradient_share(self) -> float:
-        """Weight of the verifier's term in the loss."""
-        return self.blend.gradient_share
-
-    @property
     def needs(self) -> Needs:
         """What must be known about the sampled tokens before a step."""
-        needs = self.blend.needs
-        for weight in self.token_weights if self.distils else ():
-            needs |= weight.needs
-        return needs
+        weights = self.token_weights if self.blend.distils else ()
+        return reduce(or_, (weight.needs for weight in weights), self.blend.needs)
 
     @property
     def needs_start(self) -> bool:
         """Whether the weights at the start are asked besides the teacher's."""
-        return self.needs.start_log_probs or (self.distils and bool(self.divergence.target.views))
+        views = self.divergence.target.views if self.blend.distils else ()
+        return self.needs.start_log_probs or bool(views)
 
     @property
     def needs_teacher(self) -> bool:
         """Whether a teacher is asked at all."""
-        return self.distils or self.needs.asks_teacher
+        return self.blend.distils or self.needs.asks_teacher
 
     @model_validator(mode="wrap")
     @classmethod
@@ -245,7 +234,7 @@ class Method(Settings):
             return handler(value)
 
     @model_validator(mode="after")
-    def _a_teacher_needs_a_context(self) -> Method:
+    def _its_settings_agree(self) -> Method:
         if self.needs_teacher and self.context.source == "none":
             raise ValueError(
                 f"method {self.name!r} asks a teacher but its context is 'none': teacher and "
@@ -255,10 +244,6 @@ class Method(Settings):
             raise ValueError(
                 f"method {self.name!r} has both traces and a teacher; expected one of them"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _two_means_are_no_reduction(self) -> Method:
         two_means = self.shape is not None and self.shape.apart_weight is not None
         if two_means and self.reduction != "token_mean":
             raise ValueError(

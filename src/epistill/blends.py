@@ -13,7 +13,7 @@ from epistill.settings import Choice, Settings
 from epistill.shapes import Shape
 from epistill.training_rows import Needs, Progress, ScoredRow
 
-_Kind = TypeVar("_Kind", bound=Choice)
+_Weighted = TypeVar("_Weighted", "Blend", Shape)
 
 
 class PolicyGradient(Settings):
@@ -39,32 +39,24 @@ class PolicyGradient(Settings):
 class Blend(Choice):
     """What of a step is distilled and what is reinforced; the base reinforces everything.
 
+    A subclass gives each attribute as a property or a `ClassVar`.
+
     Attributes:
         one_mean: Distilled and reinforced tokens share one mean; else each has its own.
+        needs: Scores that must be known before the step.
+        distils: Whether some row may be trained towards the teacher's distribution.
+        gradient_share: Weight of the verifier's term in the loss.
+        reference_share: Weight of the pull to the start, (log p - log p_start)^2 / 2.
+        strength_field: The setting that an alarm may lower; None for none.
     """
 
     noun: ClassVar[str] = "blend"
     one_mean: ClassVar[bool] = False
-
-    @property
-    def needs(self) -> Needs:
-        """Scores that must be known before the step."""
-        return Needs()
-
-    @property
-    def distils(self) -> bool:
-        """Whether some row may be trained towards the teacher's distribution."""
-        return False
-
-    @property
-    def gradient_share(self) -> float:
-        """Weight of the verifier's term in the loss."""
-        return 1.0
-
-    @property
-    def reference_share(self) -> float:
-        """Weight of the pull to the weights at the start, (log p - log p_start)^2 / 2."""
-        return 0.0
+    needs: ClassVar[Needs] = Needs()
+    distils: ClassVar[bool] = False
+    gradient_share: ClassVar[float] = 1.0
+    reference_share: ClassVar[float] = 0.0
+    strength_field: ClassVar[str | None] = None
 
     def distillation_share(self, progress: Progress) -> float:
         """Weight of the distillation term in the loss."""
@@ -83,35 +75,28 @@ class Blend(Choice):
 
         (Scaling a loss alone changes nothing under Adam.)
         """
-        return None
+        return _lowered(self, factor) if self.distils else None
 
 
 class Convex(Blend):
     """loss = distillation L_D + (1 - distillation) L_PG."""
 
     type: Literal["convex"] = "convex"
+    strength_field: ClassVar[str | None] = "distillation"
     distillation: float = Field(default=1.0, ge=0.0, le=1.0)
 
     @property
-    def distils(self) -> bool:
-        """Unless the verifier has everything."""
+    def distils(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.distillation > 0
 
     @property
-    def gradient_share(self) -> float:
-        """What the teacher leaves."""
+    def gradient_share(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
         return 1 - self.distillation
 
     def distillation_share(self, progress: Progress) -> float:
-        """Always the same."""
         return self.distillation
 
-    def with_less_teacher(self, factor: float) -> Self | None:
-        """Pure distillation lowered to a half is half a policy gradient."""
-        return _lowered(self, "distillation", factor) if self.distils else None
-
     def words(self) -> str:
-        """For a table."""
         return {0.0: "verifier only", 1.0: "distillation only"}.get(
             self.distillation, f"distillation {self.distillation:g}"
         )
@@ -120,32 +105,22 @@ class Convex(Blend):
 class Routed(Blend):
     """Wrong responses with a context are distilled, all others reinforced; one mean over both.
 
-    Source: SRPO 2604.02288; how its two losses are summed is inferred.
+    In it a token counts as any other. Source: SRPO 2604.02288; how its two losses are summed is
+    inferred.
     """
 
     type: Literal["routed"] = "routed"
     one_mean: ClassVar[bool] = True
-
-    @property
-    def needs(self) -> Needs:
-        """Which responses are wrong."""
-        return Needs(verdicts=True)
-
-    @property
-    def distils(self) -> bool:
-        """Wrong responses."""
-        return True
+    needs: ClassVar[Needs] = Needs(verdicts=True)
+    distils: ClassVar[bool] = True
 
     def distillation_share(self, progress: Progress) -> float:
-        """In the one mean, a token counts as any other."""
         return 1.0
 
     def distilled(self, row: ScoredRow) -> bool:
-        """Where it is wrong."""
         return row.correct is False
 
     def reinforced(self, row: ScoredRow) -> bool:
-        """Where it is not distilled."""
         return not (row.has_context and self.distilled(row))
 
 
@@ -161,6 +136,8 @@ class Regularised(Blend):
     """
 
     type: Literal["regularised"] = "regularised"
+    strength_field: ClassVar[str | None] = "distillation"
+    distils: ClassVar[bool] = True
     distillation: float = Field(default=1e-3, gt=0.0)
     reference: float = Field(default=1e-3, ge=0.0)
     warmup_steps: int = Field(default=0, ge=0)
@@ -168,34 +145,21 @@ class Regularised(Blend):
     only_positive: bool = False
 
     @property
-    def needs(self) -> Needs:
-        """The start, where something pulls to it."""
+    def needs(self) -> Needs:  # pyright: ignore[reportIncompatibleVariableOverride]
         return Needs(start_log_probs=self.reference > 0)
 
     @property
-    def distils(self) -> bool:
-        """Always."""
-        return True
-
-    @property
-    def reference_share(self) -> float:
-        """The setting."""
+    def reference_share(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.reference
 
     def distillation_share(self, progress: Progress) -> float:
-        """The trapezoid."""
         up = min(1.0, (progress.step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
         left = progress.steps - progress.step
         down = min(1.0, left / self.decay_steps) if self.decay_steps else 1.0
         return self.distillation * (up * down)
 
     def distilled(self, row: ScoredRow) -> bool:
-        """All, or those better than their group."""
         return row.advantage > 0 or not self.only_positive
-
-    def with_less_teacher(self, factor: float) -> Self | None:
-        """Lower the distillation."""
-        return _lowered(self, "distillation", factor)
 
 
 class Shaped(Blend):
@@ -205,21 +169,19 @@ class Shaped(Blend):
     shape: Shape
 
     @property
-    def needs(self) -> Needs:
-        """What the shape needs."""
+    def needs(self) -> Needs:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.shape.needs
 
     def with_less_teacher(self, factor: float) -> Self | None:
-        """Lower the shape's strength, where it has one."""
-        field = self.shape.strength_field
-        if field is None:
-            return None
-        return self.model_copy(update={"shape": _lowered(self.shape, field, factor)})
+        weaker = _lowered(self.shape, factor)
+        return None if weaker is None else self.model_copy(update={"shape": weaker})
 
     def words(self) -> str:
-        """For a table."""
         return "advantage: " + self.shape.words()
 
 
-def _lowered(choice: _Kind, field: str, factor: float) -> _Kind:
+def _lowered(choice: _Weighted, factor: float) -> _Weighted | None:
+    field = choice.strength_field
+    if field is None:
+        return None
     return choice.model_copy(update={field: getattr(choice, field) * factor})

@@ -236,7 +236,7 @@ class RunConfig(Settings):
         method = self.method
         if self.monitor is not None and self.monitor.may_lower:
             method = with_less_teacher(method, self.monitor.lower_factor)
-        compares = method.gradient_share > 0 or method.context.source in (
+        compares = method.blend.gradient_share > 0 or method.context.source in (
             "sibling",
             "regenerated",
         )

@@ -12,7 +12,7 @@ def describe_method(method: Method) -> dict[str, str]:
         Column to cell: method, teacher sees, teacher weights, divergence, token weights, blend,
         extra forwards, source.
     """
-    asks, distils = method.needs_teacher, method.distils
+    asks, distils = method.needs_teacher, method.blend.distils
     shown = method.context if method.traces is None else method.traces.context
     weights = ", ".join(weight.words() for weight in method.token_weights) if distils else ""
     return {
@@ -29,7 +29,7 @@ def describe_method(method: Method) -> dict[str, str]:
 
 def extra_forwards(method: Method) -> int:
     """Forward passes over a response beyond the student's own, with rollout log-probs reused."""
-    target = 1 + len(method.divergence.target.views) if method.distils else 0
+    target = 1 + len(method.divergence.target.views) if method.blend.distils else 0
     return target + method.needs.forward_passes
 
 

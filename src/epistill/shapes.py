@@ -1,23 +1,22 @@
 """Axis 5, shapes: how a teacher's log-probs change the verifier's advantage token by token.
 
-The formulas are in `objective/shaping.py`. Imports no torch until a shape is asked to compute.
+A is the verifier's advantage, u = log p_teacher - log p_student. Imports no torch until a shape is
+asked to compute.
 """
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import MutableMapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from epistill.settings import Choice
-from epistill.training_rows import Needs, PreStepScores, Progress, ScoredRow
+from epistill.training_rows import Needs, PreStepScores, Progress, ScoredRow, Tensor
 
-if TYPE_CHECKING:
-    from torch import Tensor
-else:
-    Tensor = Any
+TINY = 1e-8  # in denominators
 
 
 class Shape(Choice):
@@ -27,20 +26,19 @@ class Shape(Choice):
         needs: Scores that it reads. A row of which the teacher could not be asked them (no context,
             or one that does not fit) keeps `without_teacher` times the verifier's advantage.
         strength_field: The setting that an alarm may lower; None for none.
+        without_teacher: What is left of the verifier's advantage; None: the row leaves the update.
+        apart_weight: Of the mean over the tokens `apart`; None where there is one mean.
     """
 
     noun: ClassVar[str] = "shape"
     needs: ClassVar[Needs] = Needs(teacher_scores=True)
     strength_field: ClassVar[str | None] = None
+    without_teacher: ClassVar[float | None] = 1.0
+    apart_weight: ClassVar[float | None] = None
 
     @abstractmethod
     def advantages(self, row: ScoredRow, progress: Progress) -> Tensor:
         """[T], without gradient, of a row of which all that is needed is known."""
-
-    @property
-    def without_teacher(self) -> float | None:
-        """What is left of the verifier's advantage; None: the row leaves the update."""
-        return 1.0
 
     def apart(self, row: ScoredRow) -> Tensor | None:
         """[T], tokens whose loss is a mean of its own, weighted by `apart_weight`; None: one mean.
@@ -48,11 +46,6 @@ class Shape(Choice):
         A shape with this has its mean over tokens on each of the two paths, whatever the method's
         reduction says.
         """
-        return None
-
-    @property
-    def apart_weight(self) -> float | None:
-        """Weight of the second mean; None where there is one mean."""
         return None
 
     def remember(self, memory: MutableMapping[str, Any], scores: Sequence[PreStepScores]) -> None:
@@ -76,19 +69,9 @@ class RatioShape(Shape):
     high: float = 1.2
 
     def advantages(self, row: ScoredRow, progress: Progress) -> Tensor:
-        """See the class."""
-        from epistill.objective.shaping import ratio_advantage
-
-        left = 1.0
-        if self.decay_steps is not None:
-            left = 1 - min(progress.step / self.decay_steps, 1.0)
-        return ratio_advantage(
-            row.advantage,
-            row.log_ratio,
-            strength=self.strength * left,
-            low=self.low,
-            high=self.high,
-        )
+        left = 1 - min(progress.step / self.decay_steps, 1.0) if self.decay_steps else 1.0
+        strength = self.strength * left
+        return _times_ratio(row.advantage, row.log_ratio, strength, self.low, self.high)
 
 
 class ReversedRatioShape(Shape):
@@ -104,24 +87,23 @@ class ReversedRatioShape(Shape):
     clip: float = Field(default=1.0, gt=0.0, le=1.0)
 
     def advantages(self, row: ScoredRow, progress: Progress) -> Tensor:
-        """See the class."""
-        from epistill.objective.shaping import ratio_advantage
+        strength = self.strength if row.correct else 0.0
+        return _times_ratio(row.advantage, -row.log_ratio, strength, 1 - self.clip, 1 + self.clip)
 
-        return ratio_advantage(
-            row.advantage,
-            -row.log_ratio,
-            strength=self.strength if row.correct else 0.0,
-            low=1 - self.clip,
-            high=1 + self.clip,
-        )
+
+def _times_ratio(advantage: float, u: Tensor, strength: float, low: float, high: float) -> Tensor:
+    sign = math.copysign(1.0, advantage) if advantage else 0.0
+    return advantage * ((1 - strength) + strength * (sign * u).exp().clamp(low, high))
 
 
 class AscentShape(Shape):
     """A - g strength phi(u), phi(u) = (softplus(u) - log 2) / 2: away from the teacher.
 
-    The gate g is 0 for warmup_steps; the mean over them of the batch median of the teacher's
-    entropy is H_warm. Then g turns 1 when the median reaches H_warm and 0 when it falls below
-    gate_off H_warm. Source: AntiSD 2605.11609, Alg. 1; g right after the warm-up is inferred (on).
+    A token that the teacher would rather say (u > 0) loses, without bound; one that it would not
+    gains at most strength (log 2) / 2. The gate g is 0 for warmup_steps; the mean over them of the
+    batch median of the teacher's entropy is H_warm. Then g turns 1 when the median reaches H_warm
+    and 0 when it falls below gate_off H_warm. Source: AntiSD 2605.11609, Alg. 1; g right after the
+    warm-up is inferred (on).
     """
 
     type: Literal["ascent"] = "ascent"
@@ -141,8 +123,8 @@ class AscentShape(Shape):
         warm, above = memory.setdefault("warm", []), memory.get("above", True)
         warming = len(warm) < self.warmup_steps
         parts = [s.teacher_entropies for s in scores if s.teacher_entropies is not None]
-        median = float(torch.cat(parts).median()) if parts else float("nan")
-        if median == median:  # a number
+        median = float(torch.cat(parts).median()) if parts else math.nan
+        if not math.isnan(median):
             if warming:
                 warm.append(median)
             else:
@@ -151,11 +133,10 @@ class AscentShape(Shape):
         memory.update(above=above, open=above and not warming)
 
     def advantages(self, row: ScoredRow, progress: Progress) -> Tensor:
-        """See the class."""
-        from epistill.objective.shaping import ascent_advantage
+        from torch.nn.functional import softplus
 
         opened = self.strength if progress.memory.get("open", True) else 0.0
-        return ascent_advantage(row.advantage, row.log_ratio, strength=opened)
+        return row.advantage - opened * 0.5 * (softplus(row.log_ratio) - math.log(2))
 
 
 class ContrastShape(Shape):
@@ -169,6 +150,7 @@ class ContrastShape(Shape):
 
     type: Literal["contrast"] = "contrast"
     strength_field: ClassVar[str | None] = "strength"
+    without_teacher: ClassVar[float | None] = None
     tau: float = Field(default=0.02, gt=0.0)
     beta: float = 1.0
     strength: float = 0.5
@@ -179,46 +161,35 @@ class ContrastShape(Shape):
 
     @property
     def needs(self) -> Needs:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Of both contexts."""
         return Needs(teacher_scores=True, wrong_siblings=self.negatives)
 
     @property
-    def without_teacher(self) -> float | None:
-        """It leaves."""
-        return None
-
-    @property
-    def apart_weight(self) -> float | None:
-        """Eta."""
+    def apart_weight(self) -> float | None:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.eta
 
     def advantages(self, row: ScoredRow, progress: Progress) -> Tensor:
-        """See the class."""
-        return self._moved(row)[0]
+        residual, taken = self._residual(row), self.apart(row)
+        moved = row.advantage + residual.where(taken, residual.new_zeros(()))
+        if row.advantage == 0:
+            return moved.zero_()
+        return moved.clamp(min=0.0) if row.advantage > 0 else moved.clamp(max=0.0)
 
-    def apart(self, row: ScoredRow) -> Tensor | None:
-        """The tokens that the gate lets through."""
-        return self._moved(row)[1]
+    def apart(self, row: ScoredRow) -> Tensor:
+        return self._residual(row).abs() > self.gate
 
-    def _moved(self, row: ScoredRow) -> tuple[Tensor, Tensor]:
-        from epistill.objective.shaping import contrast_advantage, contrast_evidence
-
-        return contrast_advantage(
-            row.advantage,
-            contrast_evidence(row.teacher_log_probs, row.negatives),
-            tau=self.tau,
-            scale=self.beta * self.strength,
-            bound=self.bound,
-            gate=self.gate,
-        )
+    def _residual(self, row: ScoredRow) -> Tensor:
+        negatives = row.negatives
+        e = row.teacher_log_probs - (negatives.logsumexp(0) - math.log(negatives.shape[0]))
+        return (self.beta * self.strength * (e / self.tau).tanh()).clamp(-self.bound, self.bound)
 
 
 class EntropyDirectedShape(Shape):
     """A + beta tanh((tau - H) / sigma_H) sigmoid(|d| - 1) d, d = u / mean |u| of the response.
 
-    H is the student's entropy, tau its `quantile` within the response, sigma_H the mean absolute
-    deviation. Source: DASD 2605.22263 (quantile .20); beta, the normaliser of u and the side of the
-    quantile are not published where we could read them: inferred.
+    Towards the teacher where the student is sure, away from it at its forks: H is the student's
+    entropy, tau its `quantile` within the response, sigma_H the mean absolute deviation. Source:
+    DASD 2605.22263 (quantile .20); beta, the normaliser of u and the side of the quantile are not
+    published where we could read them: inferred.
     """
 
     type: Literal["entropy_directed"] = "entropy_directed"
@@ -228,16 +199,11 @@ class EntropyDirectedShape(Shape):
     quantile: float = Field(default=0.8, gt=0.0, lt=1.0)
 
     def advantages(self, row: ScoredRow, progress: Progress) -> Tensor:
-        """See the class."""
-        from epistill.objective.shaping import entropy_directed_advantage
-
-        return entropy_directed_advantage(
-            row.advantage,
-            row.log_ratio,
-            row.student_entropies,
-            beta=self.beta,
-            quantile=self.quantile,
-        )
+        u, entropies = row.log_ratio, row.student_entropies
+        spread = (entropies - entropies.mean()).abs().mean() + TINY
+        direction = ((entropies.quantile(self.quantile) - entropies) / spread).tanh()
+        d = u / (u.abs().mean() + TINY)
+        return row.advantage + self.beta * direction * (d.abs() - 1).sigmoid() * d
 
 
 class InputContrastShape(Shape):
@@ -255,22 +221,12 @@ class InputContrastShape(Shape):
 
     @property
     def needs(self) -> Needs:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Of both questions."""
         return Needs(teacher_scores=True, other_questions=self.negatives)
 
     @property
-    def without_teacher(self) -> float | None:
-        """The verifier's part."""
+    def without_teacher(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.verifier
 
     def advantages(self, row: ScoredRow, progress: Progress) -> Tensor:
-        """See the class."""
-        from epistill.objective.shaping import input_contrast_advantage
-
-        return input_contrast_advantage(
-            row.advantage,
-            row.log_ratio,
-            row.negatives - row.student_log_probs,
-            strength=self.strength,
-            verifier=self.verifier,
-        )
+        elsewhere = (row.negatives - row.student_log_probs).mean(0)
+        return self.verifier * row.advantage + row.log_ratio - self.strength * elsewhere

@@ -8,26 +8,26 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from epistill.settings import Choice, Settings
-
-if TYPE_CHECKING:
-    from torch import Tensor
-else:
-    Tensor = Any
+from epistill.training_rows import Tensor
 
 View = Literal["start", "context_alone"]
 
 
 class Support(Choice):
-    """On which tokens of the vocabulary student and target are compared."""
+    """On which tokens of the vocabulary student and target are compared.
+
+    Attributes:
+        options: What `objective.distillation_nats` is told of it.
+    """
 
     noun: ClassVar[str] = "support"
+    options: ClassVar[Mapping[str, Any]] = {}
 
-    @abstractmethod
     def nats(
         self,
         student_logits: Tensor,
@@ -44,6 +44,10 @@ class Support(Choice):
             token_ids: [n], the tokens that were sampled there.
             alpha, entry_clip: Of the `Divergence`.
         """
+        from epistill.objective import distillation_nats
+
+        settings = {"alpha": alpha, "entry_clip": entry_clip, **self.options}
+        return distillation_nats(student_logits, target_logits, token_ids, **settings)
 
     def check(self, divergence: Divergence) -> None:
         """Refuse settings that this support would ignore, by a ValueError."""
@@ -54,65 +58,33 @@ class FullVocabulary(Support):
 
     type: Literal["full"] = "full"
 
-    def nats(
-        self, student_logits: Tensor, target_logits: Tensor, token_ids: Tensor, **settings: Any
-    ) -> Tensor:
-        """The divergence itself."""
-        from epistill.objective import distillation_nats
-
-        return distillation_nats(student_logits, target_logits, token_ids, **settings)
-
     def words(self) -> str:
-        """For a table."""
         return "all tokens"
 
 
 class TopK(Support):
-    """Compare over the top k, with or without the rest as one bucket."""
+    """Compare over the top k, with or without the rest as one bucket: a lower bound."""
 
     type: Literal["top_k"] = "top_k"
     k: int = Field(default=100, ge=1)
     add_tail: bool = True
     chosen_by: Literal["student", "teacher"] = "student"
 
-    def nats(
-        self, student_logits: Tensor, target_logits: Tensor, token_ids: Tensor, **settings: Any
-    ) -> Tensor:
-        """The divergence over k tokens (and the tail), a lower bound of the full one."""
-        from epistill.objective import distillation_nats
-
-        return distillation_nats(
-            student_logits,
-            target_logits,
-            token_ids,
-            top_k=self.k,
-            add_tail=self.add_tail,
-            chosen_by=self.chosen_by,
-            **settings,
-        )
+    @property
+    def options(self) -> Mapping[str, Any]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return {"top_k": self.k, "add_tail": self.add_tail, "chosen_by": self.chosen_by}
 
     def words(self) -> str:
-        """For a table."""
         return f"{self.chosen_by}'s top {self.k}" + (" + tail" if self.add_tail else "")
 
 
 class SampledToken(Support):
-    """Compare on the sampled token alone (an estimate of reverse KL)."""
+    """Compare on the sampled token alone: an estimate of the gradient of reverse KL."""
 
     type: Literal["sampled_token"] = "sampled_token"
-
-    def nats(
-        self, student_logits: Tensor, target_logits: Tensor, token_ids: Tensor, **settings: Any
-    ) -> Tensor:
-        """The score-function estimate; only its gradient means something."""
-        from epistill.objective import distillation_nats
-
-        return distillation_nats(
-            student_logits, target_logits, token_ids, sampled_token=True, **settings
-        )
+    options: ClassVar[Mapping[str, Any]] = {"sampled_token": True}
 
     def check(self, divergence: Divergence) -> None:
-        """One token has one term, and estimates one divergence."""
         if divergence.alpha != 1.0:
             raise ValueError(
                 "support sampled_token estimates reverse KL only: found "
@@ -152,12 +124,10 @@ class TeacherTarget(Target):
     type: Literal["teacher"] = "teacher"
 
     def logits(self, seen: Mapping[str, Tensor]) -> Tensor:
-        """The teacher's."""
         return seen["teacher"]
 
     def words(self) -> str:
-        """Nothing: this is what distillation is."""
-        return ""
+        return ""  # this is what distillation is
 
 
 class PurifiedTarget(Target):
@@ -174,19 +144,13 @@ class PurifiedTarget(Target):
     bound: float = Field(default=10.0, gt=0.0)
 
     def logits(self, seen: Mapping[str, Tensor]) -> Tensor:
-        """See the class."""
-        from epistill.objective import purified_target
-
-        return purified_target(
-            seen["start"],
-            seen["teacher"],
-            seen["context_alone"],
-            beta=self.beta,
-            bound=self.bound,
-        )
+        names = ("start", "teacher", "context_alone")
+        base, teacher, reference = (seen[name].log_softmax(-1) for name in names)
+        gap = teacher - reference
+        centred = gap - gap.mean(-1, keepdim=True)
+        return base + self.bound * (centred / self.bound).tanh() / self.beta
 
     def words(self) -> str:
-        """For a table."""
         return "purified target"
 
 
@@ -212,7 +176,6 @@ class Divergence(Settings):
         return self
 
     def words(self) -> str:
-        """For a table."""
         name = {0.0: "forward KL", 1.0: "reverse KL"}.get(self.alpha, f"JSD {self.alpha:g}")
         clip = "" if self.entry_clip is None else f", entries <= {self.entry_clip:g}"
         clip += "" if self.cap_nats is None else f", <= {self.cap_nats:g} nats"

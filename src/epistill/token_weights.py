@@ -6,17 +6,12 @@ torch until a weight is asked to compute.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from epistill.settings import Choice
-from epistill.training_rows import Needs, ScoredRow
-
-if TYPE_CHECKING:
-    from torch import Tensor
-else:
-    Tensor = Any
+from epistill.training_rows import Needs, ScoredRow, Tensor
 
 
 class TokenWeight(Choice):
@@ -58,7 +53,6 @@ class ImportanceClip(TokenWeight):
     clip: float = Field(default=2.0, gt=0.0)
 
     def while_training(self, log_probs: Tensor, old_log_probs: Tensor | None) -> Tensor | None:
-        """See the class."""
         from epistill.objective import importance_weight
 
         if old_log_probs is None:
@@ -67,15 +61,14 @@ class ImportanceClip(TokenWeight):
 
 
 class TokenRange(TokenWeight):
-    """Keep completion tokens skip_first .. up_to (exclusive); None keeps to the end."""
+    """1 for completion tokens skip_first .. up_to (exclusive), else 0; None keeps to the end."""
 
     type: Literal["token_range"] = "token_range"
     skip_first: int = Field(default=0, ge=0)
     up_to: int | None = Field(default=None, ge=1)
 
     def weights(self, row: ScoredRow, kept: Tensor) -> Tensor:
-        """1 inside, 0 outside."""
-        inside = kept.new_zeros(row.length, dtype=kept.float().dtype)
+        inside = kept.float().zero_()
         inside[self.skip_first : self.up_to] = 1
         return inside
 
@@ -83,7 +76,8 @@ class TokenRange(TokenWeight):
 class PositionRise(TokenWeight):
     """floor + (1 - floor) sigmoid((f - midpoint) / width), f the place in the kept response.
 
-    f = (t - 1/2) / L for the t-th of L kept tokens. Source: PW-OPSD 2605.21606 (.25, .30, .10).
+    f = (t - 1/2) / L for the t-th of L kept tokens; not renormalised; 1 where no token is kept
+    anyway. Source: PW-OPSD 2605.21606 (.25, .30, .10).
     """
 
     type: Literal["position_rise"] = "position_rise"
@@ -92,13 +86,10 @@ class PositionRise(TokenWeight):
     width: float = Field(default=0.10, gt=0.0)
 
     def weights(self, row: ScoredRow, kept: Tensor) -> Tensor:
-        """See the class; 1 where no token is kept anyway."""
-        from epistill.objective import position_weights
-
         found = kept.float()
-        found[kept] = position_weights(
-            int(kept.sum()), floor=self.floor, midpoint=self.midpoint, width=self.width
-        )
+        place = (found.cumsum(0)[kept] - 0.5) / kept.sum()
+        rise = ((place - self.midpoint) / self.width).sigmoid()
+        found[kept] = self.floor + (1 - self.floor) * rise
         return found
 
 
@@ -114,5 +105,4 @@ class TeacherConfidence(TokenWeight):
     beta: float = Field(default=1.0, ge=0.0)
 
     def weights(self, row: ScoredRow, kept: Tensor) -> Tensor:
-        """Before it is divided by its mean."""
         return (-self.beta * row.teacher_entropies).exp()

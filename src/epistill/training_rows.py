@@ -110,38 +110,32 @@ class ScoredRow:
     @property
     def markers(self) -> Tensor:
         """[T], true where a token belongs to an epistemic marker."""
-        import torch
-
-        assert self.row.markers is not None
-        return torch.tensor(self.row.markers)
+        return _tensor(self.row.markers)
 
     @property
     def student_log_probs(self) -> Tensor:
         """[T], of the student when it sampled."""
-        import torch
-
-        assert self.row.old_log_probs is not None
-        return torch.tensor(self.row.old_log_probs)
+        return _tensor(self.row.old_log_probs)
 
     @property
     def teacher_log_probs(self) -> Tensor:
         """[T]; needs `teacher_scores`."""
-        return _there(self.scores.teacher_log_probs)
+        return _tensor(self.scores.teacher_log_probs)
 
     @property
     def teacher_entropies(self) -> Tensor:
         """[T], nats; needs `teacher_scores`."""
-        return _there(self.scores.teacher_entropies)
+        return _tensor(self.scores.teacher_entropies)
 
     @property
     def student_entropies(self) -> Tensor:
         """[T], nats; needs `student_entropies`."""
-        return _there(self.scores.student_entropies)
+        return _tensor(self.scores.student_entropies)
 
     @property
     def negatives(self) -> Tensor:
         """[K, T], the teacher's in other views; needs `wrong_siblings` or `other_questions`."""
-        return _there(self.scores.negatives)
+        return _tensor(self.scores.negatives)
 
     @property
     def log_ratio(self) -> Tensor:
@@ -149,9 +143,11 @@ class ScoredRow:
         return self.teacher_log_probs - self.student_log_probs
 
 
-def _there(scores: Tensor | None) -> Tensor:
-    assert scores is not None, "a method read scores that it does not say it needs"
-    return scores
+def _tensor(values: Tensor | tuple[float, ...] | None) -> Tensor:
+    import torch
+
+    assert values is not None, "a method read scores that it does not say it needs"
+    return torch.as_tensor(values)
 
 
 @dataclass(frozen=True, slots=True)

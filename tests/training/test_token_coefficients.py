@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from itertools import pairwise
 from typing import Literal
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from epistill.axes import Context, Method
 from epistill.methods import METHODS, method
 from epistill.shapes import ReversedRatioShape
 from epistill.teacher.weights import LiveTeacher
-from epistill.token_weights import TokenRange, TokenWeight
+from epistill.token_weights import PositionRise, TokenRange, TokenWeight
 from epistill.training.step import accumulate_gradients
 from epistill.training.token_coefficients import plan_coefficients
 from epistill.training_rows import PreStepScores, Progress, ScoredRow, TrainingRow
@@ -94,6 +98,28 @@ def test_the_order_of_weights_does_not_matter():
     place = (torch.arange(3) + 0.5) / 3
     expected = (0.25 + 0.75 * torch.sigmoid((place - 0.3) / 0.1)) / 3
     torch.testing.assert_close(found[0][2:5], expected)
+
+
+def test_position_weights():
+    weights = PositionRise(floor=0.25, midpoint=0.30, width=0.10).weights(
+        ScoredRow(row((False,) * 10), PreStepScores()), torch.ones(10, dtype=torch.bool)
+    )
+    assert weights[0].item() == pytest.approx(0.25 + 0.75 / (1 + math.exp(2.5)))
+    assert weights[-1].item() == pytest.approx(0.25 + 0.75 / (1 + math.exp(-6.5)))
+    assert (weights.diff() > 0).all()
+
+
+@given(st.lists(st.floats(0, 5), min_size=1, max_size=9))
+def test_confidence_weights_have_mean_one_and_fall_with_entropy(entropies):
+    chosen = method("sdpo", token_weights=[{"type": "teacher_confidence", "beta": 1.0}])
+    heights = torch.tensor(entropies, dtype=torch.float64)
+    scores = [PreStepScores(torch.zeros(len(entropies)), heights)]
+    rows = [row((False,) * len(entropies))]
+    (found,) = plan_coefficients(rows, scores, chosen, Progress())
+    weights = found.distillation * len(entropies)
+    assert weights.mean().item() == pytest.approx(1.0)
+    order = sorted(range(len(entropies)), key=lambda i: entropies[i])
+    assert all(weights[a] >= weights[b] - 1e-12 for a, b in pairwise(order))
 
 
 @pytest.mark.parametrize("correct", [True, False])

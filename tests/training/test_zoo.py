@@ -246,7 +246,7 @@ def test_uniform_groups_leave_the_mean_of_dapo(models):
 def test_purified_target_runs_base_and_reference_views(models):
     from dataclasses import replace
 
-    from epistill.objective import purified_target
+    from epistill.targets import PurifiedTarget
 
     student, teacher = models
     base = make_tiny_model(2)
@@ -256,13 +256,12 @@ def test_purified_target_runs_base_and_reference_views(models):
     result, found = gradients(student, teacher, rows, chosen, base)
     row = rows[0]
     with torch.no_grad():
-        aim = purified_target(
-            logits(base, row.prompt_ids, row.completion_ids),
-            logits(teacher, row.teacher_prompt_ids, row.completion_ids),
-            logits(base, (60, 61), row.completion_ids),
-            beta=1.0,
-            bound=10.0,
-        )
+        seen = {
+            "start": logits(base, row.prompt_ids, row.completion_ids),
+            "teacher": logits(teacher, row.teacher_prompt_ids, row.completion_ids),
+            "context_alone": logits(base, (60, 61), row.completion_ids),
+        }
+        aim = PurifiedTarget(beta=1.0, bound=10.0).logits(seen)
     mine = logits(student, row.prompt_ids, row.completion_ids)
     loss = distillation_nats(mine, aim, torch.tensor(row.completion_ids), alpha=0.5).mean()
     assert result.loss == pytest.approx(loss.item(), abs=1e-6)

@@ -8,19 +8,15 @@ from epistill.objective.policy_gradient import (
     importance_weight,
 )
 from epistill.objective.support import aligned_log_probs
-from epistill.objective.weighting import confidence_weights, position_weights, purified_target
 
 __all__ = [
     "aligned_log_probs",
     "clipped_surrogate",
-    "confidence_weights",
     "distillation_nats",
     "divergence",
     "entropy",
     "group_advantages",
     "importance_weight",
-    "position_weights",
-    "purified_target",
     "sampled_token_terms",
     "self_distillation_loss",
     "token_log_probs",

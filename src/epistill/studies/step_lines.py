@@ -37,7 +37,7 @@ def why_no_signal(row: Mapping[str, Any], method: Method) -> str | None:
     if row.get("trained_rows") != 0:
         return None
     reasons = []
-    if method.gradient_share > 0 and row.get("rows_with_unequal_rewards") == 0:
+    if method.blend.gradient_share > 0 and row.get("rows_with_unequal_rewards") == 0:
         reasons.append(EQUAL_REWARDS)
     if method.needs_teacher and row.get("rows_with_context") == 0:
         reasons.append(NO_CONTEXT)

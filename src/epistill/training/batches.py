@@ -86,7 +86,7 @@ def on_policy_batch(
     rewards = torch.tensor([item.grade.score for item in graded], dtype=torch.float64)
     groups = rewards.view(-1, size)
     advantages = [0.0] * len(graded)
-    if method.gradient_share > 0:
+    if method.blend.gradient_share > 0:
         table = group_advantages(groups, normalize_std=method.policy_gradient.normalize_std)
         advantages = table.flatten().tolist()
     uniform = (groups.amax(1) == groups.amin(1)).repeat_interleave(size).tolist()

@@ -277,7 +277,7 @@ class _Step:
 
         weights = [c.distillation for c in self.coefficients if c.distillation is not None]
         weight = sum(float(one.sum()) for one in weights)
-        share = self.method.gradient_share
+        share = self.method.blend.gradient_share
         before = self._scored_before()
         pull = before or sums
         return StepResult(
