@@ -1,16 +1,16 @@
 """What vLLM servers are asked and what they may answer: bodies and replies. No torch.
 
-Enters: token ids and settings. Leaves: `ServerRequest`s whose readers turn a reply into plain lists
-(so that they can be kept as JSON), or raise. Every sampling setting is sent, also those that are
-off: what is missing, a server fills from the model's generation_config.json. A short or strange
-reply must never pass: types are strict, and so are counts, token ids and log-probs.
+Readers turn a reply into plain lists (so that they can be kept as JSON), or raise. Every sampling
+setting is sent, also those that are off: what is missing, a server fills from the model's
+generation_config.json. A short or strange reply must never pass: types are strict, and so are
+counts, token ids and log-probs.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -71,11 +71,8 @@ class _TopLogProbs(_Part):
     top_logprobs: Annotated[list[dict[str, LogProb]], FailFast(), Field(min_length=1)]
 
 
-class _Choice(_Part):
+class _Sample(_Part):
     index: int = 0
-
-
-class _Sample(_Choice):
     token_ids: Annotated[list[Token], FailFast(), Field(min_length=1)]
     prompt_token_ids: list[Token] | None = None
     finish_reason: Literal["stop", "length"]
@@ -87,24 +84,20 @@ class _Listed(_Part):
     rank: int
 
 
-class _Scored(_Choice):
+class _Scored(_Part):
     prompt_logprobs: Annotated[list[dict[Token, _Listed] | None], FailFast()]
 
 
-class _First(_Choice):
+class _First(_Part):
     logprobs: _TopLogProbs
 
 
-class _Samples(_Part):
-    choices: Annotated[list[_Sample], FailFast()]
+Kind = TypeVar("Kind")
+Reply = TypeVar("Reply", bound=BaseModel)
 
 
-class _Scores(_Part):
-    choices: Annotated[list[_Scored], FailFast(), Field(min_length=1, max_length=1)]
-
-
-class _Firsts(_Part):
-    choices: Annotated[list[_First], FailFast(), Field(min_length=1, max_length=1)]
+class _Choices(_Part, Generic[Kind]):
+    choices: Annotated[list[Kind], FailFast()]
 
 
 class _ServedModel(_Part):
@@ -124,9 +117,6 @@ class WeightInfo(_Part):
     weight_version: str
 
 
-Reply = TypeVar("Reply", bound=BaseModel)
-
-
 def read_reply(kind: type[Reply], content: bytes, vocabulary: int = 0) -> Reply:
     """A reply of that kind.
 
@@ -142,6 +132,17 @@ def read_reply(kind: type[Reply], content: bytes, vocabulary: int = 0) -> Reply:
         raise UnusableReply(f"an unusable reply ({shown_reply(told)})") from error
 
 
+def _read_choices(kind: type[Kind], content: bytes, count: int, vocabulary: int = 0) -> list[Kind]:
+    choices = read_reply(_Choices[kind], content, vocabulary).choices
+    if len(choices) != count:
+        raise UnusableReply(f"{len(choices)} responses where {count} were asked")
+    return choices
+
+
+def _most_bytes(entries: int) -> int:
+    return BYTES_BESIDE + BYTES_PER_ENTRY * entries
+
+
 def sample_request(
     model: str,
     prompt: Sequence[int],
@@ -151,7 +152,6 @@ def sample_request(
     seed: int,
     ends: Collection[int],
     vocabulary: int,
-    weights: str,
 ) -> ServerRequest:
     """Sample `samples` responses to one prompt; of each are read ids, logprobs and stop.
 
@@ -169,25 +169,15 @@ def sample_request(
             "after these filters; expected top_p=1 and no top_k, or the in-process engine"
         )
     limit = sampling.max_new_tokens
-    body = {
-        **_body(model, prompt),
-        "n": samples,
-        "max_tokens": limit,
-        "temperature": sampling.temperature,
-        "seed": seed,
-        "logprobs": 0,
-        "stop_token_ids": sorted(ends),
-    }
+    body = _body(model, prompt, limit, sampling.temperature)
+    body |= {"n": samples, "seed": seed, "logprobs": 0, "stop_token_ids": sorted(ends)}
 
     def read(content: bytes) -> list[dict[str, Any]]:
-        choices = read_reply(_Samples, content, vocabulary).choices
-        if len(choices) != samples:
-            raise UnusableReply(f"{len(choices)} responses where {samples} were asked")
+        choices = _read_choices(_Sample, content, samples, vocabulary)
         choices = sorted(choices, key=lambda choice: choice.index)
         return [_read_sample(choice, prompt, limit, ends) for choice in choices]
 
-    entries = samples * (limit + len(prompt))
-    return ServerRequest(body, read, BYTES_BESIDE + BYTES_PER_ENTRY * entries, weights)
+    return ServerRequest(body, read, _most_bytes(samples * (limit + len(prompt))))
 
 
 def _read_sample(
@@ -215,22 +205,18 @@ def _read_sample(
 
 
 def score_request(
-    model: str, ids: Sequence[int], start: int, *, top_k: int, vocabulary: int, weights: str
+    model: str, ids: Sequence[int], start: int, *, top_k: int, vocabulary: int
 ) -> ServerRequest:
     """Score the tokens from `start` on, at least 1 (nothing predicts the first token).
 
     Of T tokens are read log_probs [T] and the most likely tokens of each position, most likely
     first: top_ids [T][k], top_log_probs [T][k].
     """
-    body = {
-        **_body(model, ids),
-        "max_tokens": 1,
-        "temperature": 0.0,
-        "prompt_logprobs": top_k,
-    }
+    body = {**_body(model, ids, 1, 0.0), "prompt_logprobs": top_k}
 
     def read(content: bytes) -> dict[str, Any]:
-        positions = read_reply(_Scores, content, vocabulary).choices[0].prompt_logprobs
+        (scored,) = _read_choices(_Scored, content, 1, vocabulary)
+        positions = scored.prompt_logprobs
         if len(positions) != len(ids):
             raise UnusableReply(f"{len(positions)} scored positions for {len(ids)} tokens")
         found: dict[str, list[Any]] = {"log_probs": [], "top_ids": [], "top_log_probs": []}
@@ -241,16 +227,14 @@ def score_request(
             ranked = sorted((one.rank, token, one.logprob) for token, one in listed.items())
             top = [(token, nats) for rank, token, nats in ranked if rank <= top_k][:top_k]
             if len(top) < top_k:
-                raise UnusableReply(
-                    f"position {place} came with {len(top)} of {top_k} likely tokens"
-                )
+                told = f"position {place} came with {len(top)} of {top_k} likely tokens"
+                raise UnusableReply(told)
             found["log_probs"].append(listed[ids[place]].logprob)
             found["top_ids"].append([token for token, _ in top])
             found["top_log_probs"].append([nats for _, nats in top])
         return found
 
-    entries = len(ids) * (top_k + 2)
-    return ServerRequest(body, read, BYTES_BESIDE + BYTES_PER_ENTRY * entries, weights)
+    return ServerRequest(body, read, _most_bytes(len(ids) * (top_k + 2)))
 
 
 def check_temperature(
@@ -266,15 +250,9 @@ def check_temperature(
     """
 
     def spread(at: float) -> float:
-        body = {
-            **_body(model, prompt),
-            "max_tokens": 1,
-            "temperature": at,
-            "seed": 0,
-            "logprobs": PROBED,
-            "return_tokens_as_token_ids": True,
-        }
-        (first,) = read_reply(_Firsts, client.call(server, COMPLETIONS, body)).choices
+        body = _body(model, prompt, 1, at)
+        body |= {"seed": 0, "logprobs": PROBED, "return_tokens_as_token_ids": True}
+        (first,) = _read_choices(_First, client.call(server, COMPLETIONS, body), 1)
         top = sorted(first.logprobs.top_logprobs[0].values())[-PROBED:]
         if len(top) < 2:
             raise UnusableReply("a reply without its likely tokens")
@@ -289,5 +267,6 @@ def check_temperature(
     server.tempered = True
 
 
-def _body(model: str, ids: Sequence[int]) -> dict[str, Any]:
-    return {"model": model, "prompt": list(ids), "return_token_ids": True, **NEUTRAL}
+def _body(model: str, ids: Sequence[int], limit: int, temperature: float) -> dict[str, Any]:
+    what = {"model": model, "prompt": list(ids), "return_token_ids": True}
+    return {**what, **NEUTRAL, "max_tokens": limit, "temperature": temperature}

@@ -1,9 +1,7 @@
 """Requests to vLLM servers: bounded, retried, spread over them, finished work kept. No torch.
 
-Enters: requests, each a JSON body with a function that reads the reply. Leaves: what the functions
-returned, in the order of the requests. A request is retried on its server with growing pauses, then
-tried on the others; one `EpistillError` says what every server answered. A reply is data: it may
-take so many seconds and bytes, whatever pace it comes at, and no redirect is followed.
+A request is retried on its server with growing pauses, then tried on the others; one
+`EpistillError` says what every server answered. No redirect is followed.
 """
 
 from __future__ import annotations
@@ -17,7 +15,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
-from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt
 
 from epistill.errors import EpistillError
 from epistill.rollouts.vllm_server import (
@@ -87,8 +84,6 @@ class Client:
                 loop.call_soon_threadsafe(loop.stop)
                 self._connected = None
 
-    # ---- one request to one server
-
     def call(
         self,
         server: Server,
@@ -113,9 +108,8 @@ class Client:
         except (TimeoutError, httpx.TimeoutException) as error:
             raise UnusableReply(f"no reply within {limit:g} s", silent=True) from error
         except httpx.RequestError as error:
-            raise UnusableReply(
-                f"no connection ({shown_reply(str(error))})", silent=True
-            ) from error
+            told = f"no connection ({shown_reply(str(error))})"
+            raise UnusableReply(told, silent=True) from error
         status, words = reply.status_code, server_words(content) if reply.is_error else ""
         if status in (408, 425, 429) or status >= 500:
             raise UnusableReply(f"status {status}: {words}", pause=retry_after_seconds(reply))
@@ -129,28 +123,14 @@ class Client:
 
     def patiently(self, call: Callable[[], Any]) -> Any:
         """Attempts with growing pauses; the last `UnusableReply` is raised."""
-
-        def pause(state: RetryCallState) -> float:
-            failure = state.outcome.exception() if state.outcome else None
-            asked = failure.pause if isinstance(failure, UnusableReply) else None
-            growing = self.pause * 2 ** (state.attempt_number - 1)
-            return min(asked if asked is not None else growing, MAX_PAUSE_SECONDS)
-
-        def count(state: RetryCallState) -> None:
-            with self._lock:
-                self.counts.retried += 1
-
-        attempts = Retrying(
-            stop=stop_after_attempt(self.attempts),
-            wait=pause,
-            retry=retry_if_exception_type(UnusableReply),
-            before_sleep=count,
-            sleep=self.sleep,
-            reraise=True,
-        )
-        return attempts(call)
-
-    # ---- all servers
+        for attempt in range(self.attempts - 1):
+            try:
+                return call()
+            except UnusableReply as failure:
+                pause = self.pause * 2**attempt if failure.pause is None else failure.pause
+                self._count("retried")
+                self.sleep(min(pause, MAX_PAUSE_SECONDS))
+        return call()
 
     def each(self, act: Callable[[Server], Any], servers: Sequence[Server]) -> dict[str, Any]:
         """Do something on several servers at once; those where it fails after retries are lost.
@@ -162,22 +142,22 @@ class Client:
             Refused: Every server that was asked is lost, and this is the first one's refusal.
         """
         refusals: list[Refused] = []
+        found: dict[str, Any] = {}
 
-        def tried(server: Server) -> dict[str, Any]:
+        def tried(server: Server) -> None:
+            once = server.lost is not None  # one that was lost need not be back
             try:
-                # One that was lost is asked once: it need not be back.
-                once = server.lost is not None
-                return {server.url: act(server) if once else self.patiently(lambda: act(server))}
+                told = act(server) if once else self.patiently(lambda: act(server))
+                found[server.url] = told
             except (Refused, UnusableReply) as failure:
                 server.lost = str(failure)
                 refusals.extend([failure] if isinstance(failure, Refused) else [])
-                return {}
 
         with ThreadPoolExecutor(max(1, len(servers))) as threads:
-            found = {k: v for one in threads.map(tried, servers) for k, v in one.items()}
+            list(threads.map(tried, servers))
         if refusals and not found:
             raise refusals[0]
-        return found
+        return {server.url: found[server.url] for server in servers if server.url in found}
 
     def run(
         self,
@@ -205,8 +185,7 @@ class Client:
 
         def work(request: ServerRequest) -> tuple[Any, Any]:
             if (known := finished_replies.get(request.key)) is not None:
-                with self._lock:
-                    self.counts.reused += 1
+                self._count("reused")
                 return known[0], known[1]
             try:
                 found = self._anywhere(request, after, failed)
@@ -243,10 +222,9 @@ class Client:
                 return self.patiently(attempt)
             except (_Lost, Refused, UnusableReply) as failure:
                 failures[server.url] = failure
-                with self._lock:
-                    self.counts.moved += 1
-                    if isinstance(failure, UnusableReply) and failure.silent:
-                        server.lost = server.lost or str(failure)
+                self._count("moved")
+                if isinstance(failure, UnusableReply) and failure.silent:
+                    server.lost = server.lost or str(failure)
             finally:
                 with self._lock:
                     server.busy -= 1
@@ -264,11 +242,14 @@ class Client:
                 self._lock.wait()
             return None
 
+    def _count(self, what: str) -> None:
+        with self._lock:
+            setattr(self.counts, what, getattr(self.counts, what) + 1)
+
     def lost_error(self, failures: Mapping[str, Exception] = {}) -> EpistillError:
         """What to raise when no server is left, each of which may have failed in its own way."""
-        reasons: dict[str, Any] = {s.url: s.lost for s in self.servers if s.lost is not None}
+        reasons = {s.url: s.lost for s in self.servers if s.lost is not None} | failures
         refusals = [failure for failure in failures.values() if isinstance(failure, Refused)]
-        reasons |= failures
         if len(refusals) == len(reasons) > 0:
             return refusals[0]
         told = "; ".join(f"{url}: {reason}" for url, reason in reasons.items())

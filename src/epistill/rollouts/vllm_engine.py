@@ -1,20 +1,19 @@
 """vLLM servers as the engine: sampling, scoring and new weights, over HTTP, by token ids.
 
-vLLM runs in processes of its own (docs/vllm.md says how to start them); its version never
-constrains this package's torch or transformers. Where several processes train together, the first
-one asks the servers for all, and an error is the same error in every process.
+vLLM runs in processes of its own (docs/vllm.md says how to start them). Where several processes
+train together, the first one asks the servers for all, and an error is the same error in every one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Unpack
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from epistill.errors import EpistillError
 from epistill.records import Rollout, rollout_from_json, rollout_to_json
@@ -73,8 +72,10 @@ class VllmEngine:
         if not urls or len(set(urls)) < len(urls):
             raise EpistillError(f"vLLM servers {urls}; expected one or more different addresses")
         self.client = Client([Server(url) for url in urls], **client_settings)
-        self._served_name, self.model = served_name, model
-        self._top_k = min(top_k, model.vocabulary)
+        self.close = self.client.close
+        self.model, self.tokenizer, self.eos_ids = model, model.tokenizer, model.eos_ids
+        self._served_name, self._vocabulary = served_name, model.vocabulary
+        self._top_k = min(top_k, self._vocabulary)
         self.identity: Mapping[str, Any] = {**identity, "top_k": self._top_k}
         self.max_positions = model.max_positions if max_positions is None else max_positions
         self._folder, self._push_every = weights_folder, push_every
@@ -84,22 +85,6 @@ class VllmEngine:
         self._handed_over = False
         self._version: int | None = None
         self._probe: tuple[float, ...] | None = None
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The served model's."""
-        return self.model.tokenizer
-
-    @property
-    def eos_ids(self) -> frozenset[int]:
-        """The served model's."""
-        return self.model.eos_ids
-
-    def close(self) -> None:
-        """Close the connections."""
-        self.client.close()
-
-    # ---- sampling
 
     def sample(
         self, requests: Sequence[PromptRequest], **drawing: Unpack[Drawing]
@@ -135,8 +120,7 @@ class VllmEngine:
                 sampling=sampling,
                 seed=derive_seed("sample", drawing["seed"], request.draw, request.ids),
                 ends=self.eos_ids,
-                vocabulary=self.model.vocabulary,
-                weights=str(self._version),
+                vocabulary=self._vocabulary,
             )
             for request in requests
         ]
@@ -163,8 +147,6 @@ class VllmEngine:
             for k, reply in ((k, replies[k % drawn]) for k in range(samples))
         ]
 
-    # ---- scoring
-
     def score(
         self, prompts: Sequence[Ids], completions: Sequence[Ids], *, mass_of: Ids | None = None
     ) -> list[TokenScores]:
@@ -174,13 +156,14 @@ class VllmEngine:
             ServersLost: No server could answer.
             EpistillError: One refused, or an empty prompt or completion.
         """
-        asked: list[ServerRequest] = []
-        for prompt, completion in zip(prompts, completions, strict=True):
-            if not prompt or not completion:
-                raise EpistillError(
-                    "an empty prompt or completion to score; expected at least one token in each"
-                )
-            asked.append(self._score_request((*prompt, *completion), len(prompt), self._top_k))
+        if not all(map(len, [*prompts, *completions])):
+            raise EpistillError(
+                "an empty prompt or completion to score; expected at least one token in each"
+            )
+        asked = [
+            self._score_request((*prompt, *completion), len(prompt), self._top_k)
+            for prompt, completion in zip(prompts, completions, strict=True)
+        ]
 
         def ask() -> list[dict[str, Any]]:
             self._begin()
@@ -193,22 +176,15 @@ class VllmEngine:
                 np.array(reply["top_ids"], dtype=np.int64).reshape(len(tokens), self._top_k),
                 np.array(reply["top_log_probs"]).reshape(len(tokens), self._top_k),
                 mass_of=mass_of,
-                vocabulary=self.model.vocabulary,
+                vocabulary=self._vocabulary,
             )
             for tokens, reply in zip(completions, _by_first(ask), strict=True)
         ]
 
     def _score_request(self, ids: Ids, start: int, top_k: int) -> ServerRequest:
         return score_request(
-            self._served_name,
-            ids,
-            start,
-            top_k=top_k,
-            vocabulary=self.model.vocabulary,
-            weights=str(self._version),
+            self._served_name, ids, start, top_k=top_k, vocabulary=self._vocabulary
         )
-
-    # ---- weights
 
     def refresh(self, student: LanguageModel, step: int) -> dict[str, Any]:
         """Push the student's weights if it is time; what `Push` says, or nothing.
@@ -232,35 +208,29 @@ class VllmEngine:
         Raises:
             EpistillError: No `weights_folder`, no disk, or no server that took them.
         """
-        folder = self._folder
-        if folder is None:
+        if self._folder is None:
             raise EpistillError(
                 "the servers have no weights_folder; expected a path that the trainer and every "
                 "server can read"
             )
         ids = probe_ids(len(self.tokenizer))
-        write_weights(student, folder)
+        write_weights(student, self._folder)
         expected = probe_log_probs(student, ids)
-        probe, before = self._score_request(ids, 1, 0), self._probe
-        gaps = self.client.each(
-            lambda server: push_to(
-                self.client,
-                server,
-                folder,
-                version,
-                probe,
-                expected=expected,
-                expected_before=before,
-            ),
-            self.client.servers,
+        push = partial(
+            push_to,
+            self.client,
+            folder=self._folder,
+            version=version,
+            probe=self._score_request(ids, 1, 0),
+            expected=expected,
+            expected_before=self._probe,
         )
+        gaps = self.client.each(push, self.client.servers)
         self._version, self._probe = version, expected
         self._finished.clear()
         if not gaps:
             raise self.client.lost_error()
         return Push(version, tuple(gaps), max(gaps.values()))
-
-    # ---- common
 
     def request_counts(self) -> dict[str, int]:
         """Servers in use, and how often requests were repeated or moved, over the run so far."""
@@ -275,15 +245,13 @@ class VllmEngine:
         if self._handed_over:
             self._finished.clear()
         self._handed_over = False
-        lost = [server for server in self.client.servers if server.lost is not None]
-        if not lost or self._version is not None:  # with pushed weights only a push brings them
-            return
 
         def ask(server: Server) -> None:
             self.client.call(server, "/health", seconds=5)
             server.lost, server.tempered = None, False
 
-        self.client.each(ask, lost)
+        if self._version is None:  # with pushed weights only a push brings them back
+            self.client.each(ask, [s for s in self.client.servers if s.lost is not None])
 
     def _run(self, asked: Sequence[ServerRequest]) -> list[tuple[Any, Any]]:
         def version(server: Server) -> int | None:

@@ -1,8 +1,4 @@
-"""One vLLM server and one exchange with it: bounded in seconds and bytes, whatever comes. No torch.
-
-Enters: a request. Leaves: the bytes of the reply, or in which of two ways it failed: for now
-(`UnusableReply`) or for good (`Refused`).
-"""
+"""One exchange with a vLLM server: bounded in seconds and bytes, whatever comes. No torch."""
 
 from __future__ import annotations
 
@@ -42,8 +38,7 @@ class UnusableReply(Exception):
 
     def __init__(self, reason: str, *, silent: bool = False, pause: float | None = None) -> None:
         super().__init__(reason)
-        self.silent = silent
-        self.pause = pause
+        self.silent, self.pause = silent, pause
 
 
 @dataclass(slots=True)
@@ -65,14 +60,14 @@ class Server:
     probe: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
+        expected = "expected http://HOST:PORT"
         try:
             url = httpx.URL(self.url)
         except httpx.InvalidURL as error:
-            raise EpistillError(
-                f"server address {self.url!r}: {first_line(error)}; expected http://HOST:PORT"
-            ) from error
+            told = f"server address {self.url!r}: {first_line(error)}; {expected}"
+            raise EpistillError(told) from error
         if url.scheme not in ("http", "https") or not url.host:
-            raise EpistillError(f"server address {self.url!r}; expected http://HOST:PORT")
+            raise EpistillError(f"server address {self.url!r}; {expected}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,18 +78,16 @@ class ServerRequest:
         body: Of `POST /v1/completions`.
         read: Checks the reply and returns what is kept of it (JSON); raises `UnusableReply`.
         most_bytes: Longest reply that can be an answer.
-        weights: Names the weights that are to answer; part of the key.
     """
 
     body: Mapping[str, Any]
     read: Callable[[bytes], Any]
     most_bytes: int = MAX_REPLY_BYTES
-    weights: str = ""
 
     @property
     def key(self) -> str:
         """Names the request: the same body has the same key in every process."""
-        text = json.dumps([self.weights, self.body], sort_keys=True)
+        text = json.dumps(self.body, sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
@@ -107,15 +100,14 @@ async def exchange(
         TimeoutError: The last byte had not come after so many seconds.
         UnusableReply: More bytes than that.
     """
-    async with asyncio.timeout(seconds):
-        method = "GET" if body is None else "POST"
-        async with http.stream(method, url, json=body) as reply:
-            content = bytearray()
-            async for piece in reply.aiter_raw():
-                content += piece
-                if len(content) > most_bytes:
-                    raise UnusableReply(f"a reply of more than {most_bytes:,} bytes")
-            return reply, bytes(content)
+    method = "GET" if body is None else "POST"
+    async with asyncio.timeout(seconds), http.stream(method, url, json=body) as reply:
+        content = bytearray()
+        async for piece in reply.aiter_raw():
+            content += piece
+            if len(content) > most_bytes:
+                raise UnusableReply(f"a reply of more than {most_bytes:,} bytes")
+        return reply, bytes(content)
 
 
 def shown_reply(text: str) -> str:

@@ -1,8 +1,7 @@
 """Giving vLLM servers new weights: a file on a disk they share, reloaded, and seen to be there.
 
-Enters: a model, a folder, a server. Leaves: the server answering with those weights under a new
-version, or `UnusableReply`. The endpoints exist only where the server was started with
-VLLM_SERVER_DEV_MODE=1. vLLM's transfer over NCCL, which needs CUDA, is not used.
+The endpoints exist only where the server was started with VLLM_SERVER_DEV_MODE=1. vLLM's transfer
+over NCCL, which needs CUDA, is not used.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from epistill.errors import EpistillError
 from epistill.objective import token_log_probs
+from epistill.rollouts.align import align
 from epistill.rollouts.model import LanguageModel
 from epistill.rollouts.vllm_api import WeightInfo, read_reply
 from epistill.rollouts.vllm_client import COMPLETIONS, Client
@@ -58,15 +59,14 @@ def write_weights(model: LanguageModel, folder: Path) -> None:
         EpistillError: No room, or no permission.
     """
     temporary = folder / f".{WEIGHTS}.{os.getpid()}.tmp"
-    get_base: Any = getattr(model.network, "get_base_model", None)
-    network: Any = model.network if get_base is None else get_base()
+    network: Any = model.causal_lm()
     try:
         temporary.mkdir(parents=True, exist_ok=True)
         network.save_pretrained(
             temporary, state_dict=_merged(network), max_shard_size="100TB", safe_serialization=True
         )
-        (temporary / WEIGHTS).replace(folder / WEIGHTS)
-        (temporary / "config.json").replace(folder / "config.json")
+        for name in (WEIGHTS, "config.json"):
+            (temporary / name).replace(folder / name)
     except (OSError, SafetensorError) as error:
         raise EpistillError(
             f"could not write weights for the vLLM servers into {folder}: {error}; make room or "
@@ -82,23 +82,16 @@ def _merged(network: Any) -> dict[str, Tensor]:
     Tensors that share memory are copied, so that a tied head is written under its own name too:
     vLLM on a CPU keeps a packed copy of the head, which only a name in the file makes it renew.
     """
-    adapters: dict[str, Any] = {
-        name: module
-        for name, module in network.named_modules()
-        if hasattr(module, "get_delta_weight")
-    }
-    state: dict[str, Tensor] = {}
-    for name, tensor in network.state_dict().items():
-        owner = next((a for a in adapters if name.startswith(f"{a}.")), None)
-        if owner is None:
-            state[name] = tensor
-        elif name.startswith(f"{owner}.base_layer."):
-            kind = name.removeprefix(f"{owner}.base_layer.")
-            module = adapters[owner]
-            if kind == "weight":
-                for adapter in module.active_adapters:
-                    tensor = tensor + module.get_delta_weight(adapter).to(tensor.dtype)
-            state[f"{owner}.{kind}"] = tensor
+    state: dict[str, Tensor] = network.state_dict()
+    for owner, module in network.named_modules():
+        if hasattr(module, "get_delta_weight"):
+            own = {name: state.pop(name) for name in [*state] if name.startswith(f"{owner}.")}
+            for name, tensor in own.items():
+                if name == f"{owner}.base_layer.weight":
+                    for adapter in module.active_adapters:
+                        tensor = tensor + module.get_delta_weight(adapter).to(tensor.dtype)
+                if name.startswith(f"{owner}.base_layer."):
+                    state[name.replace(".base_layer.", ".")] = tensor
     seen: set[int] = set()
     for name, tensor in state.items():
         if tensor.data_ptr() in seen:
@@ -116,11 +109,9 @@ def probe_ids(vocabulary: int) -> tuple[int, ...]:
 @torch.no_grad()
 def probe_log_probs(model: LanguageModel, ids: Sequence[int]) -> tuple[float, ...]:
     """What the trainer's own network says about the probe, from its second token on."""
-    tokens = torch.tensor([list(ids)], device=model.device)
-    columns = torch.arange(len(ids) - 1, device=model.device)
-    hidden = model.hidden(tokens, torch.zeros_like(columns), columns)
-    logits = model.head().logits(hidden).float()
-    return tuple(token_log_probs(logits, tokens[0, 1:]).tolist())
+    probe = align([ids[:1]], [ids[1:]], pad_id=model.pad_id, device=model.device)
+    logits = model.head().logits(probe.hidden(model)).float()
+    return tuple(token_log_probs(logits, probe.token_ids).tolist())
 
 
 def push_to(
@@ -140,8 +131,7 @@ def push_to(
         folder: Holds model.safetensors, at the same path for the server.
         version: Of the weights.
         probe: Scores the probe.
-        expected: The trainer's log-probs of the probe.
-        expected_before: The trainer's at the last push.
+        expected, expected_before: The trainer's log-probs of the probe, now and at the last push.
 
     Returns:
         Mean absolute gap of the probe in nats per token.
@@ -162,23 +152,16 @@ def push_to(
             "(VLLM_SERVER_DEV_MODE=1, on a trusted network) of version 0.32 or later"
         ) from error
     found = tuple(probe.read(client.call(server, COMPLETIONS, probe.body))["log_probs"])
-    gap = _probe_gap(found, expected)
+    gap = fmean(abs(f - e) for f, e in zip(found, expected, strict=True))
+    if gap > PROBE_GAP_NATS + PROBE_GAP_SHARE * fmean(map(abs, expected)):
+        raise UnusableReply(
+            f"after the reload its log-probs differ from the trainer's by {gap:.3g} nats per token"
+        )
     if server.probe == found and expected_before is not None:
         moved = max(abs(a - b) for a, b in zip(expected, expected_before, strict=True))
         if moved > PROBE_MOVED_NATS:
             raise UnusableReply("the reload changed nothing")
     server.probe, server.version, server.lost, server.tempered = found, version, None, False
-    return gap
-
-
-def _probe_gap(found: Sequence[float], expected: Sequence[float]) -> float:
-    """Mean gap in nats per token; UnusableReply where it is not that of the same weights."""
-    gap = sum(abs(f - e) for f, e in zip(found, expected, strict=True)) / len(found)
-    size = sum(abs(e) for e in expected) / len(expected)
-    if gap > PROBE_GAP_NATS + PROBE_GAP_SHARE * size:
-        raise UnusableReply(
-            f"after the reload its log-probs differ from the trainer's by {gap:.3g} nats per token"
-        )
     return gap
 
 
