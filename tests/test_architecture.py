@@ -18,7 +18,7 @@ SOURCE = ROOT / "src" / "epistill"
 FREE = {
     "errors", "seeds", "settings", "records", "training_rows", "targets",
     "token_weights", "shapes", "blends", "axes", "method_import", "config", "environment", "methods",
-    "monitor", "thinking",
+    "monitor", "thinking", "word_rules",
 }  # fmt: skip
 # Which folders (or modules) of the package each may import. `lab` is the lab's model.
 ALLOWED = {
@@ -37,7 +37,8 @@ ALLOWED = {
     "axes": {"settings", "training_rows", "targets", "token_weights", "shapes", "blends"},
     "method_import": {"axes", "errors"},
     "monitor": {"settings", "axes", "errors"},
-    "config": {"settings", "axes", "monitor"},
+    "word_rules": set(),
+    "config": {"settings", "axes", "monitor", "word_rules"},
     "describe": {"axes"},
     "environment": set(),
     "methods": {
@@ -59,6 +60,8 @@ ALLOWED = {
     "metrics": {"records", "errors", "thinking"},
     "rollouts": {
         "thinking",
+        "word_rules",
+        "metrics",
         "records",
         "config",
         "errors",

@@ -13,6 +13,7 @@ from pydantic import Field, PositiveInt, ValidationInfo, field_validator, model_
 from epistill.axes import Method, MethodFile
 from epistill.monitor import Monitor, with_less_teacher
 from epistill.settings import Settings
+from epistill.word_rules import word_rule
 
 NONE_IN_TOML = {"monitor": "off", "teacher_thinking": "template"}  # where None is no default
 MOST_MICROBATCH_TOKENS = 16_384  # more make nothing faster
@@ -29,6 +30,8 @@ class SamplingConfig(Settings):
         stop: Texts that end a response as its end token does; they are no part of its text.
         batch_rows: Responses that are written together in process; memory and speed, not numbers.
         thinking: Goes to the chat template as `enable_thinking`; None leaves it to the template.
+        force, block: Words forced into responses or kept out of them, by the rules of
+            `word_rules`; of evaluations only.
     """
 
     temperature: float = Field(default=1.0, ge=0.0)
@@ -38,6 +41,20 @@ class SamplingConfig(Settings):
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     batch_rows: int = Field(default=256, ge=1)
     thinking: bool | None = None
+    force: tuple[str, ...] = ()
+    block: tuple[str, ...] = ()
+
+    @field_validator("force", "block")
+    @classmethod
+    def _are_rules(cls, rules: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        for rule in rules:
+            word_rule("force" if info.field_name == "force" else "block", rule)
+        return rules
+
+    @property
+    def has_rules(self) -> bool:
+        """Whether words are forced or blocked: then not all is sampled from the model."""
+        return bool(self.force or self.block)
 
 
 class StarSearchTask(Settings):
@@ -244,6 +261,15 @@ class RunConfig(Settings):
             raise ValueError(
                 f"samples_per_problem is {self.samples_per_problem}; expected at least 2: method "
                 f"{self.method.name!r} compares responses to the same problem"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _training_samples_from_the_model(self) -> RunConfig:
+        if self.sampling.has_rules:
+            raise ValueError(
+                "sampling has force or block, and training would learn words that nobody sampled; "
+                "expected them in eval_sampling only"
             )
         return self
 

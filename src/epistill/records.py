@@ -101,6 +101,8 @@ class Rollout:
         policy_version: Optimiser steps the weights had seen when it was sampled.
         entropies: Entropy (nats) of the distribution each token was drawn from, before top-p and
             top-k; None where the engine cannot tell.
+        forced: Tokens that a rule decided (`word_rules`); nobody sampled them, so nothing trains on
+            them. None where there was no rule.
     """
 
     problem_id: str
@@ -112,12 +114,14 @@ class Rollout:
     text: str
     policy_version: int = 0
     entropies: tuple[float, ...] | None = None
+    forced: tuple[bool, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.entropies is not None and len(self.entropies) != len(self.completion_ids):
-            raise ValueError(
-                f"{len(self.completion_ids)} completion ids but {len(self.entropies)} entropies"
-            )
+        for name, values in (("entropies", self.entropies), ("forced marks", self.forced)):
+            if values is not None and len(values) != len(self.completion_ids):
+                raise ValueError(
+                    f"{len(self.completion_ids)} completion ids but {len(values)} {name}"
+                )
         if len(self.completion_ids) != len(self.logprobs):
             raise ValueError(
                 f"{len(self.completion_ids)} completion ids but {len(self.logprobs)} log-probs"
@@ -134,8 +138,8 @@ def rollout_to_json(rollout: Rollout) -> dict[str, Any]:
 def rollout_from_json(row: Mapping[str, Any]) -> Rollout:
     """What `rollout_to_json` wrote."""
     values = dict(row)
-    for name in ("prompt_ids", "completion_ids", "logprobs", "entropies"):
-        values[name] = tuple(values[name]) if values[name] is not None else None
+    for name in ("prompt_ids", "completion_ids", "logprobs", "entropies", "forced"):
+        values[name] = None if values.get(name) is None else tuple(values[name])
     return Rollout(**values)
 
 
@@ -166,6 +170,7 @@ class EvalRecord:
         answer: The extracted answer (for maj@k); None where unreadable.
         truncated: The response hit the token limit.
         text: The response; None where it was not kept.
+        n_forced: Tokens that a rule decided (`word_rules`); None where there was no rule.
     """
 
     problem_id: str
@@ -178,3 +183,4 @@ class EvalRecord:
     answer: str | None
     truncated: bool
     text: str | None = None
+    n_forced: int | None = None

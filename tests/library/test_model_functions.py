@@ -73,6 +73,26 @@ def test_evaluate_is_the_command(tmp_path):
     assert len((tmp_path / "records.jsonl").read_text().splitlines()) == 8
 
 
+def test_words_can_be_forced_at_evaluation_and_never_in_training(tmp_path):
+    rules = {"force": ["maybe@start"], "block": ["so"]}
+    found = epistill.evaluate(
+        "lab", "star-search:3x2", samples=2, problems=4, out=tmp_path / "forced.jsonl", **rules
+    )
+    assert found.summary["forced_tokens"]["value"] >= 1
+    assert found.summary["sampling"]["force"] == ["maybe@start"]
+    for line in (tmp_path / "forced.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        assert record["text"].startswith("maybe")
+        assert record["n_forced"] >= 1
+    told = command(
+        "eval", "lab", "--data", "star-search:3x2", "-k", 2, "--problems", 4,
+        "--force", "maybe@start", "--block", "so",
+    )  # fmt: skip
+    assert told == found.summary
+    with pytest.raises(EpistillError, match="words that nobody sampled"):
+        epistill.train(model="lab", data="star-search:3x2", method="grpo", out=tmp_path, **rules)
+
+
 def test_study_gives_the_estimates_of_its_arms(tmp_path):
     spec = {**SPEC, "seeds": [0], "arms": SPEC["arms"][:2], "probes": [], "controls": []}
     spec["claims"] = []

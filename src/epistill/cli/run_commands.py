@@ -175,6 +175,14 @@ def evaluate_command(
     prompt: Prompt = None,
     chat_template: ChatTemplate = None,
     stop: Stop = None,
+    force: Annotated[
+        list[str] | None,
+        typer.Option(help="[N*]WORDS@start, @line, @after:PATTERN or @before:TOKEN; repeatable."),
+    ] = None,
+    block: Annotated[
+        list[str] | None,
+        typer.Option(help="TEXT, or TEXT@start, @line, @after:... or @until:...; repeatable."),
+    ] = None,
     batch_rows: BatchRows = None,
     dtype: DType = None,
     device: Device = None,
@@ -198,6 +206,8 @@ def evaluate_command(
         prompt=prompt,
         chat_template=chat_template,
         stop=stop or (),
+        force=force or (),
+        block=block or (),
         batch_rows=batch_rows,
         dtype=dtype or "float32",
         device=device or "cpu",

@@ -6,7 +6,7 @@ turns them into avg@k, pass@k, maj@k, length and density, each with n and an int
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -70,6 +70,7 @@ def eval_record(rollout: Rollout, grade: Grade, *, keep_text: bool) -> EvalRecor
         answer=grade.extracted,
         truncated=rollout.stop_reason == "length",
         text=rollout.text if keep_text else None,
+        n_forced=None if rollout.forced is None else sum(rollout.forced),
     )
 
 
@@ -122,21 +123,34 @@ def grouped(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, An
     return groups
 
 
+def _mean(column: str) -> Callable[[Sequence[Mapping[str, Any]]], float | None]:
+    """Over the responses of a problem of which it is known; None where it is of none."""
+
+    def mean(rows: Sequence[Mapping[str, Any]]) -> float | None:
+        known = [row[column] for row in rows if row.get(column) is not None]
+        return float(np.mean(known)) if known else None
+
+    return mean
+
+
+def _unreadable(rows: Sequence[Mapping[str, Any]]) -> float:
+    return float(np.mean([row["status"] in ("unreadable", "timeout") for row in rows]))
+
+
 # Per-problem values that are averaged over problems. Densities are ratios of sums, see `summarise`.
 _PER_PROBLEM = {
-    "score": lambda rows: float(np.mean([r["correct"] for r in rows])),
-    "length_tokens": lambda rows: float(np.mean([r["n_tokens"] for r in rows])),
-    "markers_per_response": lambda rows: float(np.mean([r["n_markers"] for r in rows])),
-    "truncated_share": lambda rows: float(np.mean([r["truncated"] for r in rows])),
-    "unreadable_share": lambda rows: float(
-        np.mean([r["status"] in ("unreadable", "timeout") for r in rows])
-    ),
+    "score": _mean("correct"),
+    "length_tokens": _mean("n_tokens"),
+    "markers_per_response": _mean("n_markers"),
+    "truncated_share": _mean("truncated"),
+    "unreadable_share": _unreadable,
+    "forced_tokens": _mean("n_forced"),
 }
 MEASURES = (*_PER_PROBLEM, "density_per_1k_tokens")
 
 
 def per_problem(rows: Sequence[Mapping[str, Any]], measure: str) -> dict[str, float]:
-    """A measure for each problem.
+    """A measure for each problem of which it is known.
 
     Args:
         rows: Stored records of one evaluation.
@@ -148,13 +162,14 @@ def per_problem(rows: Sequence[Mapping[str, Any]], measure: str) -> dict[str, fl
             problem: 1000.0 * sum(r["n_markers"] for r in group) / sum(r["n_tokens"] for r in group)
             for problem, group in grouped(rows).items()
         }
-    return {problem: _PER_PROBLEM[measure](group) for problem, group in grouped(rows).items()}
+    values = {name: _PER_PROBLEM[measure](group) for name, group in grouped(rows).items()}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def summarise_evaluation(
     rows: Sequence[Mapping[str, Any]], *, seed: int = 0
 ) -> dict[str, Estimate]:
-    """Every measure with its interval; `score` is avg@k.
+    """Every measure that is known, with its interval; `score` is avg@k.
 
     Args:
         rows: Stored records of one evaluation; every problem has k samples.
@@ -163,8 +178,9 @@ def summarise_evaluation(
     groups = grouped(rows)
     k = min(len(group) for group in groups.values())
     found = {
-        measure: bootstrap_mean(np.array(list(per_problem(rows, measure).values())), seed=seed)
+        measure: bootstrap_mean(np.array(list(values.values())), seed=seed)
         for measure in MEASURES
+        if (values := per_problem(rows, measure))
     }
     found[f"pass@{k}"] = bootstrap_mean(
         np.array([pass_at_k(len(g), sum(r["correct"] for r in g), k) for g in groups.values()]),

@@ -73,6 +73,8 @@ def evaluate(
     prompt: str | None = None,
     chat_template: Place | None = None,
     stop: Sequence[str] = (),
+    force: Sequence[str] = (),
+    block: Sequence[str] = (),
     batch_rows: int | None = None,
     dtype: str = "float32",
     device: str = "cpu",
@@ -87,6 +89,8 @@ def evaluate(
         samples: Per problem.
         problems: The first so many.
         temperature, top_p, top_k, max_new_tokens, thinking, stop, batch_rows: Of sampling.
+        force, block: Words forced into the responses or kept out of them, by rules of
+            `epistill.word_rules`, such as "Wait@before:</think>".
         prompt: What is asked, with "{question}" where a file's own text goes.
         chat_template: A Jinja file, for a base model without one.
         dtype, device: Of the weights.
@@ -102,6 +106,8 @@ def evaluate(
         "max_new_tokens": max_new_tokens,
         "thinking": thinking,
         "stop": stop,
+        "force": force,
+        "block": block,
         **({} if batch_rows is None else {"batch_rows": batch_rows}),
     }
     chosen, sampling = evaluation_settings(data, samples, problems, drawing, prompt)

@@ -20,6 +20,7 @@ from epistill.records import Rollout
 from epistill.rollouts.engine import PromptRequest
 from epistill.rollouts.kv_cache import cache_argument, make_cache, select_rows
 from epistill.rollouts.model import LanguageModel
+from epistill.rollouts.ruled_draws import RuledDraws
 from epistill.seeds import derive_seed
 
 # Ended rows leave once they are this share of the batch: every departure copies the cache.
@@ -86,6 +87,7 @@ class _Decoded:
     tokens: Tensor
     log_probs: Tensor
     entropies: Tensor | None
+    rules: RuledDraws | None
     lengths: Tensor
     ended: Tensor
 
@@ -110,6 +112,7 @@ class _Decoded:
             entropies=None
             if self.entropies is None
             else tuple(self.entropies[row, :length].tolist()),
+            forced=None if self.rules is None else tuple(self.rules.decided[row][:length]),
             stop_reason="eos" if ended else "length",
             text=decode_text(model.tokenizer, model.eos_ids, ids, stop),
             policy_version=version,
@@ -174,6 +177,9 @@ def _decode(
         tokens=torch.full((rows, limit), model.pad_id, device=device),
         log_probs=torch.zeros(rows, limit, device=device),
         entropies=torch.zeros(rows, limit, device=device) if with_entropies else None,
+        rules=RuledDraws(model.tokenizer, model.eos_ids, sampling, rows)
+        if sampling.has_rules
+        else None,
         lengths=torch.full((rows,), limit, device=device),
         ended=torch.zeros(rows, dtype=torch.bool, device=device),
     )
@@ -190,7 +196,10 @@ def _decode(
         log_probs = _tempered(head.logits(hidden).float(), sampling.temperature).log_softmax(-1)
         for group in groups:
             noise[group * samples : (group + 1) * samples].exponential_(generator=generators[group])
-        chosen = _draw(log_probs, sampling, noise[here])
+        keys = _keys(log_probs, sampling, noise[here])
+        chosen = keys.argmax(-1)
+        if out.rules is not None:
+            chosen = out.rules.settle(here, chosen, keys, log_probs)
         out.tokens[here, step] = chosen
         out.log_probs[here, step] = log_probs.gather(1, chosen.unsqueeze(1)).squeeze(1)
         if out.entropies is not None:
@@ -248,15 +257,15 @@ def _tempered(logits: Tensor, temperature: float) -> Tensor:
     return logits if temperature in (0.0, 1.0) else logits / temperature
 
 
-def _draw(log_probs: Tensor, sampling: SamplingConfig, noise: Tensor) -> Tensor:
-    """One token per row from the filtered distribution; temperature 0 takes the most likely.
+def _keys(log_probs: Tensor, sampling: SamplingConfig, noise: Tensor) -> Tensor:
+    """[rows, V] whose largest entry is the draw: log-probs themselves at temperature 0.
 
     argmax of p / Exp(1) is a draw from p, in one pass and without normalising p.
     """
     if sampling.temperature == 0.0:
-        return log_probs.argmax(-1)
+        return log_probs
     filtered = filter_log_probs(log_probs, top_k=sampling.top_k, top_p=sampling.top_p)
-    return (filtered - noise.log()).argmax(-1)
+    return filtered - noise.log()
 
 
 def filter_log_probs(log_probs: Tensor, *, top_k: int | None, top_p: float) -> Tensor:

@@ -156,7 +156,7 @@ def sample_request(
     """Sample `samples` responses to one prompt; of each are read ids, logprobs and stop.
 
     Raises:
-        EpistillError: Filters are on, or a text is to end a response.
+        EpistillError: Filters or rules are on, or a text is to end a response.
     """
     if sampling.stop:
         raise EpistillError(
@@ -167,6 +167,12 @@ def sample_request(
         raise EpistillError(
             f"top_p={sampling.top_p:g}, top_k={sampling.top_k}: a vLLM server gives log-probs "
             "after these filters; expected top_p=1 and no top_k, or the in-process engine"
+        )
+    if sampling.has_rules:
+        raise EpistillError(
+            f"force={list(sampling.force)}, block={list(sampling.block)}: words are forced and "
+            "blocked in process only (a server's bad_words are spellings, and change its "
+            "log-probs); expected neither, or the in-process engine"
         )
     limit = sampling.max_new_tokens
     body = _body(model, prompt, limit, sampling.temperature)

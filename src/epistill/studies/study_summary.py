@@ -143,11 +143,9 @@ def _estimates(runs: Mapping[int, RunStore], kind: str) -> dict[str, Any] | None
     found: dict[str, Any] = {}
     for measure in MEASURES:
         by_seed = [measured(store, measure, kind) for _, store in sorted(runs.items())]
-        if not all(by_seed):
-            return None
-        shared = sorted(set.intersection(*(set(table) for table in by_seed)))
-        found[measure] = bootstrap_mean(table_of(by_seed, shared)).as_dict()
-    return found
+        if shared := sorted(set.intersection(*(set(table) for table in by_seed))):
+            found[measure] = bootstrap_mean(table_of(by_seed, shared)).as_dict()
+    return found or None
 
 
 def _differences(arm: Arm, kind: str, stores: Stores) -> dict[str, Any] | None:
