@@ -11,7 +11,8 @@ from epistill.rollouts.load_model import load_model
 from epistill.tasks.coverage import make_curriculum
 from epistill.tasks.grading import Grader
 from epistill.teacher.weights import make_teacher
-from epistill.training.batches import collect_traces, on_policy_batch, trace_batch
+from epistill.training.batches import on_policy_batch
+from epistill.training.stored_traces import collect_traces, trace_batch
 
 
 def config(name, **changes):
@@ -138,7 +139,7 @@ def test_traces_are_correct_and_answer_the_bare_question(name, grader):
 
 
 def test_too_few_correct_traces_is_an_error(grader, monkeypatch):
-    monkeypatch.setattr("epistill.training.batches.MAX_TRACE_ROUNDS", 1)
+    monkeypatch.setattr("epistill.training.stored_traces.MAX_TRACE_ROUNDS", 1)
     settings = config("sft-unguided", method_settings={"traces": {"count": 10_000}})
     with pytest.raises(EpistillError, match=r"only .* correct traces"):
         collect_traces(load_model("lab"), settings, make_curriculum(settings.task, None, 0), grader)

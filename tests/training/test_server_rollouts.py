@@ -17,7 +17,7 @@ from epistill.records import Grade, GradedRollout, GradeStatus, Message, Problem
 from epistill.rollouts.load_model import load_model
 from epistill.store import RunStore
 from epistill.studies.run_arm import run
-from epistill.training.server_rollouts import correct, open_engine
+from epistill.training.server_rollouts import corrected, open_engine
 from epistill.training.token_coefficients import plan_coefficients
 from epistill.training_rows import PreStepScores, Progress, TrainingRow
 from tests.helpers.fake_vllm import FakeVllm
@@ -102,15 +102,18 @@ def test_importance_weights_are_ratios_up_to_the_cap(temperature):
         graded([m - a for m, a in zip(mine, asked, strict=True)], version=4),
         graded([m - 0.01 for m in mine], version=5),
     ]
-    found = correct(model, items, settings, step=5)
-    assert found.weights[0] == pytest.approx((1.2, cap, 0.5), rel=1e-4)
-    assert found.log_probs[0] == pytest.approx(mine, abs=1e-4)
-    numbers = found.numbers
+    rows = [
+        TrainingRow(i.rollout.prompt_ids, i.rollout.completion_ids, i.rollout.logprobs, 0.5, None)
+        for i in items
+    ]
+    rows, seen, numbers = corrected(model, rows, items, settings, step=5)
+    assert rows[0].importance == pytest.approx((1.2, cap, 0.5), rel=1e-4)
+    assert rows[0].old_log_probs == pytest.approx(mine, abs=1e-4)
     assert numbers["importance_capped_share"] == pytest.approx(1 / 6)
     assert numbers["engine_gap_nats_per_token"] == pytest.approx(0.01, abs=1e-4)
     assert (numbers["policy_lag_steps"], numbers["stale_rollout_share"]) == (1, 0.5)
-    assert found.graded[0].rollout.entropies is None
-    assert found.graded[1].rollout.entropies == found.entropies[1]
+    assert seen[0].rollout.entropies is None
+    assert seen[1].rollout.entropies == rows[1].entropies
 
 
 @pytest.mark.parametrize("name", ["grpo", "sdpo", "sdpg"])

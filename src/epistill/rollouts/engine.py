@@ -100,7 +100,7 @@ class Engine(Protocol):
     def score(
         self, prompts: Sequence[Ids], completions: Sequence[Ids], *, mass_of: Ids | None = None
     ) -> list[TokenScores]:
-        """Completions under their prompts, in the given order, at temperature 1.
+        """Completions under their prompts, in the given order; at temperature 1 by default.
 
         Args:
             prompts: One per row, at least one token each.

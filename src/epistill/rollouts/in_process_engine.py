@@ -23,10 +23,14 @@ class InProcessEngine:
     Args:
         model: In eval mode.
         microbatch_tokens: Padded tokens per forward pass of scoring.
+        temperature: Of what is scored; training scores at the temperature that it sampled at.
     """
 
-    def __init__(self, model: LanguageModel, *, microbatch_tokens: int = 16_384) -> None:
+    def __init__(
+        self, model: LanguageModel, *, microbatch_tokens: int = 16_384, temperature: float = 1.0
+    ) -> None:
         self._model, self._microbatch_tokens = model, microbatch_tokens
+        self._temperature = temperature
         self._identity: Mapping[str, Any] | None = None
 
     @property
@@ -72,12 +76,13 @@ class InProcessEngine:
     def score(
         self, prompts: Sequence[Ids], completions: Sequence[Ids], *, mass_of: Ids | None = None
     ) -> list[TokenScores]:
-        """`score_completions`, the path that training's teacher takes."""
+        """`score_completions`."""
         return score_completions(
             self._model,
             prompts,
             completions,
             mass_of=mass_of,
+            temperature=self._temperature,
             microbatch_tokens=self._microbatch_tokens,
         )
 

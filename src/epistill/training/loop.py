@@ -23,12 +23,12 @@ from epistill.store import RunStore
 from epistill.tasks.coverage import make_curriculum
 from epistill.tasks.grading import Grader
 from epistill.thinking import split_thinking
-from epistill.training.batches import Batch, on_policy_batch, trace_batch
+from epistill.training.batches import Batch, on_policy_batch
 from epistill.training.checkpoint import resume, save_checkpoint
 from epistill.training.optimiser_steps import mean, optimiser_steps
 from epistill.training.run_monitor import RunMonitor, pass_at_group_size
 from epistill.training.server_rollouts import open_engine
-from epistill.training.stored_traces import stored_traces
+from epistill.training.stored_traces import stored_traces, trace_batch
 from epistill.training.train_state import make_train_state
 from epistill.world import current_world
 

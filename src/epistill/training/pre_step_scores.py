@@ -6,19 +6,17 @@ one no-gradient pass per view; most methods need none of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from epistill.axes import Method
-from epistill.rollouts.engine import TokenScores
+from epistill.rollouts.engine import Ids, TokenScores
+from epistill.rollouts.in_process_engine import InProcessEngine
 from epistill.rollouts.model import LanguageModel
-from epistill.rollouts.scoring import score_completions
 from epistill.teacher.weights import LiveTeacher, Teacher
 from epistill.training_rows import PreStepScores, TrainingRow
-
-Score = Callable[[LanguageModel, Sequence[tuple[int, Sequence[int]]]], list[TokenScores]]
 
 
 def gather_scores(
@@ -43,65 +41,36 @@ def gather_scores(
     """
 
     def score(
-        model: LanguageModel, views: Sequence[tuple[int, Sequence[int]]]
-    ) -> list[TokenScores]:
-        return score_completions(
-            model,
-            [prompt for _, prompt in views],
-            [rows[i].completion_ids for i, _ in views],
-            temperature=temperature,
-            microbatch_tokens=microbatch_tokens,
-        )
+        owner: Teacher | None, views: Sequence[tuple[int, Ids]]
+    ) -> Iterator[tuple[PreStepScores, TokenScores]]:
+        """Of (row, prompt), what is found of the row so far and its scores under the prompt."""
+        assert owner is not None
+        with owner.scoring() as model:
+            engine = InProcessEngine(
+                model, microbatch_tokens=microbatch_tokens, temperature=temperature
+            )
+            completions = [rows[i].completion_ids for i, _ in views]
+            scores = engine.score([prompt for _, prompt in views], completions)
+        return zip((found[i] for i, _ in views), scores, strict=True)
 
-    needs = method.needs
+    needs, numbered = method.needs, list(enumerate(rows))
     found = [PreStepScores() for _ in rows]
     if needs.asks_teacher:
-        assert teacher is not None
-        with teacher.scoring() as model:
-            _teacher_scores(rows, found, model, score)
-            _negative_scores(rows, found, model, score)
+        shown = [(i, ids) for i, row in numbered if (ids := row.teacher_prompt_ids) is not None]
+        for mine, one in score(teacher, shown):
+            mine.teacher_log_probs, mine.teacher_entropies = one.log_probs, one.entropies
+        contrasting = [(i, ids) for i, row in numbered for ids in row.negative_prompt_ids]
+        for mine, one in score(teacher, contrasting):
+            before: list[Tensor] = [] if mine.negatives is None else [mine.negatives]
+            mine.negatives = torch.cat([*before, one.log_probs.unsqueeze(0)])
     if needs.start_log_probs:
-        assert base is not None
-        with base.scoring() as model:
-            scores = score(model, [(i, row.prompt_ids) for i, row in enumerate(rows)])
-        for mine, one in zip(found, scores, strict=True):
+        for mine, one in score(base, [(i, row.prompt_ids) for i, row in numbered]):
             mine.start_log_probs = one.log_probs
     if needs.student_entropies:
-        with LiveTeacher(student).scoring() as model:  # without dropout, as it sampled
-            _student_entropies(rows, found, model, score)
+        for i, row in numbered:
+            if row.entropies is not None:
+                found[i].student_entropies = torch.tensor(row.entropies)
+        unknown = [(i, row.prompt_ids) for i, row in numbered if row.entropies is None]
+        for mine, one in score(LiveTeacher(student), unknown):  # without dropout, as it sampled
+            mine.student_entropies = one.entropies
     return found
-
-
-def _teacher_scores(
-    rows: Sequence[TrainingRow], found: Sequence[PreStepScores], model: LanguageModel, score: Score
-) -> None:
-    views = [
-        (i, row.teacher_prompt_ids)
-        for i, row in enumerate(rows)
-        if row.teacher_prompt_ids is not None
-    ]
-    for (i, _), one in zip(views, score(model, views), strict=True):
-        found[i].teacher_log_probs, found[i].teacher_entropies = one.log_probs, one.entropies
-
-
-def _negative_scores(
-    rows: Sequence[TrainingRow], found: Sequence[PreStepScores], model: LanguageModel, score: Score
-) -> None:
-    views = [(i, prompt) for i, row in enumerate(rows) for prompt in row.negative_prompt_ids]
-    collected: dict[int, list[Tensor]] = {}
-    for (i, _), one in zip(views, score(model, views), strict=True):
-        collected.setdefault(i, []).append(one.log_probs)
-    for i, log_probs in collected.items():
-        found[i].negatives = torch.stack(log_probs)
-
-
-def _student_entropies(
-    rows: Sequence[TrainingRow], found: Sequence[PreStepScores], model: LanguageModel, score: Score
-) -> None:
-    """From the rollout where it recorded them (then the step is on policy), else one more pass."""
-    for i, row in enumerate(rows):
-        if row.entropies is not None:
-            found[i].student_entropies = torch.tensor(row.entropies)
-    unknown = [(i, row.prompt_ids) for i, row in enumerate(rows) if row.entropies is None]
-    for (i, _), one in zip(unknown, score(model, unknown), strict=True):
-        found[i].student_entropies = one.entropies

@@ -15,20 +15,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from epistill.config import RunConfig, VllmRollouts
 from epistill.errors import EpistillError
 from epistill.records import GradedRollout
+from epistill.rollouts.in_process_engine import InProcessEngine
 from epistill.rollouts.load_model import lab_directory
 from epistill.rollouts.model import LanguageModel
-from epistill.rollouts.scoring import score_completions
 from epistill.rollouts.vllm_client import API_KEY
 from epistill.rollouts.vllm_engine import VllmEngine
+from epistill.training_rows import TrainingRow
 
 WEIGHTS_FOLDER = "engine_weights"
 
@@ -67,54 +69,52 @@ def open_engine(config: RunConfig, student: LanguageModel, folder: Path) -> Vllm
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Corrected:
-    """Rollouts of an engine, as the trainer sees them.
-
-    Attributes:
-        graded: With the trainer's entropies where its weights were the same.
-        log_probs: The trainer's, one tuple per rollout.
-        entropies: The trainer's.
-        weights: Truncated importance weights.
-        numbers: For the metrics.
-    """
-
-    graded: list[GradedRollout]
-    log_probs: list[tuple[float, ...]]
-    entropies: list[tuple[float, ...]]
-    weights: list[tuple[float, ...]]
-    numbers: dict[str, Any]
-
-
-def correct(
-    student: LanguageModel, graded: Sequence[GradedRollout], config: RunConfig, step: int
-) -> Corrected:
+def corrected(
+    student: LanguageModel,
+    rows: Sequence[TrainingRow],
+    graded: Sequence[GradedRollout],
+    config: RunConfig,
+    step: int,
+) -> tuple[list[TrainingRow], list[GradedRollout], dict[str, Any]]:
     """Score the rollouts with the current weights and weigh their tokens.
 
     Args:
         student: The trainer's weights after `step` optimiser batches.
+        rows: Of the rollouts.
         graded: Rollouts with the engine's log-probs, stamped with the version that sampled them.
         config: Its rollouts are a server's.
         step: Rollouts of an older version are stale.
+
+    Returns:
+        The rows with the trainer's log-probs and entropies and with importance weights; the
+        rollouts, with the trainer's entropies where its weights were the same; for the metrics.
     """
     assert isinstance(config.rollouts, VllmRollouts)
     cap = config.rollouts.importance_cap
-    rollouts = [item.rollout for item in graded]
-    scores = score_completions(
+    engine = InProcessEngine(
         student,
-        [rollout.prompt_ids for rollout in rollouts],
-        [rollout.completion_ids for rollout in rollouts],
         temperature=config.sampling.temperature or 1.0,
         microbatch_tokens=config.most_microbatch_tokens,
     )
-    gaps = [
-        score.log_probs.double() - torch.tensor(rollout.logprobs, dtype=torch.float64)
-        for score, rollout in zip(scores, rollouts, strict=True)
-    ]
-    ratios = [gap.clamp(-20, 20).exp() for gap in gaps]
+    scores = engine.score([row.prompt_ids for row in rows], [row.completion_ids for row in rows])
+    weighted, seen = list(rows), list(graded)
+    ratios: list[Tensor] = []
+    fresh: list[Tensor] = []
+    lags = [step - item.rollout.policy_version for item in graded]
+    for i, (item, score, lag) in enumerate(zip(graded, scores, lags, strict=True)):
+        gap = score.log_probs.double() - torch.tensor(item.rollout.logprobs, dtype=torch.float64)
+        ratios.append(gap.clamp(-20, 20).exp())
+        entropies = tuple(score.entropies.tolist())
+        weighted[i] = replace(
+            rows[i],
+            old_log_probs=tuple(score.log_probs.tolist()),
+            entropies=entropies,
+            importance=tuple(ratios[-1].clamp(max=cap).tolist()),
+        )
+        if lag == 0:
+            fresh.append(gap.abs())
+            seen[i] = replace(item, rollout=replace(item.rollout, entropies=entropies))
     flat = torch.cat(ratios)
-    lags = [step - rollout.policy_version for rollout in rollouts]
-    fresh = [gap.abs() for gap, lag in zip(gaps, lags, strict=True) if lag == 0]
     same = torch.cat(fresh) if fresh else None
     numbers = {
         "engine_gap_nats_per_token": None if same is None else float(same.mean()),
@@ -124,15 +124,4 @@ def correct(
         "importance_weight_mean": float(flat.clamp(max=cap).mean()),
         "importance_capped_share": float((flat > cap).double().mean()),
     }
-    entropies = [tuple(score.entropies.tolist()) for score in scores]
-    seen = [
-        replace(item, rollout=replace(item.rollout, entropies=own)) if lag == 0 else item
-        for item, own, lag in zip(graded, entropies, lags, strict=True)
-    ]
-    return Corrected(
-        seen,
-        [tuple(score.log_probs.tolist()) for score in scores],
-        entropies,
-        [tuple(ratio.clamp(max=cap).tolist()) for ratio in ratios],
-        numbers,
-    )
+    return weighted, seen, numbers

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 from epistill.config import RunConfig
-from epistill.errors import Damaged
+from epistill.errors import Damaged, EpistillError
 from epistill.json_files import write_jsonl
 from epistill.records import (
     Grade,
@@ -18,12 +19,20 @@ from epistill.records import (
     rollout_from_json,
     rollout_to_json,
 )
+from epistill.rollouts.collect import sample_and_grade
+from epistill.rollouts.in_process_engine import InProcessEngine
 from epistill.rollouts.model import LanguageModel
+from epistill.seeds import derive_seed, named_random
 from epistill.store import TRACES, RunStore
 from epistill.tasks.coverage import Curriculum
 from epistill.tasks.grading import Grader
-from epistill.training.batches import collect_traces
+from epistill.teacher.guided import guided_rollouts
+from epistill.training.batches import Batch
+from epistill.training_rows import TrainingRow
 from epistill.world import World
+
+TRACE_ROUND = 64  # problems sampled at a time while traces are collected
+MAX_TRACE_ROUNDS = 50
 
 
 def stored_traces(
@@ -45,6 +54,68 @@ def stored_traces(
     return [_trace_from(row) for row in stored]
 
 
+def collect_traces(
+    student: LanguageModel, config: RunConfig, curriculum: Curriculum, grader: Grader
+) -> list[GradedRollout]:
+    """Sample correct traces for SFT until there are enough.
+
+    Unguided: the model's own correct responses. Guided: its correct responses under the method's
+    context. Both keep only correct ones (the paper's 800).
+
+    Raises:
+        EpistillError: Too few correct ones after many rounds.
+    """
+    wanted = config.method.traces
+    assert wanted is not None
+    engine, drawn = InProcessEngine(student), config.samples_per_problem
+    kept: list[GradedRollout] = []
+    for round_number in range(MAX_TRACE_ROUNDS):
+        problems = curriculum.at(round_number, TRACE_ROUND)
+        chats = [(problem, problem.messages) for problem in problems]
+        seed = derive_seed("traces", config.seed, round_number)
+        graded = sample_and_grade(
+            engine, chats, grader, samples=drawn, sampling=config.sampling, seed=seed
+        )
+        if wanted.context.source != "none":
+            bare = {item.problem.id: item.rollout.prompt_ids for item in graded}
+            guided = guided_rollouts(
+                engine,
+                wanted.context,
+                graded,
+                grader,
+                samples=drawn,
+                sampling=config.sampling,
+                seed=derive_seed("guided_traces", config.seed, round_number),
+            )
+            graded = [  # the same responses as answers to the bare question: what SFT teaches
+                replace(item, rollout=replace(item.rollout, prompt_ids=bare[item.problem.id]))
+                for item in guided
+            ]
+        kept += [item for item in graded if item.grade.score == 1.0]
+        if len(kept) >= wanted.count:
+            return kept[: wanted.count]
+    raise EpistillError(
+        f"only {len(kept)} correct traces after {MAX_TRACE_ROUNDS * TRACE_ROUND} problems; "
+        f"expected {wanted.count}; lower method.traces.count or choose easier problems"
+    )
+
+
+def trace_batch(traces: Sequence[GradedRollout], config: RunConfig, step: int) -> Batch:
+    """The traces of one step: whole passes in seeded order; advantage 1, log-likelihood."""
+    size = config.problems_per_step * config.samples_per_problem
+    chosen: list[GradedRollout] = []
+    for position in range(step * size, (step + 1) * size):
+        epoch, offset = divmod(position, len(traces))
+        order = list(range(len(traces)))
+        named_random("trace_order", config.seed, epoch).shuffle(order)
+        chosen.append(traces[order[offset]])
+    rows = [
+        TrainingRow(item.rollout.prompt_ids, item.rollout.completion_ids, None, 1.0, None)
+        for item in chosen
+    ]
+    return Batch(rows, chosen)
+
+
 def _whole_traces(store: RunStore) -> list[dict[str, Any]] | None:
     """The stored ones; None where they are to be collected (again: they come out the same)."""
     try:
@@ -55,12 +126,13 @@ def _whole_traces(store: RunStore) -> list[dict[str, Any]] | None:
 
 
 def _trace_row(item: GradedRollout) -> dict[str, Any]:
+    problem = item.problem
     return {
         "problem": {
-            "id": item.problem.id,
-            "answer": item.problem.answer,
-            "grader": item.problem.grader,
-            "messages": [asdict(message) for message in item.problem.messages],
+            "id": problem.id,
+            "answer": problem.answer,
+            "grader": problem.grader,
+            "messages": [asdict(message) for message in problem.messages],
         },
         "rollout": rollout_to_json(item.rollout),
         "opened_thinking": item.opened_thinking,
@@ -69,14 +141,9 @@ def _trace_row(item: GradedRollout) -> dict[str, Any]:
 
 
 def _trace_from(row: dict[str, Any]) -> GradedRollout:
-    problem = row["problem"]
+    messages = tuple(Message(**message) for message in row["problem"]["messages"])
     return GradedRollout(
-        Problem(
-            id=problem["id"],
-            messages=tuple(Message(**message) for message in problem["messages"]),
-            answer=problem["answer"],
-            grader=problem["grader"],
-        ),
+        Problem(**{**row["problem"], "messages": messages}),
         rollout_from_json(row["rollout"]),
         Grade(GradeStatus.CORRECT, row["extracted"]),
         row["opened_thinking"],

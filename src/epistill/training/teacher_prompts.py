@@ -1,149 +1,104 @@
 """What the teacher reads for every row of a step: context, contrasting views, the context alone.
 
-Enters: graded rollouts and a method. Leaves: prompts as ids, None where there is none. The question
-is never cut: a context that does not fit into the model is dropped whole, and counted.
+Enters: rows, the graded rollouts behind them and a method. Leaves: the rows with prompts as ids,
+None where there is none. The question is never cut: a context that does not fit into the model is
+dropped whole, and counted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
+from functools import cache
 
 from epistill.config import RunConfig
+from epistill.metrics.epistemic import marker_spans
 from epistill.records import GradedRollout, Message
 from epistill.rollouts.in_process_engine import InProcessEngine
 from epistill.rollouts.model import LanguageModel
+from epistill.rollouts.offsets import tokens_in_spans
 from epistill.rollouts.prompts import render_prompt
 from epistill.seeds import derive_seed, named_random
 from epistill.tasks.grading import Grader
-from epistill.teacher.context import (
-    context_alone,
-    context_texts,
-    needs_regeneration,
-    negative_texts,
-    teacher_messages,
-)
+from epistill.teacher.context import context_alone, negative_texts, teacher_messages
 from epistill.teacher.guided import contexts_of
 from epistill.teacher.weights import Teacher
+from epistill.training_rows import TrainingRow
 
 Ids = tuple[int, ...]
+Messages = tuple[Message, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class TeacherPrompts:
-    """Aligned with the rollouts.
-
-    Attributes:
-        context: Question and context; None where a row has none.
-        negatives: The contrasting views.
-        reference: The context without the question.
-        too_long: Contexts that were dropped because they did not fit.
-    """
-
-    context: tuple[Ids | None, ...]
-    negatives: tuple[tuple[Ids, ...], ...]
-    reference: tuple[Ids | None, ...]
-    too_long: int = 0
-
-    @staticmethod
-    def none(count: int) -> TeacherPrompts:
-        """No teacher at all."""
-        return TeacherPrompts((None,) * count, ((),) * count, (None,) * count)
-
-
-def teacher_prompts(
+def with_teacher_prompts(
+    rows: Sequence[TrainingRow],
+    graded: Sequence[GradedRollout],
     student: LanguageModel,
     teacher: Teacher,
     config: RunConfig,
-    graded: Sequence[GradedRollout],
     grader: Grader,
     step: int,
-) -> TeacherPrompts:
-    """Prompts of every view that the method needs.
+) -> tuple[list[TrainingRow], int]:
+    """The rows with the prompts of every view that the method needs, and where markers are.
 
     Args:
+        rows: Of the step.
+        graded: The rollouts behind them.
         student: Its tokenizer, template and length are the teacher's too.
         teacher: Asked only where the context is its own writing.
         config: The run.
-        graded: All rollouts of the step.
         grader: For regenerated contexts.
         step: Names the draws.
+
+    Returns:
+        The rows, and how many contexts were dropped because they did not fit.
     """
-    context = config.method.context
-    seed = derive_seed("step_context", config.seed, step)
-    if needs_regeneration(context):
-        with teacher.scoring() as model:
-            texts = contexts_of(
-                InProcessEngine(model),
-                context,
-                graded,
-                grader,
-                sampling=config.teacher_sampling,
-                seed=seed,
-            )
-    else:
-        texts = context_texts(context, graded, seed=seed)
-    render = _Renderer(student, config)
-    shown: list[Ids | None] = []
-    reference: list[Ids | None] = []
-    alone = "context_alone" in config.method.divergence.target.views
-    for item, text in zip(graded, texts, strict=True):
-        if text is None:
-            shown.append(None)
-            reference.append(None)
-            continue
-        shown.append(render(teacher_messages(item.problem, text, context), item))
-        reference.append(render(context_alone(text, context), item) if alone else None)
-    return TeacherPrompts(
-        tuple(shown),
-        tuple(_negatives(config, graded, texts, render, seed)),
-        tuple(reference),
-        sum(s is None and t is not None for s, t in zip(shown, texts, strict=True)),
-    )
-
-
-def _negatives(
-    config: RunConfig,
-    graded: Sequence[GradedRollout],
-    texts: Sequence[str | None],
-    render: _Renderer,
-    seed: int,
-) -> list[tuple[Ids, ...]]:
-    """Contrasting prompts: wrong siblings as context, or the same context under other questions."""
     context, needs = config.method.context, config.method.needs
-    views: list[list[tuple[Message, ...]]] = [[] for _ in graded]
+    seed = derive_seed("step_context", config.seed, step)
+    with teacher.scoring() as model:
+        texts = contexts_of(
+            InProcessEngine(model),
+            context,
+            graded,
+            grader,
+            sampling=config.teacher_sampling,
+            seed=seed,
+        )
+
+    @cache
+    def rendered(messages: Messages) -> Ids:
+        thinking = config.teacher_sampling.thinking
+        return render_prompt(student.tokenizer, messages, thinking=thinking).ids
+
+    def fitting(messages: Messages, row: TrainingRow) -> Ids | None:
+        ids, limit = rendered(messages), student.max_positions
+        fits = limit is None or len(ids) + len(row.completion_ids) <= limit
+        return ids if fits else None
+
+    wrong: Sequence[tuple[str, ...]] = [()] * len(rows)
     if needs.wrong_siblings:
         wrong = negative_texts(context, graded, count=needs.wrong_siblings, seed=seed)
-        for i, negatives in enumerate(wrong):
-            if texts[i] is not None:
-                views[i] += [teacher_messages(graded[i].problem, t, context) for t in negatives]
-    if needs.other_questions:
-        problems = list({item.problem.id: item.problem for item in graded}.values())
-        for i, (item, text) in enumerate(zip(graded, texts, strict=True)):
-            others = [p for p in problems if p.id != item.problem.id]
-            if text is not None and others:
-                rng = named_random("other_inputs", seed, i)
-                chosen = rng.sample(others, min(needs.other_questions, len(others)))
-                views[i] += [teacher_messages(p, text, context) for p in chosen]
-    found: list[tuple[Ids, ...]] = []
-    for item, messages in zip(graded, views, strict=True):
-        ids = [render(one, item) for one in messages]
-        found.append(tuple(one for one in ids if one is not None))
-    return found
-
-
-class _Renderer:
-    """Renders each chat once, and drops what leaves no room for the response."""
-
-    def __init__(self, model: LanguageModel, config: RunConfig) -> None:
-        self._model, self._thinking = model, config.teacher_sampling.thinking
-        self._known: dict[tuple[Message, ...], Ids] = {}
-
-    def __call__(self, messages: tuple[Message, ...], item: GradedRollout) -> Ids | None:
-        if messages not in self._known:
-            prompt = render_prompt(self._model.tokenizer, messages, thinking=self._thinking)
-            self._known[messages] = prompt.ids
-        ids, limit = self._known[messages], self._model.max_positions
-        if limit is not None and len(ids) + len(item.rollout.completion_ids) > limit:
-            return None
-        return ids
+    problems = list({item.problem.id: item.problem for item in graded}.values())
+    alone = "context_alone" in config.method.divergence.target.views
+    found, too_long = list(rows), 0
+    for i, (row, item, text) in enumerate(zip(rows, graded, texts, strict=True)):
+        if text is None:
+            continue
+        contrasting = [teacher_messages(item.problem, other, context) for other in wrong[i]]
+        others = [p for p in problems if p.id != item.problem.id]
+        if needs.other_questions and others:
+            rng = named_random("other_inputs", seed, i)
+            chosen = rng.sample(others, min(needs.other_questions, len(others)))
+            contrasting += [teacher_messages(p, text, context) for p in chosen]
+        ids = fitting(teacher_messages(item.problem, text, context), row)
+        views = [fitting(messages, row) for messages in contrasting]
+        found[i] = replace(
+            row,
+            teacher_prompt_ids=ids,
+            negative_prompt_ids=tuple(view for view in views if view is not None),
+            reference_prompt_ids=fitting(context_alone(text, context), row) if alone else None,
+            markers=None
+            if ids is None
+            else tokens_in_spans(student.tokenizer, row.completion_ids, marker_spans),
+        )
+        too_long += ids is None
+    return found, too_long
