@@ -57,7 +57,7 @@ ALLOWED = {
     "store": {"errors", "records", "integrity", "json_files"},
     "objective": set(),
     "tasks": {"interrupts", "readers", "records", "config", "errors", "seeds", "thinking"},
-    "metrics": {"records", "errors", "thinking"},
+    "metrics": {"records", "errors", "thinking", "word_rules"},
     "rollouts": {
         "thinking",
         "word_rules",
@@ -88,6 +88,7 @@ ALLOWED = {
     "lab": FREE | {"tasks", "metrics", "rollouts", "teacher", "evaluation"},
     "traces": {
         "errors",
+        "seeds",
         "records",
         "config",
         "store",

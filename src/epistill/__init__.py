@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from epistill.library.edit_function import edit
     from epistill.library.model_functions import evaluate, preflight, study, train
     from epistill.library.trace_functions import compare, grade, measure
     from epistill.methods import method
@@ -18,6 +19,7 @@ __version__ = "0.1.0"
 __all__ = [
     "__version__",
     "compare",
+    "edit",
     "evaluate",
     "grade",
     "measure",
@@ -30,6 +32,7 @@ __all__ = [
 _HOMES = {
     **dict.fromkeys(("evaluate", "preflight", "study", "train"), "library.model_functions"),
     **dict.fromkeys(("compare", "grade", "measure"), "library.trace_functions"),
+    "edit": "library.edit_function",
     "method": "methods",
     "self_distillation_loss": "objective",
 }

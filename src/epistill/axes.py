@@ -126,15 +126,20 @@ class SnapshotWeights(TeacherWeights):
 
 
 class TraceSource(Settings):
-    """Off-policy data: correct traces that the tool samples itself before training.
+    """Off-policy data: correct traces, sampled by the tool itself before training or of a file.
 
     Attributes:
         context: What the model sees while it writes them.
         count: How many correct traces to keep (the paper: 800).
+        file: Traces that `epistill edit` (or `eval --out`) wrote; None samples them.
+        edits: Rules that change them, in order ("swap lexicon:paper-en=so", "cut-rechecks"), as of
+            `epistill edit`.
     """
 
     context: Context = Context(source="none")
     count: int = Field(default=800, ge=1)
+    file: str | None = None
+    edits: tuple[str, ...] = ()
 
 
 class MethodFile(Settings):

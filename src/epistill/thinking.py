@@ -60,8 +60,8 @@ _PROSE = [
     for n in notations()
     if n.prose
 ]
+CLOSES = tuple(tag for tag, (_, opens) in _TAGS.items() if not opens)
 _OPENING = tuple(tag for tag, (_, opens) in _TAGS.items() if opens)
-_CLOSING = tuple(tag for tag, (_, opens) in _TAGS.items() if not opens)
 _STEM = "think|thought|reason|reflect|ponder|monolog|deliberat|scratch|mind|rationale"
 _LIKE_A_TAG = {
     first: re.compile(
@@ -215,7 +215,7 @@ def thinking_mode(prompt_text: str) -> Literal["open", "closed", "absent"]:
     """
     if opens_thinking(prompt_text):
         return "open"
-    return "closed" if prompt_text.rstrip().endswith(_CLOSING) else "absent"
+    return "closed" if prompt_text.rstrip().endswith(CLOSES) else "absent"
 
 
 def unknown_notation(text: str) -> str | None:

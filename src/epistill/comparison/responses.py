@@ -21,7 +21,6 @@ from epistill.comparison.sources import Source
 from epistill.errors import EpistillError
 from epistill.readers.record_files import pieces_of, read_piece
 from epistill.records import GraderName
-from epistill.tasks.answers import extract_answer
 from epistill.thinking import SplitResponse
 from epistill.traces import fields
 from epistill.traces.fields import Trace
@@ -34,7 +33,7 @@ from epistill.traces.measure import (
     tabulator,
     usable,
 )
-from epistill.traces.references import grader_in, is_evaluation, reference_in
+from epistill.traces.references import final_answer, grader_in, reference_in
 
 NO_PROBLEM = "no problem named"
 # What decides how a response was drawn. `n` and `seed` do not: they decide which were drawn.
@@ -45,9 +44,6 @@ CONTAINERS = ("sampling", "sampling_params", "sampling_config", "generation_conf
 _SAME = {"max_new_tokens": "max_tokens", "max_completion_tokens": "max_tokens",
          "enable_thinking": "thinking"}  # fmt: skip
 _NOT_SETTINGS = {"n", "seed", "stop", "num_return_sequences"}
-EXTRACTED_FIELDS = (
-    "grade_extracted", "extracted", "extracted_answer", "predicted_answer", "pred",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +232,7 @@ def _add(
             Response(
                 problem=problem,
                 score=score,
-                answer=_answer(trace, part),
+                answer=final_answer(trace, part),
                 reference=_reference(trace),
                 grader=grader_in(trace, ("grade_grader", "grader")),
                 question=None if question is None else hash64(" ".join(question.split())),
@@ -276,14 +272,6 @@ def _reference(trace: Trace) -> str | None:
     """What `epistill grade` graded against, else what the record says."""
     graded, _ = trace.first(("grade_reference",))
     return graded if isinstance(graded, str) else reference_in(trace.alone())[0]
-
-
-def _answer(trace: Trace, part: SplitResponse) -> str | None:
-    value, _ = trace.first(EXTRACTED_FIELDS)
-    if value is None and is_evaluation(trace.record):
-        value = trace.record.get("answer")
-        return None if value is None else str(value)
-    return str(value) if isinstance(value, str | int | float) else extract_answer(part.answer)
 
 
 def _note_settings(trace: Trace, found: dict[str, set[str]]) -> None:

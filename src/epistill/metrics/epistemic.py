@@ -12,20 +12,14 @@ from collections.abc import Mapping
 from functools import cache
 
 from epistill.metrics.lexicon import Lexicon, load_lexicon
-from epistill.metrics.words import SPACED, fold, needs_boundary
+from epistill.metrics.words import fold, on_word_boundaries
 
 
 @cache
 def _pattern(lexicon: Lexicon) -> re.Pattern[str]:
     # Longest first, so that a word that begins another cannot hide it, and exceptions hide theirs.
     phrases = sorted((*lexicon.words, *lexicon.exceptions), key=len, reverse=True)
-    return re.compile("|".join(map(_bounded, phrases)))
-
-
-def _bounded(phrase: str) -> str:
-    left = f"(?<!{SPACED})" if needs_boundary(phrase[0]) else ""
-    right = f"(?!{SPACED})" if needs_boundary(phrase[-1]) else ""
-    return left + re.escape(phrase) + right
+    return re.compile("|".join(map(on_word_boundaries, phrases)))
 
 
 def count_markers(text: str, lexicon: Lexicon | None = None) -> dict[str, int]:

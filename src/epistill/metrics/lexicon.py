@@ -55,7 +55,7 @@ def shipped_lexicons() -> list[str]:
     """Names of the lists that come with the package.
 
     Example:
-        >>> shipped_lexicons()[:3]
+        >>> shipped_lexicons()[2:5]
         ['control-en', 'control-zh', 'epistemic-zh']
     """
     folder = resources.files("epistill.metrics") / "lexicons"
@@ -101,6 +101,17 @@ def load_lexicon(name: str = PAPER) -> Lexicon:
             f"lexicon {name!r} could not be read ({type(error).__name__}: {error}); expected JSON "
             "with name, version, language, source and words"
         ) from error
+
+
+def words_named(words: str) -> tuple[str, ...]:
+    """The words of "lexicon:NAME"; any other text is one.
+
+    Example:
+        >>> words_named("lexicon:paper-en")[0], words_named("so then")
+        ('wait', ('so then',))
+    """
+    name = words.removeprefix("lexicon:")
+    return (words,) if name == words else load_lexicon(name).words
 
 
 def _words(words: list[str]) -> tuple[str, ...]:

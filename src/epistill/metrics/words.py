@@ -57,6 +57,13 @@ def needs_boundary(character: str) -> bool:
     return re.fullmatch(SPACED, character) is not None
 
 
+def on_word_boundaries(phrase: str) -> str:
+    """A pattern of a folded phrase that starts and stops where words do, for folded text."""
+    left = f"(?<!{SPACED})" if needs_boundary(phrase[0]) else ""
+    right = f"(?!{SPACED})" if needs_boundary(phrase[-1]) else ""
+    return left + re.escape(phrase) + right
+
+
 def fold(text: str) -> str:
     """Lower case and straight apostrophes, the number of characters unchanged (İ stays).
 

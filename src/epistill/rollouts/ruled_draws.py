@@ -19,13 +19,12 @@ from transformers import PreTrainedTokenizerBase
 
 from epistill.config import SamplingConfig
 from epistill.errors import EpistillError
-from epistill.metrics.lexicon import load_lexicon
-from epistill.metrics.words import SPACED, fold, needs_boundary
-from epistill.thinking import notations
+from epistill.metrics.lexicon import words_named
+from epistill.metrics.words import fold, on_word_boundaries
+from epistill.thinking import CLOSES
 from epistill.word_rules import END, WordRule, word_rule
 
 REACH = 400  # characters before a place that `after` looks at
-_CLOSES = tuple(tag for one in notations() if not one.prose for tag in one.close)
 
 
 @dataclass(slots=True)
@@ -77,9 +76,10 @@ class RuledDraws:
         self._forced = [(rule, _place(rule)) for rule in force]
         self._instead = {i: self._token(rule) for i, rule in enumerate(force)}
         self._blocked = [
-            (one, _occurrence(one.words), _place(one))
-            for text in sampling.block
-            for one in _expanded(word_rule("block", text))
+            (one, re.compile(on_word_boundaries(fold(one.words))), _place(one))
+            for rule in (word_rule("block", text) for text in sampling.block)
+            for word in words_named(rule.words)
+            for one in (WordRule(word, rule.place, rule.argument),)
         ]
         self._longest = max((len(one.words) for one, _, _ in self._blocked), default=0) + 1
         self._rows = [_Row([0] * len(force)) for _ in range(rows)]
@@ -205,25 +205,10 @@ class RuledDraws:
         if piece:
             row.text += piece
             row.settled, row.read = row.read, len(row.ids)
-            row.closed = row.closed or any(tag in row.text[-len(piece) - 24 :] for tag in _CLOSES)
+            row.closed = row.closed or any(tag in row.text[-len(piece) - 24 :] for tag in CLOSES)
 
     def _decode(self, ids: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
-
-
-def _expanded(rule: WordRule) -> list[WordRule]:
-    """A rule for each word of a lexicon; the rule itself for anything else."""
-    if not rule.words.startswith("lexicon:"):
-        return [rule]
-    words = load_lexicon(rule.words.removeprefix("lexicon:")).words
-    return [WordRule(word, rule.place, rule.argument) for word in words]
-
-
-def _occurrence(words: str) -> re.Pattern[str]:
-    """The text, in any case, on word boundaries where it begins or ends with a letter."""
-    left = f"(?<!{SPACED})" if needs_boundary(words[0]) else ""
-    right = f"(?!{SPACED})" if needs_boundary(words[-1]) else ""
-    return re.compile(left + re.escape(fold(words)) + right)
 
 
 def _place(rule: WordRule) -> Callable[[str], bool]:

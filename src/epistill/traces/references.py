@@ -16,13 +16,18 @@ from epistill.errors import EpistillError
 from epistill.readers.record_files import read_records
 from epistill.readers.text_records import Unusable
 from epistill.records import GraderName, Problem
+from epistill.tasks.answers import extract_answer
 from epistill.tasks.files import ANSWER_FIELDS, grader_of, load_problems, reference_answer
+from epistill.thinking import SplitResponse
 from epistill.traces import fields
 from epistill.traces.fields import Trace
 from epistill.traces.file_counts import Reading
 from epistill.traces.problem_keys import filter_of
 
 REFERENCE_FIELDS = fields.NAMES["reference"]
+EXTRACTED_FIELDS = (
+    "grade_extracted", "extracted", "extracted_answer", "predicted_answer", "pred",
+)  # fmt: skip
 _LIMITS = ("max_new_tokens", "max_tokens", "max_completion_tokens", "max_gen_toks")
 LIMIT_FIELDS = _LIMITS + tuple(
     f"{place}.{name}"
@@ -155,6 +160,15 @@ def _one(value: Any) -> Any:
 def _is_answer(label: Any) -> bool:
     """Whether a label is a reference answer, not a verdict."""
     return isinstance(label, str) and label.strip().lower() not in _VERDICTS
+
+
+def final_answer(trace: Trace, part: SplitResponse) -> str | None:
+    """The answer that was read from a response, as its record says, else as a grader reads it."""
+    value, _ = trace.first(EXTRACTED_FIELDS)
+    if value is None and is_evaluation(trace.record):
+        value = trace.record.get("answer")
+        return None if value is None else str(value)
+    return str(value) if isinstance(value, str | int | float) else extract_answer(part.answer)
 
 
 def grader_in(trace: Trace, names: Sequence[str] = ("grader",)) -> GraderName | None:

@@ -28,6 +28,7 @@ from epistill.tasks.coverage import Curriculum
 from epistill.tasks.grading import Grader
 from epistill.teacher.guided import guided_rollouts
 from epistill.training.batches import Batch
+from epistill.training.edited_traces import edited_traces, traces_of_file
 from epistill.training_rows import TrainingRow
 from epistill.world import World
 
@@ -48,7 +49,13 @@ def stored_traces(
         return None
     stored = world.on_first(lambda: _whole_traces(store))
     if stored is None:
-        collected = collect_traces(student, config, curriculum, grader)
+        wanted = config.method.traces
+        if wanted.file is not None:
+            collected = traces_of_file(student, config, wanted, grader)
+        else:
+            collected = collect_traces(student, config, curriculum, grader)
+        if wanted.edits:
+            collected = edited_traces(collected, wanted.edits, student, config)
         stored = [_trace_row(item) for item in collected]
         world.on_first(lambda: store.write_final(write_jsonl, TRACES, stored or []))
     return [_trace_from(row) for row in stored]

@@ -1,0 +1,198 @@
+r"""Whether an answer was verified before it was given, or committed to; and how many were weighed.
+
+Enters: a response's reasoning and the final answer that was read from it. Leaves: a
+`Verification`. In the lab's world it is exact: an answer is verified when its arm was walked to
+gold. Elsewhere text is all there is: the answer is *stated* where it stands in the reasoning, and
+*verified* where it then comes out again, as the right side of an equation (recomputed) or within
+WINDOW words of a phrase of the checking lists (checked, substituted), before the reasoning ends.
+Whether the check was sound, nobody looks. docs/metrics.md says what else it cannot see.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import islice
+
+from epistill.metrics.epistemic import marker_spans
+from epistill.metrics.lexicon import PAPER, load_lexicon
+from epistill.metrics.words import WORD
+from epistill.thinking import SplitResponse
+
+WINDOW = 80
+MOST_REASONING = 400_000  # characters; of longer reasoning only its end is looked at
+CHECKING = ("checking-en", "checking-zh")
+_FRACTION = re.compile(r"\\[dt]?frac\s*\{([^{}]+)\}\s*\{([^{}]+)\}")
+_DRESS = re.compile(r"\\[,;!() ]|\\(?:text|mathrm|left|right)\b|[${}\s]")
+_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+_STATED = re.compile(
+    r"(?:\banswer\b[^.\n]{0,40}?(?:\bis\b|\bbe\b|=|:)|\\boxed\s*\{|答案[^。\n]{0,12}?(?:是|为|：|:))"
+    r"\W{0,6}(-?\d[\d,]*(?:\.\d+)?(?:/\d+)?)",
+    re.IGNORECASE,
+)
+_SENTENCE = re.compile(r"[.!?]\s+|\n+")
+# The lab's grammar (`tasks.star_traces`): openers, names of nodes, how an arm ends.
+_NAME = re.compile(r"\d\d")
+_ENDS = {"gold", "dust"}
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What a response shows of one answer.
+
+    Attributes:
+        stated: The answer stands in the reasoning.
+        verified: And comes out again before the reasoning ends.
+        candidates: Different answers that the reasoning names ("the answer is", a box), the final
+            one among them where it is stated; in the lab the arms.
+        recheck: Where in the reasoning, once the answer is stated, checking begins; None where none
+            does.
+    """
+
+    stated: bool
+    verified: bool
+    candidates: int
+    recheck: int | None = None
+
+
+def verification(reasoning: str, answer: str) -> Verification | None:
+    """Look for an answer in the reasoning before it.
+
+    Args:
+        reasoning: From `reasoning_of`.
+        answer: As a grader reads it from the response.
+
+    Returns:
+        None where text cannot tell: an answer of one letter stands in any prose.
+
+    Example:
+        >>> verification("so 3 * 6 = 18. Check: 18 / 6 = 3.", "18")
+        Verification(stated=True, verified=True, candidates=1, recheck=15)
+        >>> verification("maybe 16 13 22 dust so 28", "28")
+        Verification(stated=True, verified=False, candidates=2, recheck=None)
+    """
+    if len(reasoning) > MOST_REASONING:
+        reasoning = reasoning[-MOST_REASONING:]
+    if (star := _star(reasoning, answer)) is not None:
+        return star
+    pattern = _occurrence(answer)
+    if pattern is None:
+        return None
+    places = [found.span() for found in pattern.finditer(reasoning)]
+    named = {found[1].replace(",", "") for found in _STATED.finditer(reasoning)}
+    if not places:
+        return Verification(False, False, len(named))
+    named.add(_plain(answer).replace(",", ""))
+    (_, stated), *later = places
+    checks = [span for span in _checks(reasoning) if span[0] >= stated]
+    again = [start for start, _ in later if _is_result(reasoning, start)]
+    verified = bool(again) or any(_beside(reasoning, check, later) for check in checks)
+    begins = min([*(start for start, _ in checks), *again], default=None)
+    if begins is not None:  # with its sentence
+        ends = [found.end() for found in _SENTENCE.finditer(reasoning, stated, begins)]
+        begins = ends[-1] if ends else begins
+    return Verification(True, verified, len(named), begins)
+
+
+def reasoning_span(text: str, part: SplitResponse, answer: str | None) -> tuple[int, int] | None:
+    """Where the reasoning stands in a response: its thinking, else what precedes the answer.
+
+    Args:
+        text: The response.
+        part: It, split.
+        answer: As read from it; without thinking, its last occurrence ends the reasoning.
+
+    Returns:
+        [start, stop); None where nothing tells.
+    """
+    if part.form != "absent":
+        start = text.find(part.thinking)
+        return None if start < 0 else (start, start + len(part.thinking))
+    pattern = None if answer is None else _occurrence(answer)
+    places = [] if pattern is None else [found.start() for found in pattern.finditer(text)]
+    return (0, places[-1]) if places else None
+
+
+def verified_answer(text: str, part: SplitResponse, answer: str | None) -> Verification | None:
+    """`verification` of a whole response; None without an answer, or where nothing tells."""
+    if answer is None or part.form == "unclosed":
+        return None
+    span = reasoning_span(text, part, answer)
+    return None if span is None else verification(text[slice(*span)], answer)
+
+
+def _star(reasoning: str, answer: str) -> Verification | None:
+    """In the lab's world a walk is the names of an arm and then gold or dust."""
+    words = list(re.finditer(r"\S+", reasoning))
+    if not words or not _NAME.fullmatch(answer):
+        return None
+    names, found, recheck, head = set[str](), False, None, None
+    for word in words:
+        if _NAME.fullmatch(word[0]):
+            if head is None:
+                head = word[0]
+                names.add(head)
+                recheck = word.start() if found and recheck is None else recheck
+        elif word[0] not in _star_words():
+            return None
+        else:
+            recheck = word.start() if found and recheck is None else recheck
+            found = found or (word[0] == "gold" and head == answer)
+            head = None
+    return Verification(answer in names, found, len(names), recheck)
+
+
+@cache
+def _star_words() -> frozenset[str]:
+    return frozenset({*_ENDS, "so", "try", *load_lexicon(PAPER).words})
+
+
+def _plain(answer: str) -> str:
+    """An answer without the dress of LaTeX."""
+    return _DRESS.sub("", _FRACTION.sub(r"\1/\2", answer)).rstrip(".")
+
+
+def _occurrence(answer: str) -> re.Pattern[str] | None:
+    """The answer wherever it is written: numbers with or without commas, fractions either way."""
+    answer = _plain(answer)
+    if not answer or (len(answer) == 1 and answer.isalpha()):
+        return None
+    if _NUMBER.fullmatch(answer):
+        whole, _, part = answer.replace(",", "").partition(".")
+        grouped = re.sub(r"(?<=\d)(?=(?:\d{3})+$)", ",?", whole)
+        part = part.rstrip("0")
+        tail = rf"\.{part}0*" if part else r"(?:\.0+)?"
+        return re.compile(rf"(?<![\d.,/]){grouped}{tail}(?![\d/]|[.,]\d)")
+    top, slash, below = answer.partition("/")
+    if slash and re.fullmatch(r"-?\d+", top) and below.isdigit():
+        sign, top = ("-\\s*" if top.startswith("-") else ""), top.lstrip("-")
+        return re.compile(
+            rf"(?<![\d/]){sign}(?:{top}\s*/\s*{below}(?!\d)"
+            rf"|\\[dt]?frac\s*\{{\s*{top}\s*\}}\s*\{{\s*{below}\s*\}})"
+        )
+    loose = r"\s*".join(re.escape(one) for one in answer)
+    left, right = (r"(?<!\w)" * answer[0].isalnum(), r"(?!\w)" * answer[-1].isalnum())
+    return re.compile(left + loose + right, re.IGNORECASE)
+
+
+def _is_result(reasoning: str, start: int) -> bool:
+    """Whether what begins here is the right side of an equation."""
+    return reasoning[max(0, start - 24) : start].rstrip(" $({\\").endswith(("=", "≈", "approx"))
+
+
+def _checks(reasoning: str) -> list[tuple[int, int]]:
+    return sorted(span for name in CHECKING for span in marker_spans(reasoning, load_lexicon(name)))
+
+
+def _beside(reasoning: str, check: tuple[int, int], places: Sequence[tuple[int, int]]) -> bool:
+    """Whether one of the places, in order, is within WINDOW words of a check."""
+    after = bisect(places, check)
+    for near in places[max(0, after - 1) : after + 1]:
+        (_, first), (second, _) = sorted((check, near))
+        words = WORD.finditer(reasoning, first, max(first, second))
+        if sum(1 for _ in islice(words, WINDOW + 1)) <= WINDOW:
+            return True
+    return False
