@@ -38,7 +38,7 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 from epistill.errors import EpistillError
 from epistill.interrupts import StoppedBySignal, stopping
@@ -69,11 +69,6 @@ class Limits:
     threads: int = 16
     file_bytes: int = 16 * _MIB
     output_bytes: int = 4 * _MIB
-
-    @property
-    def folder_bytes(self) -> int:
-        """Of all files together."""
-        return 4 * self.file_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +119,8 @@ def run_python(
         try:
             name = left.enter_context(tempfile.TemporaryDirectory(prefix="epistill-sandbox-"))
             folder = Path(name).resolve()
-            (folder / "main.py").write_text(source, encoding="utf-8", errors="surrogatepass")
+            for file, text in (("main.py", source), ("stdin", stdin)):
+                (folder / file).write_bytes(text.encode("utf-8", "surrogatepass"))
             (folder / "work").mkdir()
             work = os.open(folder / "work", FOLDER)
         except OSError as error:
@@ -134,33 +130,26 @@ def run_python(
             ) from error
         left.callback(os.close, work)
         left.callback(empty_folder, work)
-        status, status_write = os.pipe()
-        try:
-            settings = _settings(folder, function, prelude, limits, status_write)
+        with (folder / "stdin").open("rb") as given, (folder / "status").open("wb") as status:
+            settings = _settings(folder, function, prelude, limits, status.fileno())
             process = subprocess.Popen(
                 # -S: the lines of .pth files are code, and take longer than the whole rest.
                 [sys.executable, "-I", "-S", str(_CHILD), json.dumps(settings)],
-                stdin=subprocess.PIPE,
+                stdin=given,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                pass_fds=(status_write,),
+                pass_fds=(status.fileno(),),
                 env=_environment(folder / "work"),
                 cwd=folder,
                 start_new_session=True,
             )
-            os.close(status_write)
-            status_write = -1
             with process:
                 try:
-                    execution = _supervise(process, stdin, limits, work)
+                    execution = _supervise(process, limits, work)
                 finally:
                     process.kill()
-            _require_mechanisms(os.read(status, 65_536), execution)
-            return execution
-        finally:
-            os.close(status)
-            if status_write >= 0:
-                os.close(status_write)
+        _require_mechanisms((folder / "status").read_bytes(), execution)
+        return execution
 
 
 def _settings(
@@ -177,7 +166,7 @@ def _settings(
         "status": status,
         "parent": os.getpid(),
         "packages": sorted({sysconfig.get_path(kind) for kind in ("purelib", "platlib")}),
-        "readable": [*sorted(interpreter), *system],
+        "readable": [*sorted(interpreter), *system, str(folder / "stdin")],
         "writable": [str(folder / "work"), "/dev/null"],
         "limits": [limits.memory_bytes, limits.file_bytes, int(limits.wall_s) + 1],
         "allow_unsafe": bool(os.environ.get(UNSAFE_VARIABLE)),
@@ -187,14 +176,8 @@ def _settings(
 def _environment(folder: Path) -> dict[str, str]:
     """Nothing of ours: keys and tokens live in environments."""
     one_thread = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")}
-    return {
-        "PATH": "/usr/bin:/bin",
-        "LANG": "C.UTF-8",
-        "HOME": str(folder),
-        "TMPDIR": str(folder),
-        "PYTHONHASHSEED": "0",
-        **one_thread,
-    }
+    ours = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "PYTHONHASHSEED": "0"}
+    return {**ours, "HOME": str(folder), "TMPDIR": str(folder), **one_thread}
 
 
 def _require_mechanisms(report: bytes, execution: Execution) -> None:
@@ -213,66 +196,31 @@ def _require_mechanisms(report: bytes, execution: Execution) -> None:
         raise EpistillError(f"the code sandbox lacks {found}; {remedy}")
 
 
-def _supervise(
-    process: subprocess.Popen[bytes], stdin: str, limits: Limits, work: int
-) -> Execution:
-    """Feed, read and watch one process until it ends or oversteps."""
-    assert process.stdin is not None
-    assert process.stdout is not None
-    assert process.stderr is not None
+def _supervise(process: subprocess.Popen[bytes], limits: Limits, work: int) -> Execution:
+    """Read and watch one process until it ends or oversteps."""
     deadline = time.monotonic() + limits.wall_s
-    written: dict[int, bytearray] = {}
-    pending = memoryview(stdin.encode("utf-8", errors="surrogatepass"))
+    pipes = [pipe for pipe in (process.stdout, process.stderr) if pipe is not None]
+    written = {pipe.fileno(): bytearray() for pipe in pipes}
     ended: Ending = "exit"
     with selectors.DefaultSelector() as selector:
-        for pipe in (process.stdout, process.stderr):
-            written[pipe.fileno()] = bytearray()
+        for pipe in pipes:
             selector.register(pipe, selectors.EVENT_READ)
-        os.set_blocking(process.stdin.fileno(), False)
-        selector.register(process.stdin, selectors.EVENT_WRITE)
-        while selector.get_map():
+        # Pipes closed, process alive: it closed them itself and is still under the clock.
+        while ended == "exit" and (selector.get_map() or process.poll() is None):
             if stopping.is_set():
                 raise StoppedBySignal(signal.SIGTERM)
-            for key, _ in selector.select(POLL_S):
-                if key.fileobj is process.stdin:
-                    pending = _feed(process.stdin, pending, selector)
-                elif chunk := os.read(key.fd, 65_536):
+            for key, _ in selector.select(POLL_S if selector.get_map() else POLL_S / 4):
+                if chunk := os.read(key.fd, 65_536):
                     written[key.fd] += chunk
                 else:
                     selector.unregister(key.fileobj)
-            overstepped = _overstepped(process.pid, limits, work, deadline)
+            ended = _overstepped(process.pid, limits, work, deadline) or "exit"
             if sum(map(len, written.values())) > limits.output_bytes:
-                overstepped = "output"
-            if overstepped is not None:
-                ended = overstepped
-                process.kill()
-                break
-    # Pipes closed, process alive: it closed them itself and is still under the clock.
-    while ended == "exit" and process.poll() is None:
-        if stopping.is_set():
-            raise StoppedBySignal(signal.SIGTERM)
-        time.sleep(POLL_S / 4)
-        ended = _overstepped(process.pid, limits, work, deadline) or "exit"
+                ended = "output"
     process.kill()
     code = process.wait()
-    texts = [
-        bytes(written[pipe.fileno()][: limits.output_bytes]).decode("utf-8", errors="replace")
-        for pipe in (process.stdout, process.stderr)
-    ]
-    return Execution(ended, code if ended == "exit" else None, texts[0], texts[1])
-
-
-def _feed(
-    pipe: IO[bytes], pending: memoryview[int], selector: selectors.BaseSelector
-) -> memoryview[int]:
-    try:
-        pending = pending[os.write(pipe.fileno(), pending[:65_536]) :] if pending else pending
-    except BrokenPipeError:  # it did not want to read
-        pending = pending[:0]
-    if not pending:
-        selector.unregister(pipe)
-        pipe.close()
-    return pending
+    texts = [bytes(t[: limits.output_bytes]).decode("utf-8", "replace") for t in written.values()]
+    return Execution(ended, code if ended == "exit" else None, *texts)
 
 
 def _overstepped(pid: int, limits: Limits, work: int, deadline: float) -> Ending | None:
@@ -284,8 +232,6 @@ def _overstepped(pid: int, limits: Limits, work: int, deadline: float) -> Ending
         return None
     if len(threads) > limits.threads:
         return "threads"
-    used = folder_bytes(work, limits.folder_bytes)
-    used += sum(
-        unlinked_bytes([f"/proc/{pid}/task/{t}" for t in threads], limits.file_bytes).values()
-    )
-    return "disk" if used > limits.folder_bytes else None
+    used = folder_bytes(work, 4 * limits.file_bytes)
+    used += unlinked_bytes([f"/proc/{pid}/task/{t}" for t in threads], limits.file_bytes)
+    return "disk" if used > 4 * limits.file_bytes else None

@@ -23,8 +23,7 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 
 # ---- capabilities ------------------------------------------------------------------------------
 
-_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4
-_PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP = 24, 38, 22
+_SET_PDEATHSIG, _SET_DUMPABLE, _SET_SECCOMP, _CAPBSET_DROP, _SET_NO_NEW_PRIVS = 1, 4, 22, 24, 38
 _CAPABILITY_V3 = 0x20080522
 
 
@@ -33,15 +32,15 @@ def drop_capabilities() -> None:
     with open("/proc/sys/kernel/cap_last_cap", encoding="ascii") as last:
         for capability in range(int(last.read()) + 1):
             # Fails without CAP_SETPCAP, and then there is nothing that an exec could regain.
-            _LIBC.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
+            _LIBC.prctl(_CAPBSET_DROP, capability, 0, 0, 0)
     header = struct.pack("=Ii", _CAPABILITY_V3, 0)
     _check(_LIBC.capset(header, bytes(24)), "capset")
-    _check(_LIBC.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
+    _check(_LIBC.prctl(_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
 
 
 def die_with(parent: int) -> None:
     """The kernel kills this process when the one that started it ends, however that happens."""
-    _check(_LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "parent-death signal")
+    _check(_LIBC.prctl(_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "parent-death signal")
     if os.getppid() != parent:  # it ended before the line above
         os._exit(1)
 
@@ -96,45 +95,10 @@ def _allow(ruleset: int, path: str, rights: int) -> None:
 
 # ---- seccomp: system calls ---------------------------------------------------------------------
 
-# name -> number; from the kernel's tables of each architecture.
-_EVERYWHERE = {
-    "pidfd_send_signal": 424, "io_uring_setup": 425, "io_uring_enter": 426,
-    "io_uring_register": 427, "pidfd_open": 434, "pidfd_getfd": 438, "process_madvise": 440,
-    "memfd_secret": 447, "fchmodat2": 452, "setxattrat": 463, "removexattrat": 466,
-    "file_setattr": 469,
-}  # fmt: skip
-_X86_64 = {
-    "shmget": 29, "shmat": 30, "socket": 41, "socketpair": 53, "fork": 57, "vfork": 58,
-    "semget": 64, "msgget": 68, "chmod": 90, "fchmod": 91, "chown": 92, "fchown": 93, "lchown": 94,
-    "ptrace": 101,
-    "rt_sigqueueinfo": 129, "utime": 132, "personality": 135, "setpriority": 141,
-    "sched_setparam": 142, "sched_setscheduler": 144, "setxattr": 188, "lsetxattr": 189,
-    "fsetxattr": 190, "removexattr": 197, "lremovexattr": 198, "fremovexattr": 199, "tkill": 200,
-    "sched_setaffinity": 203, "utimes": 235, "mq_open": 240, "add_key": 248, "request_key": 249,
-    "keyctl": 250, "ioprio_set": 251, "migrate_pages": 256, "fchownat": 260, "futimesat": 261,
-    "fchmodat": 268, "unshare": 272, "move_pages": 279, "utimensat": 280,
-    "rt_tgsigqueueinfo": 297, "perf_event_open": 298, "setns": 308, "process_vm_readv": 310,
-    "process_vm_writev": 311, "kcmp": 312, "sched_setattr": 314, "memfd_create": 319, "bpf": 321,
-    "userfaultfd": 323,
-}  # fmt: skip
-_AARCH64 = {
-    "setxattr": 5, "lsetxattr": 6, "fsetxattr": 7, "removexattr": 14, "lremovexattr": 15,
-    "fremovexattr": 16, "ioprio_set": 30, "fchmod": 52, "fchmodat": 53, "fchownat": 54,
-    "fchown": 55, "utimensat": 88, "personality": 92, "unshare": 97, "ptrace": 117,
-    "sched_setparam": 118, "sched_setscheduler": 119, "sched_setaffinity": 122, "tkill": 130,
-    "rt_sigqueueinfo": 138, "setpriority": 140, "mq_open": 180, "msgget": 186, "semget": 190,
-    "shmget": 194, "shmat": 196, "socket": 198, "socketpair": 199, "add_key": 217,
-    "request_key": 218, "keyctl": 219,
-    "migrate_pages": 238, "move_pages": 239, "rt_tgsigqueueinfo": 240, "perf_event_open": 241,
-    "setns": 268, "process_vm_readv": 270, "process_vm_writev": 271, "kcmp": 272,
-    "sched_setattr": 274, "memfd_create": 279, "bpf": 280, "userfaultfd": 282,
-}  # fmt: skip
+# By machine, from the kernel's tables; read before anything is restricted.
+with open(os.path.join(os.path.dirname(__file__), "sandbox_calls.json"), encoding="ascii") as _file:
+    CALLS: dict[str, dict[str, Any]] = json.load(_file)
 _CLONE3 = 435
-# machine -> (audit number, denied calls, clone, kill, tgkill, prlimit64, fcntl, prctl)
-_MACHINES = {
-    "x86_64": (0xC000003E, _X86_64, 56, 62, 234, 302, 72, 157),
-    "aarch64": (0xC00000B7, _AARCH64, 220, 129, 131, 261, 25, 167),
-}
 # F_SETOWN, F_SETSIG, F_SETOWN_EX: a signal of one's choice to any process, when a pipe is written.
 _SIGNALLING_FCNTL = (8, 10, 15)
 _X32_BIT = 0x40000000
@@ -149,57 +113,37 @@ Instruction = tuple[int, int, int, int]
 
 def call_filter(machine: str, pid: int) -> list[Instruction]:
     """The filter: no new process, no socket, no signal to anybody else, no change of metadata."""
-    audit, denied, clone, kill, tgkill, prlimit, fcntl, prctl = _MACHINES[machine]
-
-    def fail(code: int) -> Instruction:
-        return (_RETURN, 0, 0, _ERROR | code)
-
-    def when_argument(test: Instruction, number: int, otherwise: int) -> list[Instruction]:
-        return [
-            (_IF_EQUAL, 0, 4, number),
-            (_LOAD, 0, 0, _FIRST_ARGUMENT),
-            test,
-            fail(otherwise),
-            (_RETURN, 0, 0, _ALLOW),
-        ]
-
-    def unless(number: int, argument: int, refused: tuple[int, ...]) -> list[Instruction]:
-        tests = [(_IF_EQUAL, len(refused) - place, 0, value) for place, value in enumerate(refused)]
-        return [
-            (_IF_EQUAL, 0, len(refused) + 3, number),
-            (_LOAD, 0, 0, argument),
-            *tests,
-            (_RETURN, 0, 0, _ALLOW),
-            fail(errno.EPERM),
-        ]
-
+    calls = CALLS[machine]
+    refused: Instruction = (_RETURN, 0, 0, _ERROR | errno.EPERM)
+    allowed: Instruction = (_RETURN, 0, 0, _ALLOW)
+    busy: Instruction = (_RETURN, 0, 0, _ERROR | errno.EAGAIN)
     program: list[Instruction] = [
         (_LOAD, 0, 0, _ARCHITECTURE),
-        (_IF_EQUAL, 1, 0, audit),
+        (_IF_EQUAL, 1, 0, calls["audit"]),
         (_RETURN, 0, 0, _KILL),
         (_LOAD, 0, 0, _NUMBER),
     ]
     if machine == "x86_64":
-        program += [(_IF_AT_LEAST, 0, 1, _X32_BIT), fail(errno.EPERM)]
-    for number in sorted({*_EVERYWHERE.values(), *denied.values()}):
-        program += [(_IF_EQUAL, 0, 1, number), fail(errno.EPERM)]
+        program += [(_IF_AT_LEAST, 0, 1, _X32_BIT), refused]
+    denied = {*CALLS["every machine"]["denied"].values(), *calls["denied"].values()}
+    for number in sorted(denied):
+        program += [(_IF_EQUAL, 0, 1, number), refused]
     # The flags of clone3 lie in memory, where a filter cannot look: libc then falls back to clone.
-    program += [(_IF_EQUAL, 0, 1, _CLONE3), fail(errno.ENOSYS)]
-    program += when_argument((_IF_ANY_BIT, 1, 0, _CLONE_THREAD), clone, errno.EAGAIN)
-    for number in (kill, tgkill):
-        program += when_argument((_IF_EQUAL, 1, 0, pid), number, errno.EPERM)
-    program += unless(fcntl, _SECOND_ARGUMENT, _SIGNALLING_FCNTL)
-    # What the supervisor counts on: it dies with us, and we may look at its files.
-    program += unless(prctl, _FIRST_ARGUMENT, (_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE))
-    program += [
-        (_IF_EQUAL, 0, 5, prlimit),
-        (_LOAD, 0, 0, _FIRST_ARGUMENT),
-        (_IF_EQUAL, 2, 0, 0),
-        (_IF_EQUAL, 1, 0, pid),
-        fail(errno.EPERM),
-        (_RETURN, 0, 0, _ALLOW),
-    ]
-    return [*program, (_RETURN, 0, 0, _ALLOW)]
+    program += [(_IF_EQUAL, 0, 1, _CLONE3), (_RETURN, 0, 0, _ERROR | errno.ENOSYS)]
+    # call, place of the argument, test, values; what is done where one fits, and where none does
+    for name, argument, test, values, then, otherwise in (
+        ("clone", _FIRST_ARGUMENT, _IF_ANY_BIT, (_CLONE_THREAD,), allowed, busy),
+        ("kill", _FIRST_ARGUMENT, _IF_EQUAL, (pid,), allowed, refused),
+        ("tgkill", _FIRST_ARGUMENT, _IF_EQUAL, (pid,), allowed, refused),
+        ("prlimit64", _FIRST_ARGUMENT, _IF_EQUAL, (0, pid), allowed, refused),
+        ("fcntl", _SECOND_ARGUMENT, _IF_EQUAL, _SIGNALLING_FCNTL, refused, allowed),
+        # What the supervisor counts on: it dies with us, and we may look at its files.
+        ("prctl", _FIRST_ARGUMENT, _IF_EQUAL, (_SET_PDEATHSIG, _SET_DUMPABLE), refused, allowed),
+    ):
+        tests = [(test, len(values) - place, 0, value) for place, value in enumerate(values)]
+        program += [(_IF_EQUAL, 0, len(values) + 3, calls[name]), (_LOAD, 0, 0, argument)]
+        program += [*tests, otherwise, then]
+    return [*program, allowed]
 
 
 def install_filter(program: list[Instruction]) -> None:
@@ -207,14 +151,14 @@ def install_filter(program: list[Instruction]) -> None:
     code = b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
     buffer = ctypes.create_string_buffer(code, len(code))
     header = struct.pack("@HP", len(program), ctypes.addressof(buffer))
-    _check(_LIBC.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
-    _check(_LIBC.prctl(_PR_SET_SECCOMP, 2, header), "seccomp")
+    _check(_LIBC.prctl(_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
+    _check(_LIBC.prctl(_SET_SECCOMP, 2, header), "seccomp")
 
 
 def restrict_calls() -> None:
     """Install the filter of this machine."""
     machine = os.uname().machine
-    if machine not in _MACHINES:
+    if machine not in CALLS:
         raise OSError(errno.ENOSYS, f"no seccomp filter for {machine}")
     install_filter(call_filter(machine, os.getpid()))
 
@@ -230,30 +174,20 @@ def _check(result: int, what: str) -> None:
 
 def restrict_use(memory_bytes: int, file_bytes: int, cpu_s: int) -> None:
     """Limits of the process; nobody without capabilities can raise them again."""
-    for kind, limit in (
-        (resource.RLIMIT_AS, memory_bytes),
-        (resource.RLIMIT_FSIZE, file_bytes),
-        (resource.RLIMIT_CPU, cpu_s),
-        (resource.RLIMIT_NOFILE, 64),
-        (resource.RLIMIT_CORE, 0),
-    ):
-        resource.setrlimit(kind, (limit, limit))
+    for name, limit in (
+        ("AS", memory_bytes), ("FSIZE", file_bytes), ("CPU", cpu_s), ("NOFILE", 64), ("CORE", 0),
+    ):  # fmt: skip
+        resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (limit, limit))
 
 
-# What judges of such problems have always imported for the solver.
+# What judges of such problems have always imported for the solver: typing before collections, whose
+# Counter it shadows, and builtins last, over the pow of math and the abs of operator.
+_STAR_IMPORTS = "typing bisect collections functools heapq itertools math operator builtins"
 PRELUDE = "\n".join(
     (
         "import bisect, collections, functools, heapq, io, itertools, json, math, operator",
         "import random, re, string, sys",
-        "from typing import *",  # before collections, whose Counter it shadows
-        "from bisect import *",
-        "from collections import *",
-        "from functools import *",
-        "from heapq import *",
-        "from itertools import *",
-        "from math import *",
-        "from operator import *",
-        "from builtins import *",  # over the pow of math and the abs of operator
+        *(f"from {module} import *" for module in _STAR_IMPORTS.split()),
     )
 )
 

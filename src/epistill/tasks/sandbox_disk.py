@@ -56,12 +56,12 @@ def _opened(name: str, parent: int) -> int:
         os.close(pinned)
 
 
-def unlinked_bytes(threads: list[str], largest: int) -> dict[int, int]:
-    """Bytes by inode of files without a name that a thread holds open, or has mapped.
+def unlinked_bytes(threads: list[str], largest: int) -> int:
+    """Bytes of files without a name that a thread holds open, or has mapped.
 
     A map does not tell how long its file is: it counts as the largest file that may be.
     """
-    held: dict[int, int] = {}
+    held: dict[int, int] = {}  # by inode
     for thread in threads:
         try:
             for descriptor in os.listdir(f"{thread}/fd"):
@@ -79,7 +79,7 @@ def unlinked_bytes(threads: list[str], largest: int) -> dict[int, int]:
             _, _, _, _, inode, *path = line.split(maxsplit=5)
             if path and path[0].endswith(" (deleted)") and not path[0].startswith("/dev/zero"):
                 held.setdefault(int(inode), largest)
-    return held
+    return sum(held.values())
 
 
 def empty_folder(top: int) -> None:

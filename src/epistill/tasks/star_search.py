@@ -11,7 +11,6 @@ Nagarajan 2024, arXiv 2403.06963), so search is needed. With depth 1 the answer 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -76,11 +75,3 @@ def star_problem(arms: int, depth: int, seed: int, split: str, index: int) -> Pr
         solution="<think> " + searching_trace(star, rng, DEFAULT_DIALS, must_solve=True),
         meta=MappingProxyType({"arms": arms, "depth": depth, "split": split}),
     )
-
-
-def star_problems(arms: int, depth: int, seed: int, split: str) -> Iterator[Problem]:
-    """An endless stream of distinct problems of one split."""
-    index = 0
-    while True:
-        yield star_problem(arms, depth, seed, split, index)
-        index += 1

@@ -8,30 +8,19 @@ is for, and why it proves nothing about large models.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from epistill.tasks.star_search import Star
 
 # (words, weight). "try" and "so" are not among the paper's ten markers.
 FIRST_DOUBTFUL = (
-    ("maybe", 3),
-    ("perhaps", 2),
-    ("might", 1),
-    ("likely", 1),
-    ("seems", 1),
-    ("try", 2),
-)
+    ("maybe", 3), ("perhaps", 2), ("might", 1), ("likely", 1), ("seems", 1), ("try", 2),
+)  # fmt: skip
 LATER_DOUBTFUL = (
-    ("hmm maybe", 3),
-    ("wait maybe", 2),
-    ("wait try", 2),
-    ("hmm perhaps", 1),
-    ("actually try", 1),
-    ("alternatively perhaps", 1),
-    ("try", 2),
-)
+    ("hmm maybe", 3), ("wait maybe", 2), ("wait try", 2), ("hmm perhaps", 1), ("actually try", 1),
+    ("alternatively perhaps", 1), ("try", 2),
+)  # fmt: skip
 CONFIDENT = "so"
 MARKED_ASSERTIONS = ("likely", "seems", "maybe")
 
@@ -58,138 +47,113 @@ class Dials:
         foreign_prefix: Share of guided pretraining traces that begin with the student's words.
     """
 
-    confident: float
-    commit: float
-    recovery: float
-    rescue: float
-    check: float
-    marked_solution: float
-    marked_regenerated: float
-    retry_regenerated: float
-    foreign_prefix: float
+    confident: float = 0.3
+    commit: float = 0.5
+    recovery: float = 0.5
+    rescue: float = 0.85
+    check: float = 0.8
+    marked_solution: float = 0.2
+    marked_regenerated: float = 0.5
+    retry_regenerated: float = 0.15
+    foreign_prefix: float = 0.45
 
 
-DEFAULT_DIALS = Dials(
-    confident=0.3,
-    commit=0.5,
-    recovery=0.5,
-    rescue=0.85,
-    check=0.8,
-    marked_solution=0.2,
-    marked_regenerated=0.5,
-    retry_regenerated=0.15,
-    foreign_prefix=0.45,
-)
+DEFAULT_DIALS = Dials()
 
 
 @dataclass(slots=True)
 class StarTrace:
     """Words of a response and, for each, whether pretraining learns it (1) or only reads it."""
 
-    words: list[str]
-    learned: list[int]
+    star: Star
+    rng: random.Random
+    dials: Dials
+    words: list[str] = field(default_factory=list)
+    learned: list[int] = field(default_factory=list)
 
-    def say(self, text: str | Sequence[str], learned: int = 1) -> None:
+    def say(self, text: str, learned: int = 1) -> None:
         """Append words."""
-        words = text.split() if isinstance(text, str) else list(text)
+        words = text.split()
         self.words += words
         self.learned += [learned] * len(words)
 
+    def chance(self, share: float) -> bool:
+        """True in this share of cases."""
+        return self.rng.random() < share
 
-def _pick(options: Sequence[tuple[str, int]], rng: random.Random) -> str:
-    return rng.choices([text for text, _ in options], [weight for _, weight in options])[0]
+    def opener(self, position: int) -> str:
+        """How a doubtful try begins."""
+        options = FIRST_DOUBTFUL if position == 0 else LATER_DOUBTFUL
+        texts, weights = zip(*options, strict=True)
+        return self.rng.choices(texts, weights)[0]
 
+    def walk(self, arm: int) -> str:
+        """An arm, node by node, and the word it ends in."""
+        return " ".join((*self.star.arms[arm], self.star.end(arm)))
 
-def _conclude(trace: StarTrace, answer: str) -> StarTrace:
-    trace.say(f"</think> answer {answer}")
-    return trace
+    def conclude(self, answer: str) -> StarTrace:
+        """End the thinking and answer."""
+        self.say(f"</think> answer {answer}")
+        return self
 
-
-def _walk(star: Star, arm: int) -> list[str]:
-    return [*star.arms[arm], star.end(arm)]
-
-
-def _opener(position: int, rng: random.Random) -> str:
-    return _pick(FIRST_DOUBTFUL if position == 0 else LATER_DOUBTFUL, rng)
+    def assert_gold(self, marked: float) -> StarTrace:
+        """Name the answer, with a marker in this share of cases, and conclude."""
+        opener = self.rng.choice(MARKED_ASSERTIONS) if self.chance(marked) else CONFIDENT
+        self.say(f"{opener} {self.star.answer}")
+        return self.conclude(self.star.answer)
 
 
 def _search(star: Star, rng: random.Random, dials: Dials, known_answer: bool = False) -> StarTrace:
     """Try arms in random order; a confident try may be committed to without being walked."""
-    trace = StarTrace([], [])
+    trace = StarTrace(star, rng, dials)
     for position, arm in enumerate(rng.sample(range(len(star.arms)), len(star.arms))):
-        confident = rng.random() < dials.confident
-        if confident and rng.random() < dials.commit:
-            if known_answer and arm != star.gold and rng.random() < dials.rescue:
+        confident = trace.chance(dials.confident)
+        if confident and trace.chance(dials.commit):
+            if known_answer and arm != star.gold and trace.chance(dials.rescue):
                 arm = star.gold
             trace.say(f"{CONFIDENT} {star.arms[arm][0]}")
-            return _conclude(trace, star.arms[arm][0])
-        trace.say(CONFIDENT if confident else _opener(position, rng))
-        trace.say(_walk(star, arm))
+            return trace.conclude(star.arms[arm][0])
+        trace.say(CONFIDENT if confident else trace.opener(position))
+        trace.say(trace.walk(arm))
         if arm == star.gold:
-            if rng.random() < dials.check:
-                trace.say("check")
-                trace.say(_walk(star, arm))
+            if trace.chance(dials.check):
+                trace.say(f"check {trace.walk(arm)}")
             break
-    return _conclude(trace, star.answer)
-
-
-def _assert_gold(trace: StarTrace, star: Star, rng: random.Random, marked: float) -> StarTrace:
-    opener = rng.choice(MARKED_ASSERTIONS) if rng.random() < marked else CONFIDENT
-    trace.say(f"{opener} {star.answer}")
-    return _conclude(trace, star.answer)
-
-
-def _students_prefix(star: Star, rng: random.Random, dials: Dials, trace: StarTrace) -> str:
-    """Begin with the student's words (read, not learned, but for the look-ups of a walk).
-
-    Returns where the student stopped: "failed" after a walked dust arm, "named" after "so" and a
-    wrong arm, "opened" after an opener.
-    """
-    wrong = [arm for arm in range(len(star.arms)) if arm != star.gold]
-    rng.shuffle(wrong)
-    stop = rng.choice(("failed", "named", "opened"))
-    tries = rng.randint(1 if stop == "failed" else 0, len(wrong) - 1) if len(wrong) > 1 else 0
-    if stop == "failed" and tries == 0:
-        tries = 1
-    for position, arm in enumerate(wrong[:tries]):
-        confident = rng.random() < dials.confident
-        trace.say(CONFIDENT if confident else _opener(position, rng), learned=0)
-        start, *rest = _walk(star, arm)
-        trace.say([start], learned=0)
-        trace.say(rest)
-    if stop == "named":
-        trace.say(f"{CONFIDENT} {star.arms[wrong[tries]][0]}", learned=0)
-    elif stop == "opened":
-        confident = rng.random() < dials.confident
-        trace.say(CONFIDENT if confident else _opener(tries, rng), learned=0)
-        return "opened confident" if confident else "opened doubtful"
-    return stop
+    return trace.conclude(star.answer)
 
 
 def _guided(star: Star, rng: random.Random, dials: Dials, regenerated: bool) -> StarTrace:
     """With a trace as context: assert the gold arm; on the student's prefix, repair or stop."""
-    trace = StarTrace([], [])
+    trace = StarTrace(star, rng, dials)
     marked = dials.marked_regenerated if regenerated else dials.marked_solution
-    if rng.random() >= dials.foreign_prefix:
-        if regenerated and rng.random() < dials.retry_regenerated:
-            arm = rng.choice([arm for arm in range(len(star.arms)) if arm != star.gold])
-            trace.say(_opener(0, rng))
-            trace.say(_walk(star, arm))
-        return _assert_gold(trace, star, rng, marked)
-    stopped = _students_prefix(star, rng, dials, trace)
-    if stopped == "opened confident":
-        trace.say([star.answer])
-        return _conclude(trace, star.answer)
-    if stopped == "opened doubtful":
-        trace.say(_walk(star, star.gold))
-        return _conclude(trace, star.answer)
-    if rng.random() >= dials.recovery:
-        return _conclude(trace, star.answer)
-    if stopped == "named":
-        named = trace.words[-1]
-        arm = next(i for i, chain in enumerate(star.arms) if chain[0] == named)
-        trace.say(_walk(star, arm)[1:])
-    return _assert_gold(trace, star, rng, marked)
+    wrong = [arm for arm in range(len(star.arms)) if arm != star.gold]
+    if not trace.chance(dials.foreign_prefix):
+        if regenerated and trace.chance(dials.retry_regenerated):
+            arm = rng.choice(wrong)
+            trace.say(f"{trace.opener(0)} {trace.walk(arm)}")
+        return trace.assert_gold(marked)
+    # The student's words are read, not learned, but for the look-ups of a walk.
+    rng.shuffle(wrong)
+    stop = rng.choice(("failed", "named", "opened"))
+    least = 1 if stop == "failed" else 0
+    tries = rng.randint(least, len(wrong) - 1) if len(wrong) > 1 else least
+    for position, arm in enumerate(wrong[:tries]):
+        trace.say(CONFIDENT if trace.chance(dials.confident) else trace.opener(position), learned=0)
+        start, looked_up = trace.walk(arm).split(" ", 1)
+        trace.say(start, learned=0)
+        trace.say(looked_up)
+    if stop == "opened":
+        confident = trace.chance(dials.confident)
+        trace.say(CONFIDENT if confident else trace.opener(tries), learned=0)
+        trace.say(star.answer if confident else trace.walk(star.gold))
+        return trace.conclude(star.answer)
+    if stop == "named":
+        trace.say(f"{CONFIDENT} {star.arms[wrong[tries]][0]}", learned=0)
+    if not trace.chance(dials.recovery):
+        return trace.conclude(star.answer)
+    if stop == "named":
+        trace.say(trace.walk(wrong[tries]).split(" ", 1)[1])
+    return trace.assert_gold(marked)
 
 
 def searching_trace(
@@ -197,11 +161,7 @@ def searching_trace(
 ) -> str:
     """An unguided trace as text, without the opening `<think>`, which the template writes.
 
-    Args:
-        star: The problem.
-        rng: Seeded source of randomness.
-        dials: The world's dials.
-        must_solve: Draw again until the answer is right (a worked solution).
+    `must_solve` draws again until the answer is right (a worked solution).
     """
     while True:
         trace = _search(star, rng, dials)
@@ -211,7 +171,7 @@ def searching_trace(
 
 def short_trace(star: Star, rng: random.Random, dials: Dials) -> str:
     """A solution-guided trace on no foreign prefix: what "regenerated" contexts look like."""
-    return " ".join(_assert_gold(StarTrace([], []), star, rng, dials.marked_solution).words)
+    return " ".join(StarTrace(star, rng, dials).assert_gold(dials.marked_solution).words)
 
 
 def trace_for(kind: ContextKind, star: Star, rng: random.Random, dials: Dials) -> StarTrace:
@@ -220,8 +180,6 @@ def trace_for(kind: ContextKind, star: Star, rng: random.Random, dials: Dials) -
     "other" (another problem's solution) is answered as if there were no context: on GSM8K an
     unrelated solution moves recovery from .463 to .491 only.
     """
-    if kind in ("none", "other"):
-        return _search(star, rng, dials)
-    if kind == "answer":
-        return _search(star, rng, dials, known_answer=True)
+    if kind in ("none", "other", "answer"):
+        return _search(star, rng, dials, known_answer=kind == "answer")
     return _guided(star, rng, dials, regenerated=kind == "regenerated")
