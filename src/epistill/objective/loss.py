@@ -51,8 +51,8 @@ def distillation_nats(
     Raises:
         ValueError: sampled_token with alpha != 1, or with a top_k or entry_clip it would ignore.
     """
-    student_logits = _at_least_float32(student_logits)
-    teacher_logits = _at_least_float32(teacher_logits.detach())
+    student_logits = at_least_float32(student_logits)
+    teacher_logits = at_least_float32(teacher_logits.detach())
     if sampled_token:
         if alpha != 1.0:
             raise ValueError(
@@ -126,11 +126,12 @@ def self_distillation_loss(
     if is_clip is not None:
         if old_log_probs is None:
             raise ValueError("is_clip needs old_log_probs; pass them, or is_clip=None")
-        log_probs = token_log_probs(_at_least_float32(student_logits.detach()), token_ids)
+        log_probs = token_log_probs(at_least_float32(student_logits.detach()), token_ids)
         per_token = per_token * importance_weight(log_probs, old_log_probs[kept], clip=is_clip)
     weight = mask[kept].to(per_token.dtype)
     return (per_token * weight).sum() / weight.sum()
 
 
-def _at_least_float32(logits: Tensor) -> Tensor:
+def at_least_float32(logits: Tensor) -> Tensor:
+    """Half precision becomes float32."""
     return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits

@@ -14,17 +14,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from epistill.axes import Method
-from epistill.objective import clipped_surrogate, token_log_probs
+from epistill.objective import at_least_float32, clipped_surrogate, token_log_probs
 from epistill.objective.fused import head_loss
-from epistill.rollouts.align import align, micro_batches
-from epistill.rollouts.model import LanguageModel
+from epistill.rollouts.align import Aligned, align, micro_batches
+from epistill.rollouts.model import Head, LanguageModel
 from epistill.teacher.weights import Teacher
-from epistill.training.distillation_target import DistillationTarget
 from epistill.training.pre_step_scores import gather_scores
 from epistill.training.token_coefficients import TokenCoefficients, plan_coefficients
 from epistill.training_rows import PreStepScores, Progress, ScoredRow, TrainingRow
@@ -97,25 +97,14 @@ def accumulate_gradients(
         microbatch_tokens: Padded tokens per forward pass; changes memory, not the loss.
     """
     if scores is None:
-        scores = gather_scores(
-            rows,
-            method,
-            student,
-            teacher,
-            base,
-            temperature=temperature,
-            microbatch_tokens=microbatch_tokens,
-        )
+        settings = {"temperature": temperature, "microbatch_tokens": microbatch_tokens}
+        scores = gather_scores(rows, method, student, teacher, base, **settings)
     coefficients = plan_coefficients(rows, scores, method, progress or Progress())
     step = _Step(student, method, temperature, rows, coefficients, scores)
     world = current_world()
     padded = real = 0
     for distilled in (True, False):
-        chosen = [
-            i
-            for i, c in enumerate(coefficients)
-            if c.active and (c.distillation is not None) == distilled
-        ]
+        chosen = [i for i, c in enumerate(coefficients) if c.active and c.distils == distilled]
         lengths = [len(rows[i].prompt_ids) + len(rows[i].completion_ids) for i in chosen]
         limit = world.batch_tokens(lengths, microbatch_tokens)
         batches = list(micro_batches(lengths, max_tokens=limit))
@@ -149,83 +138,81 @@ class _Step:
     ) -> None:
         """Forward and backward of some rows; with a teacher, they are distilled rows."""
         rows = [self.rows[i] for i in members]
-        pad, device = self.student.pad_id, self.student.device
         streams = self._streams(members)
-        target = DistillationTarget(self.method, self.temperature)
-        if teacher is not None:
-            target.score(rows, teacher, base, pad, device)
-        batch = align(
-            [row.prompt_ids for row in rows],
-            [row.completion_ids for row in rows],
-            pad_id=pad,
-            device=device,
-        )
+        views = {} if teacher is None else self._views(rows, teacher, base)
+        batch = self._aligned([row.prompt_ids for row in rows], rows)
         head = self.student.head()
 
         def of_chunk(raw: Tensor, part: slice) -> Tensor:
-            logits = head.finish(raw.float() if raw.dtype != torch.float64 else raw)
-            return self._chunk(logits / self.temperature, part, batch.token_ids, streams, target)
+            logits = head.finish(at_least_float32(raw)) / self.temperature
+            here = {name: None if s is None else s[part] for name, s in streams.items()}
+            seen = {name: (hidden[part], theirs) for name, (hidden, theirs) in views.items()}
+            return self._chunk(logits, batch.token_ids[part], here, seen)
 
         loss = head_loss(batch.hidden(self.student), head.weight, head.bias, of_chunk)
         self._add("loss", loss.detach())
         loss.backward()
 
+    def _aligned(self, prompts: Sequence[Sequence[int]], rows: Sequence[TrainingRow]) -> Aligned:
+        completions = [row.completion_ids for row in rows]
+        student = self.student
+        return align(prompts, completions, pad_id=student.pad_id, device=student.device)
+
+    @torch.no_grad()
+    def _views(
+        self, rows: Sequence[TrainingRow], teacher: Teacher, base: Teacher | None
+    ) -> dict[str, tuple[Tensor, Head]]:
+        """What the target is made of: hidden states [N, H] and head, never logits, by view."""
+        prompts = {
+            "teacher": [row.teacher_prompt_ids or () for row in rows],
+            "start": [row.prompt_ids for row in rows],
+            "context_alone": [row.reference_prompt_ids or () for row in rows],
+        }
+        found: dict[str, tuple[Tensor, Head]] = {}
+        for name in ("teacher", *self.method.divergence.target.views):
+            owner = teacher if name == "teacher" or base is None else base
+            with owner.scoring() as model:
+                found[name] = self._aligned(prompts[name], rows).hidden(model), model.head()
+        return found
+
     def _streams(self, members: Sequence[int]) -> dict[str, Tensor | None]:
-        """The rows' coefficients, flat and aligned with the batch's completion tokens; [N]."""
-        device = self.student.device
+        """What is known of the rows' tokens, flat as the batch's completion tokens are; [N]."""
+        rows, coefficients = ([of[i] for i in members] for of in (self.rows, self.coefficients))
 
-        def joined(name: str) -> Tensor | None:
-            parts = [getattr(self.coefficients[i], name) for i in members]
-            if all(part is None for part in parts):
+        def joined(parts: Sequence[Any], *, missing: bool = False) -> Tensor | None:
+            """None where it is not known of all rows; or of none, where it may be missing (0)."""
+            unknown = [part is None for part in parts]
+            if all(unknown) or (any(unknown) and not missing):
                 return None
-            sizes = [len(self.rows[i].completion_ids) for i in members]
             filled = [
-                p if p is not None else torch.zeros(n) for p, n in zip(parts, sizes, strict=True)
+                torch.zeros(len(row.completion_ids)) if part is None else torch.as_tensor(part)
+                for row, part in zip(rows, parts, strict=True)
             ]
-            return torch.cat(filled).to(device)
+            return torch.cat(filled).to(self.student.device)
 
-        streams = {n: joined(n) for n in ("distillation", "gradient", "advantage", "reference")}
-        if not self.counted:
-            streams = {n: None if s is None else torch.zeros_like(s) for n, s in streams.items()}
-        old = [self.rows[i].old_log_probs for i in members]
-        known = all(values is not None for values in old)
-        streams["old"] = (
-            torch.tensor([v for values in old for v in values or ()], device=device)
-            if known
-            else None
-        )
-        marked = [self.rows[i].markers for i in members]
-        streams["markers"] = (
-            torch.tensor([float(m) for part in marked for m in part or ()], device=device)
-            if all(part is not None for part in marked)
-            else None
-        )
-        start = [self.scores[i].start_log_probs for i in members]
-        streams["start"] = (
-            torch.cat([s for s in start if s is not None]).to(device)
-            if streams["reference"] is not None
-            else None
-        )
-        return streams
+        found: dict[str, Tensor | None] = {}
+        for name in ("distillation", "gradient", "advantage", "reference"):
+            stream = joined([getattr(one, name) for one in coefficients], missing=True)
+            found[name] = stream if stream is None or self.counted else torch.zeros_like(stream)
+        found["old"] = joined([row.old_log_probs for row in rows])
+        found["markers"] = joined([row.markers for row in rows])
+        found["start"] = joined([self.scores[i].start_log_probs for i in members])
+        return found
 
     def _chunk(
         self,
         logits: Tensor,
-        part: slice,
-        token_ids: Tensor,
-        streams: dict[str, Tensor | None],
-        target: DistillationTarget,
+        ids: Tensor,
+        here: dict[str, Tensor | None],
+        views: dict[str, tuple[Tensor, Head]],
     ) -> Tensor:
         """The weighted sum of all terms over one chunk of positions."""
-        ids = token_ids[part]
-        here = {name: None if s is None else s[part] for name, s in streams.items()}
-        log_probs = token_log_probs(logits, ids)
-        old = here["old"]
+        log_probs, old = token_log_probs(logits, ids), here["old"]
         total = torch.zeros((), device=logits.device, dtype=logits.dtype)
         if (weight := here["gradient"]) is not None and bool((weight != 0).any()):
-            surrogate = self._surrogate(log_probs, old, here["advantage"], weight)
-            total = total + (weight * surrogate).sum()
-            self._add("gradient", (weight * surrogate).detach())
+            loss = weight * self._surrogate(log_probs, old, here["advantage"], weight)
+            total = total + loss.sum()
+            self._add("gradient", loss.detach())
         if (weight := here["reference"]) is not None and here["start"] is not None:
             squared = 0.5 * (log_probs - here["start"]).square()
             total = total + (weight * squared).sum()
@@ -233,16 +220,37 @@ class _Step:
             self._add("reference_tokens", float(len(ids)))
         if (weight := here["distillation"]) is not None:
             counted = (weight != 0).float()
-            nats, teacher_log_probs = target.nats(logits, part, ids)
+            nats, teacher_log_probs = self._distance(logits, ids, views)
             for choice in self.method.token_weights:
                 factor = choice.while_training(log_probs.detach(), old)
                 weight = weight if factor is None else weight * factor
-            total = total + (weight * nats).sum()
-            self._add("distillation", (weight * nats).detach())
+            loss = weight * nats
+            total = total + loss.sum()
+            self._add("distillation", loss.detach())
             u = teacher_log_probs - log_probs.detach()
             for name, value in _pull(u, counted, here["markers"]).items():
                 self._add(name, value)
         return total
+
+    def _distance(
+        self, logits: Tensor, ids: Tensor, views: dict[str, tuple[Tensor, Head]]
+    ) -> tuple[Tensor, Tensor]:
+        """Divergence of each position, and the teacher's log-prob of its token; [n] each."""
+        divergence = self.method.divergence
+        heat = self.temperature if divergence.tempered else 1.0
+        with torch.no_grad():
+            seen = {
+                name: at_least_float32(head.logits(hidden)) / heat
+                for name, (hidden, head) in views.items()
+            }
+            teacher_log_probs = token_log_probs(seen["teacher"], ids)
+            target = divergence.target.logits({**seen, "student": logits.detach()})
+        nats = divergence.support.nats(
+            logits, target, ids, alpha=divergence.alpha, entry_clip=divergence.entry_clip
+        )
+        if divergence.cap_nats is not None:
+            nats = nats.clamp(max=divergence.cap_nats)
+        return nats, teacher_log_probs
 
     def _surrogate(
         self, log_probs: Tensor, old: Tensor | None, advantage: Tensor | None, weight: Tensor
@@ -266,20 +274,17 @@ class _Step:
         )
 
     def _add(self, name: str, value: Tensor | float) -> None:
-        if not self.counted:
-            return
-        number = float(value.sum()) if isinstance(value, Tensor) else value
-        self.sums[name] = self.sums.get(name, 0.0) + number
+        if self.counted:
+            number = float(value.sum()) if isinstance(value, Tensor) else value
+            self.sums[name] = self.sums.get(name, 0.0) + number
 
     def result(self, real: int, padded: int) -> StepResult:
         """The numbers of the step, each under its own name."""
-        sums = self.sums
-
+        sums, before = self.sums, self._scored_before()
+        pull = before or sums
         weights = [c.distillation for c in self.coefficients if c.distillation is not None]
         weight = sum(float(one.sum()) for one in weights)
         share = self.method.blend.gradient_share
-        before = self._scored_before()
-        pull = before or sums
         return StepResult(
             loss=sums.get("loss", 0.0),
             distillation_nats_per_token=sums.get("distillation", 0.0) / weight if weight else None,
@@ -304,7 +309,7 @@ class _Step:
             if scores.teacher_log_probs is None or row.old_log_probs is None:
                 continue
             scored = ScoredRow(row, scores)
-            u, markers = scored.log_ratio, None if row.markers is None else scored.markers.float()
+            u, markers = scored.log_ratio, None if row.markers is None else scored.markers
             parts = _pull(u, torch.ones_like(u), markers) | {"entropy": scored.teacher_entropies}
             for name, value in parts.items():
                 found[name] = found.get(name, 0.0) + float(value.sum())

@@ -36,6 +36,11 @@ class TokenCoefficients:
     reference: Tensor | None = None
 
     @property
+    def distils(self) -> bool:
+        """Whether the row also needs a forward pass of the target's networks."""
+        return self.distillation is not None
+
+    @property
     def active(self) -> bool:
         """Whether the row needs a forward pass of the student."""
         return any(w is not None for w in (self.distillation, self.gradient, self.reference))
@@ -73,22 +78,17 @@ def plan_coefficients(
     share_d = blend.distillation_share(progress)
     found = []
     for i, row in enumerate(scored):
-        ones, weight, advantage = torch.ones(row.length), weights[i], advantages[i]
-        d_weight = None if weight is None else ones * (share_d * scale_d[i]) * weight
+        ones, weight, advantage, path = torch.ones(row.length), weights[i], advantages[i], paths[i]
+        if row.row.importance is not None:
+            ones = torch.tensor(row.row.importance)
+        d_weight = None if weight is None else weight * (share_d * scale_d[i]) * ones
         g_weight = r_weight = None
+        if reinforced[i] and advantage is not None and bool((advantage != 0).any()):
+            g_weight = ones * (blend.gradient_share * scale_g[i] if path is None else path)
+        if blend.reference_share > 0 and row.scores.start_log_probs is not None:
+            r_weight = ones * (blend.reference_share * scale_r[i])
         if advantage is None:
             advantage = torch.zeros(row.length)
-        if reinforced[i] and bool((advantage != 0).any()):
-            path = None if paths is None else paths[i]
-            g_weight = ones * (blend.gradient_share * scale_g[i]) if path is None else path
-        if blend.reference_share > 0 and scores[i].start_log_probs is not None:
-            r_weight = ones * (blend.reference_share * scale_r[i])
-        if row.row.importance is not None:
-            factor = torch.tensor(row.row.importance)
-            d_weight, g_weight, r_weight = (
-                None if weight is None else weight * factor
-                for weight in (d_weight, g_weight, r_weight)
-            )
         found.append(TokenCoefficients(d_weight, g_weight, advantage, r_weight))
     return found
 
@@ -145,16 +145,13 @@ def _token_weights(
 
 def _paths(
     rows: Sequence[ScoredRow], reinforced: Sequence[bool], shape: Shape | None
-) -> list[Tensor | None] | None:
-    """[T] weights where a shape takes two paths, each with a mean of its own; None for one."""
-    if shape is None or shape.apart_weight is None:
-        return None
+) -> list[Tensor | None]:
+    """[T] weights where a shape takes two paths, each with a mean of its own; else None."""
+    if shape is None or (weight := shape.apart_weight) is None:
+        return [None] * len(rows)
     apart = [shape.apart(row) if r else None for row, r in zip(rows, reinforced, strict=True)]
     taken = [one for one in apart if one is not None]
     through = sum(int(one.sum()) for one in taken)
     others = sum(one.numel() for one in taken) - through
-    plain, second = (
-        torch.tensor(1 / max(others, 1)),
-        torch.tensor(shape.apart_weight / max(through, 1)),
-    )
+    plain, second = (torch.tensor(w / max(n, 1)) for w, n in ((1, others), (weight, through)))
     return [None if one is None else torch.where(one, second, plain) for one in apart]
