@@ -1,13 +1,13 @@
 """Teachers of a LoRA student: the same network with the adapter off, or with an averaged delta.
 
-Enters: a student whose network is a peft LoRA model. Leaves: teachers with the interface of
-`teacher.weights.Teacher`. The base exists once.
+Enters: a student whose network is a peft LoRA model. Leaves: teachers of it. The base exists once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from epistill.axes import TeacherWeights
 from epistill.rollouts.model import LanguageModel
+from epistill.teacher.weights import Teacher
 
 
 def has_adapter(model: LanguageModel) -> bool:
@@ -41,23 +42,17 @@ def weight_delta(layer: LoraLayer) -> Tensor:
     return delta.redistribute(placements=[Shard(0)]) if isinstance(delta, DTensor) else delta
 
 
-class _AdapterTeacher:
-    def __init__(self, student: LanguageModel) -> None:
-        self._student = student
+class _BaseTeacher(Teacher):
+    """The student's network with the adapter off."""
 
     @contextmanager
-    def _adapter_off(self) -> Iterator[LanguageModel]:
+    def scoring(self) -> Iterator[LanguageModel]:
         network: Any = self._student.network
-        training = network.training
-        network.eval()
-        try:
-            with network.disable_adapter():
-                yield self._student
-        finally:
-            network.train(training)
+        with super().scoring() as model, network.disable_adapter():
+            yield model
 
 
-class AdapterOffTeacher(_AdapterTeacher):
+class AdapterOffTeacher(_BaseTeacher):
     """The base with the adapter off: the weights at the start of a run whose adapter starts at 0.
 
     Raises:
@@ -73,24 +68,8 @@ class AdapterOffTeacher(_AdapterTeacher):
                 f"adapter already changes {moved[0]}; merge it into the base first"
             )
 
-    def scoring(self) -> Any:
-        """The student's network with the adapter off."""
-        return self._adapter_off()
 
-    def after_batch(self) -> None:
-        """Nothing to do: frozen."""
-
-    def state(self) -> dict[str, Tensor]:
-        """Empty: the base is not trained."""
-        return {}
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Nothing to restore."""
-        if state:
-            raise ValueError("teacher state does not fit this model; expected none")
-
-
-class EmaDeltaTeacher(_AdapterTeacher):
+class EmaDeltaTeacher(_BaseTeacher):
     """The base plus a moving average of the *weight delta* B A, in float32.
 
     Averaging A and B apart is another thing: mean(B) mean(A) is not mean(B A), and early in
@@ -102,6 +81,7 @@ class EmaDeltaTeacher(_AdapterTeacher):
         super().__init__(student)
         self._weights = weights
         self._batches = torch.zeros((), dtype=torch.long)
+        self._deltas: dict[str, Tensor] = {}
         head = student.output_layer()
         for name, layer in lora_layers(student).items():
             if layer is head or not isinstance(layer.get_base_layer(), nn.Linear):
@@ -109,34 +89,16 @@ class EmaDeltaTeacher(_AdapterTeacher):
                     f"an EMA teacher averages the deltas of linear layers below the head; {name} "
                     "is adapted too; leave it out of the adapter's target modules"
                 )
-        self._deltas = {
-            name: weight_delta(layer).detach().float().clone()
-            for name, layer in lora_layers(student).items()
-        }
+            self._deltas[name] = weight_delta(layer).detach().float().clone()
 
     @contextmanager
     def scoring(self) -> Iterator[LanguageModel]:
         """The base with the averaged delta added to the output of every adapted layer."""
-        handles = [
-            layer.get_base_layer().register_forward_hook(self._add(self._deltas[name]))
-            for name, layer in lora_layers(self._student).items()
-        ]
-        try:
-            with self._adapter_off() as model:
-                yield model
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    @staticmethod
-    def _add(delta: Tensor) -> Any:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            weight = delta.to(inputs[0].dtype)
-            if isinstance(weight, DTensor):
-                weight = weight.full_tensor()
-            return output + nn.functional.linear(inputs[0], weight)
-
-        return hook
+        with super().scoring() as model, ExitStack() as hooks:
+            for name, layer in lora_layers(model).items():
+                hook = partial(_plus, self._deltas[name])
+                hooks.callback(layer.get_base_layer().register_forward_hook(hook).remove)
+            yield model
 
     @torch.no_grad()
     def after_batch(self) -> None:
@@ -157,10 +119,10 @@ class EmaDeltaTeacher(_AdapterTeacher):
         deltas = {f"{name}.delta": delta for name, delta in self._deltas.items()}
         return {**deltas, "batches": self._batches}
 
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Restore the averaged deltas."""
-        if set(state) != set(self.state()):
-            odd = sorted(set(state) ^ set(self.state()))[:3]
-            raise ValueError(f"teacher state does not fit this model; differing tensors: {odd}")
-        for name, delta in self.state().items():
-            delta.copy_(state[name])
+
+def _plus(delta: Tensor, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    """A forward hook: the layer's output with a delta of its weight."""
+    weight = delta.to(inputs[0].dtype)
+    if isinstance(weight, DTensor):
+        weight = weight.full_tensor()
+    return output + nn.functional.linear(inputs[0], weight)

@@ -7,7 +7,7 @@ messages. Rendering is left to `rollouts.prompts`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from epistill.axes import Context
@@ -97,7 +97,7 @@ def context_texts(
     Raises:
         EpistillError: The source needs something no problem here has.
     """
-    texts = _SOURCES[context.source](context, graded, regenerated or {}, seed)
+    texts = _of_source(context, graded, regenerated or {}, seed)
     if context.fallback == "solution":
         texts = [
             item.problem.solution if text is None else text
@@ -105,16 +105,16 @@ def context_texts(
         ]
     if context.problem == "other":
         texts = _of_another_problem(graded, texts)
-    edited = [
+    texts = [
         None if text is None else _edited(context, text, (seed, index))
         for index, text in enumerate(texts)
     ]
-    if not context.assessment:
-        return edited
-    return [
-        None if text is None else f"{text}\n\n{assessment(item)}"
-        for item, text in zip(graded, edited, strict=True)
-    ]
+    if context.assessment:
+        texts = [
+            None if text is None else f"{text}\n\n{assessment(item)}"
+            for item, text in zip(graded, texts, strict=True)
+        ]
+    return texts
 
 
 def negative_texts(
@@ -126,22 +126,21 @@ def negative_texts(
     further random siblings follow, never the rollout itself. Without a usable wrong sibling there
     are none. What the context cuts out of its own text is cut out of these too.
     """
-    groups = _groups(graded)
     found: list[tuple[str, ...]] = []
-    for index, item in enumerate(graded):
+    for index, group in enumerate(_groups(graded)):
         rng = named_random("negatives", seed, index)
-        others = [i for i in groups[_group_key(item)] if i != index]
+        others = [i for i in group if i != index]
+        grades = {i: graded[i].grade for i in others}
         wrong = [
             i
-            for i in others
-            if graded[i].grade.score <= SUCCESS_THRESHOLD and graded[i].grade.extracted is not None
+            for i, grade in grades.items()
+            if grade.score <= SUCCESS_THRESHOLD and grade.extracted is not None
         ]
-        if not wrong:
-            found.append(())
-            continue
-        first = rng.choice(wrong)
-        rest = [i for i in others if i != first]
-        chosen = [first, *rng.sample(rest, min(count - 1, len(rest)))]
+        chosen: list[int] = []
+        if wrong:
+            first = rng.choice(wrong)
+            rest = [i for i in others if i != first]
+            chosen = [first, *rng.sample(rest, min(count - 1, len(rest)))]
         edited = (_edited(context, rollout_as_context(graded[i]), (seed, i)) for i in chosen)
         found.append(tuple(text for text in edited if text is not None))
     return found
@@ -178,66 +177,56 @@ def _edited(context: Context, text: str, key: tuple[int, int]) -> str | None:
     return text if text.strip() else None
 
 
-_Texts = list[str | None]
+def _of_source(
+    context: Context, graded: Sequence[GradedRollout], regenerated: Mapping[str, str], seed: int
+) -> list[str | None]:
+    """The text of every rollout that the source names, as it is."""
+    problems = [item.problem for item in graded]
+    match context.source:
+        case "none":
+            return [None] * len(graded)
+        case "answer":
+            return [problem.answer for problem in problems]
+        case "regenerated":
+            return [regenerated.get(problem.id) for problem in problems]
+        case "feedback":
+            return [assessment(item) for item in graded]
+        case "sibling":
+            return _siblings(context, graded, seed)
+        case "wrong_answer":
+            return _wrong_answers(graded, seed)
+        case "solution":
+            if problems and all(problem.solution is None for problem in problems):
+                raise EpistillError(
+                    "context 'solution' needs worked solutions, and no problem here has one; use "
+                    "'sibling' (a successful rollout), 'answer', or data with a solution column"
+                )
+            return [problem.solution for problem in problems]
 
 
-def _none(_: Context, graded: Sequence[GradedRollout], *__: object) -> _Texts:
-    return [None] * len(graded)
-
-
-def _answer(_: Context, graded: Sequence[GradedRollout], *__: object) -> _Texts:
-    return [item.problem.answer for item in graded]
-
-
-def _solution(_: Context, graded: Sequence[GradedRollout], *__: object) -> _Texts:
-    texts = [item.problem.solution for item in graded]
-    if texts and all(text is None for text in texts):
-        raise EpistillError(
-            "context 'solution' needs worked solutions, and no problem here has one; use 'sibling' "
-            "(a successful rollout), 'answer', or data with a solution column"
-        )
-    return texts
-
-
-def _regenerated(
-    _: Context, graded: Sequence[GradedRollout], regenerated: Mapping[str, str], __: int
-) -> _Texts:
-    return [regenerated.get(item.problem.id) for item in graded]
-
-
-def _sibling(
-    context: Context, graded: Sequence[GradedRollout], _: Mapping[str, str], seed: int
-) -> _Texts:
+def _siblings(context: Context, graded: Sequence[GradedRollout], seed: int) -> list[str | None]:
     """A success of the group that is not the row itself.
 
     The first as in SDPO, with the paper's setting `dont_reprompt_on_self_success`.
     """
-    groups = _groups(graded)
-    texts: _Texts = []
-    for index, item in enumerate(graded):
-        successes = [
-            i
-            for i in groups[_group_key(item)]
-            if i != index and graded[i].grade.score > SUCCESS_THRESHOLD
-        ]
-        if not successes:
+    texts: list[str | None] = []
+    for index, group in enumerate(_groups(graded)):
+        right = [i for i in group if i != index and graded[i].grade.score > SUCCESS_THRESHOLD]
+        if not right:
             texts.append(None)
             continue
         rng = named_random("sibling", seed, index)
-        chosen = successes[0] if context.pick == "first" else rng.choice(successes)
+        chosen = right[0] if context.pick == "first" else rng.choice(right)
         texts.append(rollout_as_context(graded[chosen]))
     return texts
 
 
-def _wrong_answer(
-    _: Context, graded: Sequence[GradedRollout], __: Mapping[str, str], seed: int
-) -> _Texts:
+def _wrong_answers(graded: Sequence[GradedRollout], seed: int) -> list[str | None]:
     """A wrong answer the group itself gave, else another problem's answer."""
-    groups = _groups(graded)
     all_answers = sorted({item.problem.answer for item in graded})
-    texts: _Texts = []
-    for index, item in enumerate(graded):
-        given = [graded[i].grade for i in groups[_group_key(item)]]
+    texts: list[str | None] = []
+    for index, (item, group) in enumerate(zip(graded, _groups(graded), strict=True)):
+        given = [graded[i].grade for i in group]
         wrong = sorted({g.extracted for g in given if g.extracted is not None and g.score == 0.0})
         wrong = wrong or [answer for answer in all_answers if answer != item.problem.answer]
         rng = named_random("wrong_answer", seed, index)
@@ -245,49 +234,31 @@ def _wrong_answer(
     return texts
 
 
-def _feedback(_: Context, graded: Sequence[GradedRollout], *__: object) -> _Texts:
-    return [assessment(item) for item in graded]
-
-
-_SOURCES: Mapping[
-    str, Callable[[Context, Sequence[GradedRollout], Mapping[str, str], int], _Texts]
-] = {
-    "none": _none,
-    "answer": _answer,
-    "wrong_answer": _wrong_answer,
-    "solution": _solution,
-    "regenerated": _regenerated,
-    "sibling": _sibling,
-    "feedback": _feedback,
-}
-
-
 def rollout_as_context(item: GradedRollout) -> str:
     """A rollout as a context: its text, with the opening tag if the template had written it."""
     return f"<think>\n{item.rollout.text}" if item.opened_thinking else item.rollout.text
 
 
-def _group_key(item: GradedRollout) -> tuple[str, tuple[int, ...]]:
-    return item.problem.id, item.rollout.prompt_ids
+def _groups(graded: Sequence[GradedRollout]) -> list[list[int]]:
+    """For every rollout, which ones answer the same prompt of the same problem."""
+    keys = [(item.problem.id, item.rollout.prompt_ids) for item in graded]
+    groups: dict[object, list[int]] = {}
+    for index, key in enumerate(keys):
+        groups.setdefault(key, []).append(index)
+    return [groups[key] for key in keys]
 
 
-def _groups(graded: Sequence[GradedRollout]) -> dict[tuple[str, tuple[int, ...]], list[int]]:
-    groups: dict[tuple[str, tuple[int, ...]], list[int]] = {}
-    for index, item in enumerate(graded):
-        groups.setdefault(_group_key(item), []).append(index)
-    return groups
-
-
-def _of_another_problem(graded: Sequence[GradedRollout], texts: _Texts) -> _Texts:
+def _of_another_problem(
+    graded: Sequence[GradedRollout], texts: Sequence[str | None]
+) -> list[str | None]:
     """Give each row the first context of the next problem (cyclically) that has one."""
     first: dict[str, str | None] = {}
     for item, text in zip(graded, texts, strict=True):
         if first.get(item.problem.id) is None:
             first[item.problem.id] = text
     names = list(first)
-    out: _Texts = []
-    for item in graded:
-        here = names.index(item.problem.id)
-        others = names[here + 1 :] + names[:here]
-        out.append(next((first[name] for name in others if first[name] is not None), None))
-    return out
+    after = {name: [*names[here + 1 :], *names[:here]] for here, name in enumerate(names)}
+    return [
+        next((first[name] for name in after[item.problem.id] if first[name] is not None), None)
+        for item in graded
+    ]

@@ -63,11 +63,14 @@ def guided_chats(
         unguided: Rollouts without context.
         texts: `contexts_of` them.
     """
-    problems, chosen = _one_per_problem(unguided, texts)
+    chosen: dict[str, str] = {}
+    for item, text in zip(unguided, texts, strict=True):
+        if text is not None:
+            chosen.setdefault(item.problem.id, text)
     bare = context.source == "none"
     return [
         (problem, teacher_messages(problem, None if bare else chosen[problem.id], context))
-        for problem in problems
+        for problem in {item.problem.id: item.problem for item in unguided}.values()
         if bare or problem.id in chosen
     ]
 
@@ -99,14 +102,3 @@ def contexts_of(
             if item.grade.score > SUCCESS_THRESHOLD
         }
     return context_texts(context, graded, regenerated=regenerated, seed=seed)
-
-
-def _one_per_problem(
-    graded: Sequence[GradedRollout], texts: Sequence[str | None]
-) -> tuple[list[Problem], dict[str, str]]:
-    problems = list({item.problem.id: item.problem for item in graded}.values())
-    chosen: dict[str, str] = {}
-    for item, text in zip(graded, texts, strict=True):
-        if text is not None:
-            chosen.setdefault(item.problem.id, text)
-    return problems, chosen

@@ -10,15 +10,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol, runtime_checkable
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from epistill.axes import TeacherWeights
 from epistill.rollouts.model import LanguageModel
-from epistill.teacher.adapters import AdapterOffTeacher, EmaDeltaTeacher, has_adapter
 
 Place = Callable[[LanguageModel], None]  # lays a network out over the processes, in place
 
@@ -27,36 +25,19 @@ def whole(model: LanguageModel) -> None:
     """Every process holds all of it."""
 
 
-@runtime_checkable
-class Teacher(Protocol):
-    """What the training step asks of a teacher."""
+class Teacher:
+    """What the training step asks of a teacher; the base is the student's network as it is.
 
-    def scoring(self) -> AbstractContextManager[LanguageModel]:
-        """A context in which the yielded model has the teacher's weights."""
-        ...
-
-    def after_batch(self) -> None:
-        """The student took the optimiser steps of a rollout batch."""
-        ...
-
-    def state(self) -> dict[str, Tensor]:
-        """Tensors that a checkpoint must hold; empty where the run can rebuild them."""
-        ...
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what `state` gave."""
-        ...
-
-
-class LiveTeacher:
-    """The student itself, at its current weights."""
+    Args:
+        student: At the start of training, before it is laid out over processes.
+    """
 
     def __init__(self, student: LanguageModel) -> None:
         self._student = student
 
     @contextmanager
     def scoring(self) -> Iterator[LanguageModel]:
-        """The student, without dropout."""
+        """A context in which the yielded model has the teacher's weights, without dropout."""
         training = self._student.network.training
         self._student.network.eval()
         try:
@@ -65,19 +46,35 @@ class LiveTeacher:
             self._student.network.train(training)
 
     def after_batch(self) -> None:
-        """Nothing to do: the weights are the student's."""
+        """The student took the optimiser steps of a rollout batch."""
 
     def state(self) -> dict[str, Tensor]:
-        """Empty."""
+        """Tensors that a checkpoint must hold; empty where the run can rebuild them."""
         return {}
 
+    @torch.no_grad()
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Nothing to restore."""
-        expect_names(state, {})
+        """Restore what `state` gave.
+
+        Raises:
+            ValueError: It was not saved by a teacher of this model.
+        """
+        own = self.state()
+        if odd := sorted(set(state) ^ set(own))[:3]:
+            raise ValueError(f"teacher state does not fit this model; differing tensors: {odd}")
+        for name, tensor in own.items():
+            tensor.copy_(state[name])
 
 
-class CopiedTeacher:
-    """A copy of the student's weights, taken when training starts; the base of the others.
+class LiveTeacher(Teacher):
+    """The student itself, at its current weights."""
+
+
+class CopiedTeacher(Teacher):
+    """A copy of the student's weights, taken when training starts: frozen.
+
+    Its state is all weights: the student that they were copied from is gone by the time of a
+    resume.
 
     Args:
         student: Copied as it is now, before it is laid out over processes itself.
@@ -85,10 +82,9 @@ class CopiedTeacher:
     """
 
     def __init__(self, student: LanguageModel, place: Place = whole) -> None:
-        self._student = student
-        self._model = student.with_network(
-            copy.deepcopy(student.network).eval().requires_grad_(False)
-        )
+        super().__init__(student)
+        frozen = copy.deepcopy(student.network).eval().requires_grad_(False)
+        self._model = student.with_network(frozen)
         place(self._model)
 
     @contextmanager
@@ -96,20 +92,9 @@ class CopiedTeacher:
         """The copy."""
         yield self._model
 
-    def after_batch(self) -> None:
-        """Nothing to do: frozen."""
-
     def state(self) -> dict[str, Tensor]:
-        """All weights: the student that they were copied from is gone by the time of a resume."""
+        """All weights."""
         return {name: p.detach() for name, p in self._model.network.named_parameters()}
-
-    @torch.no_grad()
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Restore the weights."""
-        own = self.state()
-        expect_names(state, own)
-        for name, parameter in own.items():
-            parameter.copy_(state[name])
 
 
 class MovingTeacher(CopiedTeacher):
@@ -145,12 +130,12 @@ class MovingTeacher(CopiedTeacher):
         """What is kept, and the count."""
         return {**self._kept, "batches": self._batches}
 
-    @torch.no_grad()
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Restore both."""
         super().load_state(state)
         self._show()
 
+    @torch.no_grad()
     def _show(self) -> None:
         if self._weights.averages:
             for name, parameter in self._model.network.named_parameters():
@@ -159,6 +144,8 @@ class MovingTeacher(CopiedTeacher):
 
 def make_teacher(weights: TeacherWeights, student: LanguageModel, place: Place = whole) -> Teacher:
     """The teacher that a method's setting names; of a LoRA student, without a second base."""
+    from epistill.teacher.adapters import AdapterOffTeacher, EmaDeltaTeacher, has_adapter
+
     if weights.is_student:
         return LiveTeacher(student)
     if weights.stays:
@@ -166,10 +153,3 @@ def make_teacher(weights: TeacherWeights, student: LanguageModel, place: Place =
     if weights.averages and has_adapter(student):
         return EmaDeltaTeacher(student, weights)
     return MovingTeacher(student, weights, place)
-
-
-def expect_names(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
-    """Refuse a state that was not saved by a teacher of this model."""
-    if set(state) != set(own):
-        odd = sorted(set(state) ^ set(own))[:3]
-        raise ValueError(f"teacher state does not fit this model; differing tensors: {odd}")

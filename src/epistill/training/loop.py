@@ -26,7 +26,7 @@ from epistill.thinking import split_thinking
 from epistill.training.batches import Batch, on_policy_batch
 from epistill.training.checkpoint import resume, save_checkpoint
 from epistill.training.optimiser_steps import mean, optimiser_steps
-from epistill.training.run_monitor import RunMonitor, pass_at_group_size
+from epistill.training.run_monitor import RunMonitor
 from epistill.training.server_rollouts import open_engine
 from epistill.training.stored_traces import stored_traces, trace_batch
 from epistill.training.train_state import make_train_state
@@ -96,24 +96,21 @@ def train_student(
 def _batch_metrics(batch: Batch, group_size: int, on_policy: bool) -> dict[str, Any]:
     """What the responses of a batch look like; densities are ratios of sums."""
     items = batch.graded
+    texts = [item.rollout.text for item in items]
     tokens = sum(len(item.rollout.completion_ids) for item in items)
-    split = [
-        split_thinking(item.rollout.text, opened_in_prompt=item.opened_thinking) for item in items
-    ]
+    words = sum(len(text.split()) for text in texts)
+    split = [split_thinking(i.rollout.text, opened_in_prompt=i.opened_thinking) for i in items]
     in_thinking = sum(total_markers(part.thinking) for part in split)
     in_answer = sum(total_markers(part.answer) for part in split)
-    official = sum(sum(official_substring_count(item.rollout.text).values()) for item in items)
-    words = sum(len(item.rollout.text.split()) for item in items)
+    official = sum(sum(official_substring_count(text).values()) for text in texts)
     return {
         "on_policy": on_policy,
         "reward": mean([item.grade.score for item in items]),
         "pass_at_k": pass_at_group_size(items, group_size) if on_policy else None,
-        "unreadable_share": mean(
-            [float(item.grade.status is GradeStatus.UNREADABLE) for item in items]
-        ),
+        "unreadable_share": mean([item.grade.status is GradeStatus.UNREADABLE for item in items]),
         "length_tokens": tokens / len(items),
-        "truncated_share": mean([float(i.rollout.stop_reason == "length") for i in items]),
-        "looping_share": mean([float(is_looping(item.rollout.text)) for item in items]),
+        "truncated_share": mean([item.rollout.stop_reason == "length" for item in items]),
+        "looping_share": mean([is_looping(text) for text in texts]),
         "markers_per_response": (in_thinking + in_answer) / len(items),
         "markers_in_thinking_per_response": in_thinking / len(items),
         "markers_in_answer_per_response": in_answer / len(items),
@@ -128,7 +125,17 @@ def _batch_metrics(batch: Batch, group_size: int, on_policy: bool) -> dict[str, 
     }
 
 
+def pass_at_group_size(items: Sequence[GradedRollout], size: int) -> float:
+    """Share of groups with a correct response: pass@k at k = the group's size.
+
+    Args:
+        items: Whole groups of `size` responses, one after another.
+        size: Responses per problem.
+    """
+    groups = [items[start : start + size] for start in range(0, len(items), size)]
+    return sum(any(item.grade.score == 1.0 for item in group) for group in groups) / len(groups)
+
+
 def _entropy(items: Sequence[GradedRollout], tokens: int) -> float | None:
-    if any(item.rollout.entropies is None for item in items):
-        return None
-    return sum(sum(item.rollout.entropies or ()) for item in items) / tokens
+    known = [item.rollout.entropies for item in items if item.rollout.entropies is not None]
+    return sum(map(sum, known)) / tokens if len(known) == len(items) else None

@@ -54,6 +54,7 @@ def optimiser_steps(
     rate = base_rate(config) * min(1.0, (step + 1) / max(config.warmup_steps, 1))
     for group in state.optimizer.param_groups:
         group["lr"] = rate
+    parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
     results: list[StepResult] = []
     norms: list[float] = []
     skipped = 0
@@ -63,22 +64,20 @@ def optimiser_steps(
     if config.method.shape is not None:
         config.method.shape.remember(state.memory, scores)
     state.trained.network.train()
-    for part in range(parts):
+    for start in range(0, len(batch.rows), size):
         state.optimizer.zero_grad(set_to_none=True)
-        own = slice(part * size, (part + 1) * size)
-        rows = batch.rows[own]
-        result = gradients_of_step(config, state, rows, scores[own], step)
+        own = slice(start, start + size)
+        result = gradients_of_step(config, state, batch.rows[own], scores[own], step)
         if result.trained_rows == 0:
             results.append(result)
             continue  # nothing to learn from: weights, optimiser and teacher stay as they are
-        parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
         sum_gradients(parameters, world)
         norm = float(gathered(torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)))
         if not (math.isfinite(norm) and math.isfinite(result.loss)):
             skipped += 1
             state.skipped_in_a_row += 1
             if state.skipped_in_a_row >= SKIPS_ALLOWED:
-                _stop(store, batch, rows, result, norm, step, world)
+                _stop(store, batch, batch.rows[own], result, norm, step, world)
             continue
         state.skipped_in_a_row = 0
         results.append(result)
@@ -89,12 +88,9 @@ def optimiser_steps(
     state.optimizer.zero_grad(set_to_none=True)
     state.trained.network.eval()
     refresh(state.student, state.trained)
-    averaged = {
-        field.name: mean([getattr(result, field.name) for result in results])
-        for field in fields(StepResult)
-    }
+    names = (field.name for field in fields(StepResult))
     return {
-        **averaged,
+        **{name: mean([getattr(result, name) for result in results]) for name in names},
         "gradient_norm": mean(norms),
         "learning_rate": rate,
         "skipped_steps": skipped,

@@ -9,12 +9,11 @@ waiting for ever.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from epistill.config import RunConfig
 from epistill.monitor import Watcher, with_less_teacher
-from epistill.records import GradedRollout
 from epistill.store import RunStore
 from epistill.world import World
 
@@ -59,14 +58,3 @@ class RunMonitor:
             "teacher_weight_factor": factor,
             "alarms": [alarm.rule for alarm in alarms],
         }
-
-
-def pass_at_group_size(items: Sequence[GradedRollout], size: int) -> float:
-    """Share of groups with a correct response: pass@k at k = the group's size.
-
-    Args:
-        items: Whole groups of `size` responses, one after another.
-        size: Responses per problem.
-    """
-    groups = [items[start : start + size] for start in range(0, len(items), size)]
-    return sum(any(item.grade.score == 1.0 for item in group) for group in groups) / len(groups)

@@ -177,7 +177,7 @@ class _Step:
 
     def _streams(self, members: Sequence[int]) -> dict[str, Tensor | None]:
         """What is known of the rows' tokens, flat as the batch's completion tokens are; [N]."""
-        rows, coefficients = ([of[i] for i in members] for of in (self.rows, self.coefficients))
+        rows = [self.rows[i] for i in members]
 
         def joined(parts: Sequence[Any], *, missing: bool = False) -> Tensor | None:
             """None where it is not known of all rows; or of none, where it may be missing (0)."""
@@ -192,7 +192,8 @@ class _Step:
 
         found: dict[str, Tensor | None] = {}
         for name in ("distillation", "gradient", "advantage", "reference"):
-            stream = joined([getattr(one, name) for one in coefficients], missing=True)
+            parts = [getattr(self.coefficients[i], name) for i in members]
+            stream = joined(parts, missing=True)
             found[name] = stream if stream is None or self.counted else torch.zeros_like(stream)
         found["old"] = joined([row.old_log_probs for row in rows])
         found["markers"] = joined([row.markers for row in rows])
