@@ -1,9 +1,8 @@
 r"""Reading the answer out of a response: the frames in which a response states its answer.
 
-Enters: the answer part of a response (thinking already split off). Leaves: `Framed` texts, the one
-that counts first. A frame is `\boxed{..}`, `<answer>..</answer>`, `#### ..`, a label at the start
-of a line (`Answer:`, `Final answer`, 答案：) or, after these, in a sentence (*the answer is ..*,
-*.. is the answer*). Among equals the last one counts.
+A frame is `\boxed{..}`, `<answer>..</answer>`, `#### ..`, a label at the start of a line (`Answer:`
+or 答案：) or, after these, in a sentence (*the answer is ..*, *.. is the answer*). Among equals the
+last one counts.
 """
 
 from __future__ import annotations
@@ -26,23 +25,16 @@ MAX_FRAMES = 8  # of one response, from its end
 
 @dataclass(frozen=True, slots=True)
 class Framed:
-    """A text in which a response states its answer.
-
-    Attributes:
-        text: Without the frame; of a label the rest of its line, or the block after it.
-        frame: Which frame it stood in; "whole" is a response that is nothing else.
-    """
+    """A text in which a response states its answer, without its frame; "whole" is all of it."""
 
     text: str
     frame: FrameName
 
 
 def frames(text: str, *, cut: bool = False) -> Iterator[Framed]:
-    r"""The frames of a response, the one that counts first.
+    r"""The frames of a response after its thinking, the one that counts first.
 
-    Args:
-        text: The response after its thinking.
-        cut: It ended at a limit: only a frame that was completed counts.
+    Of a response that was `cut` at a limit, only a frame that was completed counts.
 
     Example:
         >>> [f.text for f in frames(r"#### 3" "\n" r"No: \boxed{5} and \boxed{8}")]
@@ -77,13 +69,7 @@ def choice_said(text: str) -> list[Framed]:
 
 
 def extract_answer(text: str) -> str | None:
-    r"""The answer a response gives, as text.
-
-    Args:
-        text: The response after its thinking.
-
-    Returns:
-        The answer without its frame, or None where it has none and is no single short line.
+    r"""The answer a response gives after its thinking; None without a frame or a short line.
 
     Example:
         >>> extract_answer(r"so $x=2$, hence \boxed{\frac{1}{2}}.")
@@ -105,13 +91,7 @@ def short_line(text: str) -> str | None:
 
 
 def extract_code(text: str) -> str | None:
-    r"""The program a response gives: its last fenced block, of Python where one is marked so.
-
-    Args:
-        text: The response after its thinking.
-
-    Returns:
-        The source, or None where no block is closed and not empty.
+    r"""The program a response gives: its last closed block, of Python where one is marked so.
 
     Example:
         >>> extract_code("So:\n```python\nprint(1)\n```\nIt prints\n```\n1\n```")

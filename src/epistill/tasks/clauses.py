@@ -1,7 +1,6 @@
 r"""What a frame's text says: the value, or the letter, without the sentence around it.
 
-Enters: a `Framed`. Leaves: texts that may be the value, the likeliest first, or a letter of a
-multiple choice. It compares nothing. *81 (see step 2)* is 81, *82, not 81* is 82, *not 81* nothing.
+*81 (see step 2)* is 81, *82, not 81* is 82, *not 81* nothing.
 """
 
 from __future__ import annotations

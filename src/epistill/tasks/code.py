@@ -8,11 +8,11 @@ correct only if every test passes. The program runs once per test in the sandbox
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import asdict, dataclass
 from decimal import Decimal, InvalidOperation
+from typing import Annotated, Any
 
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 
 from epistill.records import Grade, GradeStatus
 from epistill.tasks.answers import extract_code
@@ -49,13 +49,11 @@ class CodeTests:
 
     tests: tuple[CodeTest, ...]
     function: str | None = None
-    time_limit_s: float = TIME_LIMIT_S
+    time_limit_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = TIME_LIMIT_S
 
     def __post_init__(self) -> None:
         if not self.tests:
             raise ValueError("a program without tests cannot be graded")
-        if not 0 < self.time_limit_s < math.inf:
-            raise ValueError(f"time_limit_s is {self.time_limit_s}; expected seconds")
 
     def to_json(self) -> str:
         """As a problem keeps it in `answer`."""
@@ -68,11 +66,7 @@ class CodeTests:
 
 
 def grade_code(answer: str, response: str) -> Grade:
-    """Run the response's program against every test.
-
-    Args:
-        answer: `CodeTests` as JSON.
-        response: After its thinking.
+    """Run the response's program against every test, `CodeTests` as JSON.
 
     Raises:
         EpistillError: No sandbox on this machine.
@@ -82,59 +76,42 @@ def grade_code(answer: str, response: str) -> Grade:
         return Grade(GradeStatus.UNREADABLE, None, "no closed ``` block with a program was found")
     try:
         tests = CodeTests.from_json(answer)
-        inputs = [_stdin(tests, test) for test in tests.tests]
+        inputs = [test.input if tests.function is None else _call(test) for test in tests.tests]
     except (ValueError, RecursionError) as error:
         reason = f"the problem's tests cannot be read: {type(error).__name__}"
         return Grade(GradeStatus.UNREADABLE, code, reason)
     for number, (test, stdin) in enumerate(zip(tests.tests, inputs, strict=True), 1):
-        failure = _failure(code, tests, test, stdin)
-        if failure is not None:
-            status, reason = failure
+        limits = Limits(wall_s=tests.time_limit_s)
+        done = run_python(code, stdin=stdin, function=tests.function, prelude=True, limits=limits)
+        if reason := _failure(tests, test, done):
+            status = GradeStatus.TIMEOUT if done.ended == "time" else GradeStatus.WRONG
             return Grade(status, code, f"test {number} of {len(tests.tests)}: {reason}")
     return Grade(GradeStatus.CORRECT, code)
 
 
-def _stdin(tests: CodeTests, test: CodeTest) -> str:
-    if tests.function is None:
-        return test.input
+def _call(test: CodeTest) -> str:
     # Only "\n" ends a line: a JSON string may hold U+2028 and its like.
     return json.dumps([json.loads(line) for line in test.input.split("\n") if line.strip()])
 
 
-def _failure(
-    code: str, tests: CodeTests, test: CodeTest, stdin: str
-) -> tuple[GradeStatus, str] | None:
-    done = run_python(
-        code,
-        stdin=stdin,
-        function=tests.function,
-        prelude=True,
-        limits=Limits(wall_s=tests.time_limit_s),
-    )
+def _failure(tests: CodeTests, test: CodeTest, done: Execution) -> str:
     if done.ended == "time":
-        return GradeStatus.TIMEOUT, f"ran longer than {tests.time_limit_s:g} s"
-    if not done.succeeded:
-        return GradeStatus.WRONG, _error(done)
-    same = same_value if tests.function is not None else same_output
-    if same(test.output, done.stdout):
-        return None
-    if not test.public:
-        return GradeStatus.WRONG, "wrong output on a hidden test"
-    return GradeStatus.WRONG, (
-        f"on input {_short(test.input)} expected {_short(test.output)}, found {_short(done.stdout)}"
-    )
-
-
-def _error(done: Execution) -> str:
+        return f"ran longer than {tests.time_limit_s:g} s"
     if done.ended != "exit":
         return f"stopped for too much {done.ended}"
-    lines = done.stderr.strip().splitlines()
-    return lines[-1][:SHOWN] if lines else f"exit status {done.exit_code}"
-
-
-def _short(text: str) -> str:
-    text = text.strip()
-    return repr(text if len(text) <= SHOWN else text[:SHOWN] + "...")
+    if not done.succeeded:
+        lines = done.stderr.strip().splitlines()
+        return lines[-1][:SHOWN] if lines else f"exit status {done.exit_code}"
+    same = same_value if tests.function is not None else same_output
+    if same(test.output, done.stdout):
+        return ""
+    if not test.public:
+        return "wrong output on a hidden test"
+    given, expected, found = (
+        repr(text if len(text) <= SHOWN else text[:SHOWN] + "...")
+        for text in map(str.strip, (test.input, test.output, done.stdout))
+    )
+    return f"on input {given} expected {expected}, found {found}"
 
 
 def same_output(expected: str, found: str) -> bool:
@@ -161,27 +138,13 @@ def _same_word(expected: str, found: str) -> bool:
 
 def same_value(expected: str, found: str) -> bool:
     """Equal as JSON; a tuple has become a list, and 1.0 is 1, but true is not 1."""
-    if expected.strip() == found.strip():
-        return True
+
+    def read(text: str) -> Any:
+        return json.loads(
+            text, parse_int=lambda n: ("number", int(n)), parse_float=lambda n: ("number", float(n))
+        )
+
     try:
-        pairs = [(json.loads(expected), json.loads(found))]
+        return expected.strip() == found.strip() or read(expected) == read(found)
     except (ValueError, RecursionError):
         return False
-    while pairs:  # no recursion: both may be nested as deep as JSON can be read
-        left, right = pairs.pop()
-        if isinstance(left, list) and isinstance(right, list):
-            if len(left) != len(right):
-                return False
-            pairs += zip(left, right, strict=True)
-        elif isinstance(left, dict) and isinstance(right, dict):
-            if left.keys() != right.keys():
-                return False
-            pairs += [(left[key], right[key]) for key in left]
-        elif (
-            isinstance(left, list | dict)
-            or isinstance(right, list | dict)
-            or left != right
-            or isinstance(left, bool) != isinstance(right, bool)
-        ):
-            return False
-    return True

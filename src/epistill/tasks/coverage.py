@@ -6,7 +6,6 @@ at step t" from the seed alone, so that a resumed run needs no saved data positi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from epistill.config import FileTask, StarSearchTask, TaskConfig
@@ -20,7 +19,7 @@ from epistill.tasks.star_search import star_problem
 def load_eval_problems(task: TaskConfig, count: int) -> list[Problem]:
     """The first `count` problems of a task; the same ones for every run, arm and seed."""
     if isinstance(task, StarSearchTask):
-        return [star_problem(task.arms, task.depth, 0, task.split, i) for i in range(count)]
+        return _drawn(task, 0, range(count))
     return list(_file_problems(task)[:count])
 
 
@@ -28,6 +27,16 @@ def _file_problems(task: FileTask) -> tuple[Problem, ...]:
     return load_problems(
         task.path, split=task.split, grader=task.grader, prompt=task.prompt, since=task.since
     ).problems
+
+
+def _drawn(task: StarSearchTask, seed: int, numbers: range) -> list[Problem]:
+    return [star_problem(task.arms, task.depth, seed, task.split, i) for i in numbers]
+
+
+def _shuffled(count: int, *key: object) -> list[int]:
+    order = list(range(count))
+    named_random(*key).shuffle(order)
+    return order
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,22 +53,13 @@ class Curriculum:
 
     def at(self, step: int, count: int) -> list[Problem]:
         """The `count` problems of a step: whole passes over the pool, each in its own order."""
-        first = step * count
+        numbers = range(step * count, (step + 1) * count)
         if self.pool is None:
             assert isinstance(self.task, StarSearchTask)
-            task = self.task
-            return [
-                star_problem(task.arms, task.depth, self.seed, task.split, first + i)
-                for i in range(count)
-            ]
-        return [self._draw(first + i) for i in range(count)]
-
-    def _draw(self, position: int) -> Problem:
-        assert self.pool is not None
-        epoch, offset = divmod(position, len(self.pool))
-        order = list(range(len(self.pool)))
-        named_random("order", self.seed, epoch).shuffle(order)
-        return self.pool[order[offset]]
+            return _drawn(self.task, self.seed, numbers)
+        passes = {n // len(self.pool) for n in numbers}
+        orders = {n: _shuffled(len(self.pool), "order", self.seed, n) for n in passes}
+        return [self.pool[orders[n // len(self.pool)][n % len(self.pool)]] for n in numbers]
 
 
 def make_curriculum(task: TaskConfig, coverage: int | None, seed: int) -> Curriculum:
@@ -71,28 +71,15 @@ def make_curriculum(task: TaskConfig, coverage: int | None, seed: int) -> Curric
         EpistillError: The file has fewer distinct problems than the coverage asks for.
     """
     if isinstance(task, StarSearchTask):
-        if coverage is None:
-            return Curriculum(task, seed, None)
-        return Curriculum(
-            task,
-            seed,
-            tuple(
-                star_problem(task.arms, task.depth, seed, task.split, i) for i in range(coverage)
-            ),
-        )
-    return Curriculum(task, seed, _subset(task, _file_problems(task), coverage, seed))
-
-
-def _subset(
-    task: FileTask, problems: Sequence[Problem], coverage: int | None, seed: int
-) -> tuple[Problem, ...]:
+        pool = None if coverage is None else tuple(_drawn(task, seed, range(coverage)))
+        return Curriculum(task, seed, pool)
+    problems = _file_problems(task)
     if coverage is None:
-        return tuple(problems)
+        return Curriculum(task, seed, problems)
     if coverage > len(problems):
         raise EpistillError(
             f"coverage {coverage} asks for more than the {len(problems)} distinct problems of "
             f"{task.path}; lower it or leave it out"
         )
-    order = list(range(len(problems)))
-    named_random("coverage", seed).shuffle(order)
-    return tuple(problems[i] for i in order[:coverage])
+    order = _shuffled(len(problems), "coverage", seed)[:coverage]
+    return Curriculum(task, seed, tuple(problems[i] for i in order))

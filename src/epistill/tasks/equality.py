@@ -1,12 +1,13 @@
 r"""Whether an answer has the value of the reference: math-verify, and what it gets wrong.
 
-Enters: two texts without frames. Leaves: equal or not, or `NotAValue`. Texts are tidied
-(`tasks/notation.py`), parted from units, split into the elements of lists, tuples, sets and
-intervals, and compared element by element (`tasks/expressions.py`).
+Texts are tidied (`tasks/notation.py`), parted from units, split into the elements of lists, tuples,
+sets and intervals, and compared element by element (`tasks/expressions.py`).
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from fractions import Fraction
 from functools import lru_cache
 from itertools import product
@@ -20,13 +21,12 @@ _READ = patterns("equality")
 MAX_LENGTH = 2_000
 MAX_ELEMENTS = 100
 _PARENTHESES = {"(": ")", "[": "]", "\\{": "\\}", "\\langle": "\\rangle"}
+_OPENING = (*_PARENTHESES, "{", "\\begin{")
+_CLOSING = (*_PARENTHESES.values(), "}", "\\end{")
 
 
 def equal(reference: str, answer: str) -> bool:
-    r"""Whether an answer has the reference's value.
-
-    Args:
-        reference, answer: Texts without their frames.
+    r"""Whether an answer has the reference's value, both without their frames.
 
     Raises:
         NotAValue: The answer cannot be read.
@@ -175,16 +175,19 @@ def _undefined(text: str, other: str, *, computed: bool) -> str:
     return text
 
 
+def _depths(text: str) -> Iterator[tuple[re.Match[str], int]]:
+    """Parentheses and separators, with the depth of parentheses behind each."""
+    depth = 0
+    for token in _READ["token"].finditer(text):
+        depth += (token[0] in _OPENING) - (token[0] in _CLOSING)
+        yield token, depth
+
+
 def _split(text: str) -> list[str]:
     """Elements between the separators that stand in no parentheses."""
-    depth, start, elements = 0, 0, list[str]()
-    for token in _READ["token"].finditer(text):
-        what = token[0]
-        if what in ("(", "[", "{", "\\{", "\\langle", "\\begin{"):
-            depth += 1
-        elif what in (")", "]", "}", "\\}", "\\rangle", "\\end{"):
-            depth -= 1
-        elif depth == 0 and what in (",", ";", " and ", " or "):
+    start, elements = 0, list[str]()
+    for token, depth in _depths(text):
+        if depth == 0 and token[0] in (",", ";", " and ", " or "):
             elements.append(text[start : token.start()])
             start = token.end()
     elements.append(text[start:])
@@ -194,17 +197,11 @@ def _split(text: str) -> list[str]:
 def _enclosed(text: str) -> tuple[str, str, str] | None:
     """(opening, content, closing) where one pair holds everything."""
     opening = next((o for o in _PARENTHESES if text.startswith(o)), None)
-    if opening is None:
-        return None
     closing = next((c for c in _PARENTHESES.values() if text.endswith(c)), None)
-    if closing is None or len(text) < len(opening) + len(closing):
+    if opening is None or closing is None or len(text) < len(opening) + len(closing):
         return None
-    depth = 0
-    for token in _READ["token"].finditer(text):
-        depth += token[0] in ("(", "[", "{", "\\{", "\\langle", "\\begin{")
-        depth -= token[0] in (")", "]", "}", "\\}", "\\rangle", "\\end{")
-        if depth == 0 and token.end() < len(text):
-            return None
+    if any(depth == 0 and token.end() < len(text) for token, depth in _depths(text)):
+        return None
     return opening, text[len(opening) : len(text) - len(closing)].strip(), closing
 
 

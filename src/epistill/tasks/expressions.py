@@ -1,8 +1,7 @@
 r"""Whether two expressions are equal: math-verify, and a check of its yes.
 
-Enters: LaTeX of one element each. Leaves: equal or not, or `NotAValue`. Numbers must be equal
-exactly, or to six decimals where one is a decimal; expressions must agree at points; equations be
-multiples of each other. A sum that is left to the reader is no value.
+Numbers must be equal exactly, or to six decimals where one is a decimal; expressions must agree at
+points; equations be multiples of each other. A sum that is left to the reader is no value.
 """
 
 from __future__ import annotations
@@ -110,17 +109,13 @@ def _is_left_to_do(value: Any) -> bool:
     for part in sympy.preorder_traversal(value):
         if isinstance(part, sympy.Sum | sympy.Product | sympy.Integral | sympy.Limit):
             return True
-        if isinstance(part, sympy.Add | sympy.Mul):
-            known = [a for a in part.args if a.is_number and a.doit().is_rational]
-            if isinstance(part, sympy.Add):
-                if len(known) > 1:
-                    return True
-            elif (
-                len(known) == len(part.args)
-                and sum(a.is_Rational for a in known) > 1
-                and any(a.is_Integer and not sympy.isprime(abs(a)) for a in known)
-            ):
-                return True
+        if not isinstance(part, sympy.Add | sympy.Mul):
+            continue
+        known = [a for a in part.args if a.is_number and a.doit().is_rational]
+        composite = any(a.is_Integer and not sympy.isprime(abs(a)) for a in known)
+        several = len(known) == len(part.args) and sum(a.is_Rational for a in known) > 1
+        if len(known) > 1 if isinstance(part, sympy.Add) else several and composite:
+            return True
     return False
 
 
@@ -128,7 +123,8 @@ def _same_number(ours: Any, theirs: Any, *, rounded: bool) -> bool:
     import sympy
 
     ours, theirs = ours.doit(), theirs.doit()
-    if ours in _UNDEFINED() or theirs in _UNDEFINED():
+    undefined = (sympy.nan, sympy.zoo, sympy.oo, -sympy.oo)
+    if ours in undefined or theirs in undefined:
         return ours == theirs
     if ours.is_Rational and theirs.is_Rational and not rounded:
         return ours == theirs
@@ -138,24 +134,12 @@ def _same_number(ours: Any, theirs: Any, *, rounded: bool) -> bool:
         return bool(difference <= _DECIMALS and difference <= _SHARE * size)
     if rounded:
         return bool(difference <= _NOISE * size)
-    if size == 0 or difference > size * sympy.Float(10) ** (20 - _DIGITS):
-        return bool(size == 0)
-    return True
+    return bool(size == 0 or difference <= size * sympy.Float(10) ** (20 - _DIGITS))
 
 
 def _ends(value: Any) -> bool:
-    """Whether its decimals do."""
-    rest = int(value.q) if value.is_Rational else 7
-    for prime in (2, 5):
-        while rest % prime == 0:
-            rest //= prime
-    return rest == 1
-
-
-def _UNDEFINED() -> tuple[Any, ...]:
-    import sympy
-
-    return sympy.nan, sympy.zoo, sympy.oo, -sympy.oo
+    """Whether its decimals do: the denominator divides a power of ten."""
+    return bool(value.is_Rational) and 10 ** int(value.q).bit_length() % int(value.q) == 0
 
 
 def _is_equation(value: Any) -> bool:

@@ -1,7 +1,6 @@
 """Problems from files people already have: JSONL, parquet, Hugging Face datasets.
 
-Enters: a path or dataset name. Leaves: a `TaskFile` (rows read, distinct problems, the grader). The
-known shapes, by their columns:
+The known shapes, by their columns:
 
     prompt + reward_model   what RL trainers use: `prompt` a list of messages or a JSON string of
                             one, `reward_model` a dict or a JSON string with `ground_truth`
@@ -45,14 +44,7 @@ _CHOICE = linear_pattern(r"\(?[A-J]\)?")
 
 @dataclass(frozen=True, slots=True)
 class TaskFile:
-    """What was read.
-
-    Attributes:
-        source: The path or name as given.
-        rows: Records read.
-        problems: Distinct problems, in order of first appearance.
-        grader: The grader chosen for all of them.
-    """
+    """What was read: rows, distinct problems in order, the grader chosen for all of them."""
 
     source: str
     rows: int
@@ -88,43 +80,45 @@ def load_problems(
     used_ids: set[str] = set()
     chosen = grader or _choose_grader(records)
     for number, record in enumerate(records):
-        messages, answer, solution, given_id = _parse(source, number, record)
+        messages, answer, solution, identity = _parse(source, number, record)
         if prompt is not None:
-            last = messages[-1]
-            asked = Message(last.role, prompt.replace("{question}", last.content))
-            messages = (*messages[:-1], asked)
-        if messages in distinct:
-            if distinct[messages].answer != answer:
+            asked = prompt.replace("{question}", messages[-1].content)
+            messages = (*messages[:-1], Message(messages[-1].role, asked))
+        if (known := distinct.get(messages)) is not None:
+            if known.answer != answer:
                 raise EpistillError(
-                    f"{source}: row {number} repeats problem {distinct[messages].id!r} with "
-                    f"another answer ({answer!r}, before {distinct[messages].answer!r}); remove one"
+                    f"{source}: row {number} repeats problem {known.id!r} with another answer "
+                    f"({answer!r}, before {known.answer!r}); remove one"
                 )
             continue
-        identity = given_id if given_id not in used_ids else f"{given_id}-row{number}"
+        if identity in used_ids:
+            identity = f"{identity}-row{number}"
         used_ids.add(identity)
-        distinct[messages] = Problem(
-            id=identity,
-            messages=messages,
-            answer=answer,
-            grader=chosen,
-            solution=solution,
-            meta=MappingProxyType({"source": source, "row": number}),
-        )
+        meta = MappingProxyType({"source": source, "row": number})
+        distinct[messages] = Problem(identity, messages, answer, chosen, solution, meta)
     return TaskFile(source, len(records), tuple(distinct.values()), chosen)
 
 
-def _read_records(source: str, split: str) -> Iterable[Mapping[str, Any]]:
+def _read_records(source: str, split: str) -> list[Mapping[str, Any]]:
     if source.startswith(HUB_FILE):
-        return _read_records(_from_hub(source), split)
+        source = _from_hub(source)
     path = Path(source).expanduser()
-    if path.suffix in SUFFIXES or path.is_file():
-        if not path.is_file():
+    if path.suffix not in SUFFIXES and not path.is_file():
+        return _read_dataset(source, path, split)
+    if not path.is_file():
+        raise EpistillError(
+            f"no file {source!r}; expected a .jsonl or .parquet file, a folder, or a dataset "
+            f"name; check the path{_near(source)}"
+        )
+    records: list[Mapping[str, Any]] = []
+    for number, record in read_records(path) if path.stat().st_size else ():
+        if isinstance(record, Unusable):
             raise EpistillError(
-                f"no file {source!r}; expected a .jsonl or .parquet file, a folder, or a dataset "
-                f"name; check the path{_near(source)}"
+                f"{path}: line {number} is {record}; expected one JSON object per line, an array "
+                "of them, CSV or parquet"
             )
-        return _read_file(path) if path.stat().st_size else []
-    return _read_dataset(source, path, split)
+        records.append(record)
+    return records
 
 
 def _from_hub(source: str) -> str:
@@ -156,18 +150,6 @@ def _is_older(source: str, record: Mapping[str, Any], since: str | None) -> bool
     return str(date)[:10] < since
 
 
-def _read_file(path: Path) -> list[Mapping[str, Any]]:
-    records: list[Mapping[str, Any]] = []
-    for number, record in read_records(path):
-        if isinstance(record, Unusable):
-            raise EpistillError(
-                f"{path}: line {number} is {record}; expected one JSON object per line, an array "
-                "of them, CSV or parquet"
-            )
-        records.append(record)
-    return records
-
-
 def _near(source: str) -> str:
     """What was meant: the generated world, or a file beside the one that is not there."""
     folder = Path(source).expanduser().parent
@@ -175,22 +157,19 @@ def _near(source: str) -> str:
     return did_you_mean(source, ["star-search", *(name for name in beside if name != source)])
 
 
-def _read_dataset(source: str, path: Path, split: str) -> list[dict[str, Any]]:
+def _read_dataset(source: str, path: Path, split: str) -> list[Mapping[str, Any]]:
     import datasets
 
     name, _, config = source.partition(":")
+    named = (str(path),) if path.is_dir() else (name, config or None)
     try:
-        if path.is_dir():
-            loaded = datasets.load_dataset(str(path), split=split)
-        else:
-            loaded = datasets.load_dataset(name, config or None, split=split)
+        return [dict(row) for row in datasets.load_dataset(*named, split=split)]
     except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: it has a script
         raise EpistillError(
             f"no file or folder {source!r}, and as a dataset name with split {split!r} it could "
             f"not be loaded: {first_line(error)}; expected a .jsonl or .parquet file, a folder, or "
             f"such a name{_near(source)}"
         ) from error
-    return [dict(row) for row in loaded]
 
 
 def _parse(
@@ -201,12 +180,11 @@ def _parse(
         question, answer = read_livecodebench(f"{source}: row {number}", record)
         return (Message("user", question),), answer, None, str(record.get("question_id", number))
     extra = _as_mapping(record.get("extra_info")) or {}
-    solution = _first(record, SOLUTION_FIELDS) or _first(extra, SOLUTION_FIELDS)
     try:
         answer, worked = reference_answer(record)
     except EpistillError as error:
         raise EpistillError(f"{source}: row {number}: {error}; give one answer") from error
-    solution = worked or solution
+    solution = worked or _first(record, SOLUTION_FIELDS) or _first(extra, SOLUTION_FIELDS)
     question = _first(record, QUESTION_FIELDS)
     missing = [n for n, v in (("question", question), ("answer", answer)) if v in (None, "")]
     if missing:
@@ -221,8 +199,7 @@ def _parse(
     if isinstance(record.get("system"), str) and record["system"].strip():
         messages = (Message("system", record["system"].strip()), *messages)
     given = _first(record, ID_FIELDS) or extra.get("index")
-    identity = str(number) if given is None else str(given)
-    return messages, answer, solution, identity
+    return messages, answer, solution, str(number if given is None else given)
 
 
 def reference_answer(record: Mapping[str, Any]) -> tuple[str | None, str | None]:
@@ -278,11 +255,8 @@ def grader_of(answers: Iterable[str]) -> GraderName:
         >>> grader_of(["A", "(C)"]), grader_of(["A", "3"])
         ('choice', 'math')
     """
-    return (
-        "choice"
-        if all(_CHOICE.fullmatch(read_reference(answer).strip(" .")) for answer in answers)
-        else "math"
-    )
+    letters = (_CHOICE.fullmatch(read_reference(answer).strip(" .")) for answer in answers)
+    return "choice" if all(letters) else "math"
 
 
 def _first(record: Mapping[str, Any], names: Iterable[str]) -> Any:

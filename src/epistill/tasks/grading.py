@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
-from types import TracebackType
 
 from epistill.records import Grade, GraderName, GradeStatus
 from epistill.tasks.answers import Framed, choice_said, clean, frames, short_line
@@ -110,14 +109,12 @@ _IN_PROCESS = {"exact": grade_exact, "choice": grade_choice}
 
 
 class Grader:
-    """Grades batches; its worker processes start with the first math problem.
+    """Grades batches; its worker processes start with the first math problem and end with it.
 
     Args:
         time_limit_s: Seconds of processor time of a math answer; at the limit the worker is killed
             and replaced, and the answer tried once more, alone.
         workers: Worker processes.
-
-    Use as a context manager, so that workers end with it.
     """
 
     def __init__(self, *, time_limit_s: float = 5.0, workers: int = 2) -> None:
@@ -128,12 +125,7 @@ class Grader:
     def __enter__(self) -> Grader:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._math.close()
 
     def grade(
@@ -150,23 +142,26 @@ class Grader:
             cut: Whether each response ended at a limit; then an answer must have been complete.
             lenient: Search a response of "math" that has no frame; its grade says "search".
         """
-        cuts = [False] * len(items) if cut is None else list(cut)
-        items = [(g, a, r if g == "code" else split_thinking(r).answer) for g, a, r in items]
         grades: dict[int, Grade] = {}
-        places: dict[str, list[int]] = {"math": [], "code": []}
-        for i, (grader, answer, response) in enumerate(items):
-            if grader in _IN_PROCESS:
-                grades[i] = _IN_PROCESS[grader](answer, response, cut=cuts[i])
+        asked: dict[int, tuple[str, Question, bool]] = {}
+        programs: dict[int, tuple[str, str]] = {}
+        cuts = [False] * len(items) if cut is None else cut
+        for i, ((grader, answer, response), is_cut) in enumerate(zip(items, cuts, strict=True)):
+            if grader == "code":
+                programs[i] = answer, response
+                continue
+            response = split_thinking(response).answer
+            if grader == "math":
+                asked[i] = response, _question(answer, response, is_cut, lenient), is_cut
             else:
-                places[grader].append(i)
-        if places["math"]:
-            asked = [_question(*items[i][1:], cuts[i], lenient) for i in places["math"]]
-            for i, question, grade in zip(places["math"], asked, self._answers(asked), strict=True):
-                grades[i] = _explained(grade, question, items[i][2], cuts[i])
-        if places["code"]:
+                grades[i] = _IN_PROCESS[grader](answer, response, cut=is_cut)
+        verdicts = self._answers([question for _, question, _ in asked.values()])
+        for (i, one), grade in zip(asked.items(), verdicts, strict=True):
+            grades[i] = _explained(grade, one[1], one[0], one[2])
+        if programs:
             with ThreadPoolExecutor(self.workers) as threads:  # each waits for its own process
-                found = threads.map(lambda i: grade_code(*items[i][1:]), places["code"])
-                grades.update(zip(places["code"], found, strict=True))
+                found = threads.map(lambda one: grade_code(*one), programs.values())
+                grades.update(zip(programs, found, strict=True))
         return [grades[i] for i in range(len(items))]
 
     def _answers(self, asked: Sequence[Question]) -> list[Grade]:
@@ -187,13 +182,7 @@ class Grader:
 def grade_responses(
     items: Sequence[tuple[GraderName, str, str]], *, time_limit_s: float = 5.0, workers: int = 2
 ) -> list[Grade]:
-    r"""Grade responses, once; for batch after batch keep a `Grader`, whose workers start once.
-
-    Args:
-        items: (grader, reference answer, answer part of the response) triples. "math" is
-            mathematical equality, in worker processes; "choice" a letter; "exact" equal text.
-        time_limit_s: Processor time of a "math" answer, after which its status is "timeout".
-        workers: Processes.
+    r"""Grade (grader, reference, answer part of the response) triples, once; see `Grader`.
 
     Returns:
         A `Grade` for each item, in order. No answer raises an error.

@@ -1,10 +1,7 @@
 """Records of LiveCodeBench (`livecodebench/code_generation_lite`) as problems with tests.
 
-Enters: one record with the columns `question_content`, `starter_code`, `public_test_cases`,
-`private_test_cases`, `metadata`. Leaves: the question in words, and its `CodeTests`. Tests are a
-JSON list of {input, output, testtype}, testtype "stdin" or "functional". The private ones come as
-base64 of zlib of a *pickled* string; the string is read out of the pickle's opcodes, and nothing is
-ever unpickled.
+Tests are a JSON list of {input, output, testtype}. The private ones come as base64 of zlib of a
+*pickled* string; it is read out of the pickle's opcodes, and nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -38,11 +35,7 @@ def is_livecodebench(record: Mapping[str, Any]) -> bool:
 
 
 def read_livecodebench(where: str, record: Mapping[str, Any]) -> tuple[str, str]:
-    """(question, tests as JSON) of one record.
-
-    Args:
-        where: File and row, for messages.
-        record: One line of the data set.
+    """(question, `CodeTests` as JSON) of one record; `where` names file and row in messages.
 
     Raises:
         EpistillError: Tests that cannot be read.

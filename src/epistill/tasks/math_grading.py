@@ -1,6 +1,5 @@
 """The verdict of "math": the first frame that holds a value decides. Runs in worker processes.
 
-Enters: a reference, the frames of a response and what is left where it has none. Leaves: a `Grade`.
 `tasks/clauses.py` reads a frame, `tasks/equality.py` compares.
 """
 
@@ -28,12 +27,9 @@ UNREADABLE = "no frame of the response holds a value"
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What a worker is asked.
+    """What a worker is asked: the reference, frames and all, and the response's frames.
 
-    Attributes:
-        reference: As the source has it, frames and all.
-        found: The frames of the response, the one that counts first.
-        text: Searched by math-verify where no frame holds a value; "" where that is not wanted.
+    `text` is searched by math-verify where no frame holds a value; "" where that is not wanted.
     """
 
     reference: str
@@ -110,8 +106,7 @@ def reference_text(value: Any) -> str:
     """
     if isinstance(value, str):
         text = value.strip()
-        listed = _READ["quoted"].match(text) and _literal(text)
-        if listed:
+        if _READ["quoted"].match(text) and (listed := _literal(text)):
             return reference_text(listed)
         several = _READ["several"].match(text) and not _READ["grouped"].match(text)
         if several or text.lower() in ("nan", "null", "n/a"):

@@ -1,7 +1,6 @@
 r"""What models and people write, as LaTeX that can be parsed: the normalisation before comparing.
 
-Enters: the text of an answer, without its frame. Leaves: LaTeX without styles, spaces, currency
-signs, Unicode look-alikes; decimals with a period and an exact form of repeating ones; and, apart
+LaTeX without styles, spaces, currency signs, Unicode look-alikes, decimals with a period; apart
 from it, the unit and the percent sign. `notation.json` has the tables. Nothing is evaluated here.
 """
 
@@ -39,13 +38,7 @@ _NESTED = 20
 
 @dataclass(frozen=True, slots=True)
 class Quantity:
-    """An answer without what stands around its value.
-
-    Attributes:
-        latex: The value.
-        unit: Its unit, spelled one way where the table knows it; None without one.
-        percent: A percent sign stood behind it.
-    """
+    """A value, its unit where the table knows one, and whether a percent sign stood behind it."""
 
     latex: str
     unit: str | None = None
@@ -165,9 +158,8 @@ def _braced_roots(text: str) -> str:
 
 
 def _fraction(value: Fraction) -> str:
-    return str(value.numerator) if value.denominator == 1 else (
-        f"\\frac{{{value.numerator}}}{{{value.denominator}}}"
-    )  # fmt: skip
+    numerator, denominator = value.as_integer_ratio()
+    return str(numerator) if denominator == 1 else f"\\frac{{{numerator}}}{{{denominator}}}"
 
 
 def _repeating(found: Any) -> str:

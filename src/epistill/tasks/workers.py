@@ -1,7 +1,6 @@
 """Worker processes for a function that may hang, crash or eat memory.
 
-Enters: the name of a function and its arguments. Leaves: its results, or why there is none. A call
-is limited in processor time, which does not depend on what else the machine does, and by the
+A call is limited in processor time, which does not depend on what else the machine does, by the
 kernel, which ends a worker inside one C call too. Workers are plain programs that import nothing of
 the caller's `__main__`, so scripts without a guard, `python -` and notebooks can start them.
 """
@@ -14,7 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -66,8 +65,7 @@ class Workers:
 
         A call that took too long, or whose worker died, is made again when no other runs.
         """
-        results: list[Any] = [None] * len(arguments)
-        again: list[int] = []
+        results: dict[int, Any] = {}
         numbers, lock = iter(range(len(arguments))), threading.Lock()
 
         def work(place: int) -> None:
@@ -77,8 +75,6 @@ class Workers:
                 if number is None:
                     return
                 results[number] = self._call(place, arguments[number])
-                if isinstance(results[number], Lost):
-                    again.append(number)
 
         places = range(min(len(self._running), len(arguments)))
         try:
@@ -86,14 +82,14 @@ class Workers:
                 try:
                     list(threads.map(work, places))
                 except BaseException:
-                    self.close()
+                    self.close()  # so that the threads end
                     raise
-            for number in sorted(again):
+            for number in sorted(n for n, found in results.items() if isinstance(found, Lost)):
                 results[number] = self._call(0, arguments[number])
         except BaseException:
             self.close()
             raise
-        return results
+        return [results[number] for number in range(len(arguments))]
 
     def close(self) -> None:
         """End the processes."""
@@ -168,30 +164,23 @@ def serve(name: str, limit_s: float) -> None:
     os.dup2(2, 1)  # what a library prints is no reply
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     most = MEMORY if hard == resource.RLIM_INFINITY else min(MEMORY, hard)
-    problem, function = "", None
     try:
         resource.setrlimit(resource.RLIMIT_AS, (most, hard))
         module = import_module(name.partition(":")[0])
         function = getattr(module, name.partition(":")[2])
         getattr(module, "warm_up", int)()
     except (ImportError, OSError, ValueError, MemoryError) as error:
-        problem = first_line(error)
-    for reply in _replies(problem, limit_s, function):
-        _send(reply, replies)
-
-
-def _replies(problem: str, limit_s: float, function: Any) -> Iterable[Any]:
-    yield problem
-    while not problem:
-        try:
+        _send(first_line(error), replies)
+        return
+    _send("", replies)
+    with suppress(EOFError):
+        while True:
             argument = _receive(sys.stdin.buffer)
-        except EOFError:
-            return
-        # SIGPROF is not caught: at the limit the kernel ends this process, in whatever call it is.
-        signal.setitimer(signal.ITIMER_PROF, limit_s)
-        try:
-            reply: dict[str, Any] = {"value": function(argument)}
-        except (MemoryError, RecursionError, ValueError, ArithmeticError, TypeError) as error:
-            reply = {"lost": {"timeout": False, "reason": type(error).__name__}}
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        yield reply
+            # SIGPROF is not caught: at the limit the kernel ends this process, in whatever call.
+            signal.setitimer(signal.ITIMER_PROF, limit_s)
+            try:
+                reply: dict[str, Any] = {"value": function(argument)}
+            except (MemoryError, RecursionError, ValueError, ArithmeticError, TypeError) as error:
+                reply = {"lost": {"timeout": False, "reason": type(error).__name__}}
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            _send(reply, replies)
