@@ -9,9 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from epistill.library.edit_function import edit
     from epistill.library.model_functions import evaluate, preflight, study, train
-    from epistill.library.trace_functions import compare, grade, measure
+    from epistill.library.trace_functions import compare, edit, grade, measure
     from epistill.methods import method
     from epistill.objective import self_distillation_loss
 
@@ -31,8 +30,7 @@ __all__ = [
 ]
 _HOMES = {
     **dict.fromkeys(("evaluate", "preflight", "study", "train"), "library.model_functions"),
-    **dict.fromkeys(("compare", "grade", "measure"), "library.trace_functions"),
-    "edit": "library.edit_function",
+    **dict.fromkeys(("compare", "edit", "grade", "measure"), "library.trace_functions"),
     "method": "methods",
     "self_distillation_loss": "objective",
 }

@@ -168,11 +168,14 @@ def evaluation_settings(
 def preflight_settings(
     *, data: str, contexts: Sequence[str] | None, prompt: str | None = None, **settings: Any
 ) -> PreflightConfig:
-    """Checked settings of `epistill preflight`.
+    """Checked settings of `epistill preflight`; those of `SamplingConfig` alone go to `sampling`.
 
     Raises:
         EpistillError: Settings that do not fit.
     """
+    only = SamplingConfig.model_fields.keys() - PreflightConfig.model_fields.keys()
+    if drawn := {name: settings.pop(name) for name in tuple(settings) if name in only}:
+        settings["sampling"] = {**dict(settings.get("sampling") or {}), **drawn}
     names = tuple(name.strip() for name in contexts or () if name.strip())
     task = with_prompt(task_from_name(data), prompt).model_dump()
     return _validated(PreflightConfig, {**settings, "task": task, "contexts": names})

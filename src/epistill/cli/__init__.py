@@ -14,11 +14,8 @@ import sys
 import typer
 
 from epistill.cli import run_commands as run_commands  # isort: skip
-from epistill.cli import preflight_command as preflight_command  # isort: skip
 from epistill.cli import plan_command as plan_command  # isort: skip
 from epistill.cli import trace_commands as trace_commands  # isort: skip
-from epistill.cli import edit_command as edit_command  # isort: skip
-from epistill.cli import compare_command as compare_command  # isort: skip
 from epistill.cli import look_commands as look_commands  # isort: skip
 from epistill.cli.common import app, lab, tasks, warn
 from epistill.errors import EpistillError, StoppedElsewhere

@@ -1,11 +1,13 @@
-"""What every command shares: the app, JSON output, checks of flags."""
+"""What every command shares: the app, how a function becomes a command, and what is printed."""
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +16,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from epistill.library.results import Result
+from epistill.errors import EpistillError
+from epistill.library.results import Flag, Place, Result
 
 app = typer.Typer(
     help="A laboratory for on-policy self-distillation of language models.",
@@ -26,15 +29,97 @@ app = typer.Typer(
 lab = typer.Typer(help="The laptop world's model.", no_args_is_help=True)
 tasks = typer.Typer(help="Problems: what is asked and how it is graded.", no_args_is_help=True)
 
-# What a model needs to be told, alike in every command that runs one.
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1...; default cpu.")]
-DType = Annotated[str | None, typer.Option(help="float32 or bfloat16; default float32.")]
-Thinking = Annotated[bool | None, typer.Option(help="The template's thinking mode.")]
-ChatTemplate = Annotated[Path | None, typer.Option(help="A Jinja file, for a base model.")]
-Prompt = Annotated[str | None, typer.Option(help="What a file asks: text with {question} in it.")]
-Stop = Annotated[list[str] | None, typer.Option(help="Text that ends a response; may be repeated.")]
-BatchRows = Annotated[int | None, typer.Option(help="Responses written together; default 256.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for a machine to read.")]
+Json = Annotated[bool, Flag("Print JSON for a machine to read.", ("--json",))]
+Whole = Sequence[int] | None
+# What the command line makes of a text, where a function takes more kinds.
+_PARSED: dict[Any, Any] = {
+    Place: Path,
+    Place | None: Path | None,
+    Place | Sequence[Place]: list[Path],
+    Sequence[str] | None: list[str] | None,
+    str | Sequence[str] | None: str | None,
+    Whole: str | None,
+}
+
+
+def command(
+    name: str,
+    example: str,
+    *,
+    of: Callable[..., Result] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    group: typer.Typer = app,
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a function that prints a command.
+
+    Its parameters with a `Flag` are offered: positional ones as arguments, others as flags.
+
+    Args:
+        name: Of the command.
+        example: Of its use, shown in `--help`.
+        of: What the command does; its parameters with a `Flag` are offered too, and the decorated
+            function is given the call that was asked for, a `partial`.
+        settings: Further flags; those that are given become keywords of `of`, or of the decorated
+            function where there is no `of`.
+        group: Where the command belongs.
+    """
+
+    def decorate(prints: Callable[..., None]) -> Callable[..., None]:
+        own, called = _offered(prints), [] if of is None else _offered(of)
+        for n, kind in (settings or {}).items():
+            keyword = inspect.Parameter.KEYWORD_ONLY
+            called.append(inspect.Parameter(n, keyword, default=None, annotation=kind))
+
+        def run(**given: Any) -> None:
+            mine = {one.name: given.pop(one.name) for one in own}
+            asked = {one.name: _as_taken(one, given[one.name]) for one in called}
+            asked = {n: value for n, value in asked.items() if value is not None}
+            if of is None:
+                prints(**asked, **mine)
+            else:
+                prints(partial(of, **asked), **mine)
+
+        parameters = [_declared(one) for one in (*called, *own)]
+        parameters.sort(key=lambda one: one.name == "as_json")  # last
+        run.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
+        run.__annotations__ = {}
+        said = inspect.getdoc(prints) or inspect.getdoc(of) or ""
+        group.command(name, help=said.split("\n\n")[0], epilog=f"Example: epistill {example}")(run)
+        return prints
+
+    return decorate
+
+
+def _offered(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    parameters = inspect.signature(function, eval_str=True).parameters.values()
+    return [one for one in parameters if hasattr(one.annotation, "__metadata__")]
+
+
+def _declared(one: inspect.Parameter) -> inspect.Parameter:
+    """A parameter as typer wants it."""
+    kind = one.annotation.__origin__
+    (flag,) = one.annotation.__metadata__
+    if one.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD and not flag.names:
+        declared: Any = typer.Argument(help=flag.help)
+    else:
+        names = flag.names or ((f"--{one.name.replace('_', '-')}",) if kind is bool else ())
+        declared = typer.Option(*names, help=flag.help)
+    return one.replace(
+        kind=inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[_PARSED.get(kind, kind), declared]
+    )
+
+
+def _as_taken(one: inspect.Parameter, value: Any) -> Any:
+    """What the function takes, of what the command line parsed."""
+    if isinstance(value, str) and one.annotation.__origin__ == Whole:
+        parts = [part.strip() for part in value.split(",")]
+        if not all(part.isdecimal() and int(part) > 0 for part in parts):
+            raise EpistillError(
+                f"--{one.name} is {value!r}; expected whole numbers above 0 such as 1000,2000,4000"
+            )
+        return tuple(map(int, parts))
+    # A setting that is a file may be written down, and read from another folder.
+    return str(value.resolve()) if one.name == "chat_template" and value is not None else value
 
 
 # All that steers a terminal or turns the direction of writing; line ends and tabs are left.
@@ -75,7 +160,7 @@ def terminal(*, stderr: bool = False, quiet: bool = False, wide: bool = False) -
         stderr, quiet: As in rich.
         wide: A file or pipe has no width; tables get one there that holds them.
     """
-    console = _PlainConsole(stderr=stderr, quiet=quiet, markup=False, emoji=False)
+    console = _PlainConsole(stderr=stderr, quiet=quiet, markup=False, emoji=False, highlight=False)
     if wide and not console.is_terminal:
         console.width = 200
     return console

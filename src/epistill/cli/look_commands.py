@@ -3,36 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Any
 
-import typer
 from rich.table import Table
 
-from epistill.cli.common import Json, app, printable, say, tasks, terminal
+from epistill.cli.common import Json, command, printable, say, tasks, terminal
+from epistill.library.results import Flag
 
 
-@tasks.command("show", epilog="Example: epistill tasks show problems.jsonl")
-def tasks_show_command(
-    source: Annotated[str, typer.Argument(help="File, dataset, or star-search[:5x3].")],
-    split: Annotated[str, typer.Option(help="Of a dataset.")] = "train",
+@command("show", "tasks show problems.jsonl", group=tasks)
+def _tasks_show(
+    source: Annotated[str, Flag("File, dataset, or star-search[:5x3].")],
+    *,
+    split: Annotated[str, Flag("Of a dataset.")] = "train",
     as_json: Json = False,
 ) -> None:
     """Say what was read: rows, distinct problems, first prompt and answer, grader."""
     from epistill.inputs import describe_task
 
-    described = describe_task(source, split)
-    if as_json:
-        say(described)
-        return
-    for name, value in described.items():
-        print(printable(f"{name}: {value}"))
+    _say(describe_task(source, split), as_json)
 
 
-@app.command("methods", epilog="Example: epistill methods sdpo mine.py:rlrt")
-def methods_command(
-    names: Annotated[
-        list[str] | None, typer.Argument(help="Only these; FILE.py:NAME is one of your own.")
-    ] = None,
+@command("methods", "methods sdpo mine.py:rlrt")
+def _methods(
+    names: Annotated[list[str] | None, Flag("Only these; FILE.py:NAME is one of your own.")] = None,
+    *,
     as_json: Json = False,
 ) -> None:
     """List the published methods as points on the five axes."""
@@ -44,27 +39,30 @@ def methods_command(
         say({name: point.model_dump(mode="json") for name, point in shown.items()})
         return
     rows = [describe_method(point) for point in shown.values()]
-    table = Table(*(column for column in rows[0] if column != "source"))
+    sources = [(row["method"], row.pop("source")) for row in rows]
+    table = Table(*rows[0])
     for row in rows:
-        table.add_row(*(cell for column, cell in row.items() if column != "source"))
+        table.add_row(*row.values())
     console = terminal(wide=True)  # in a narrow terminal the cells fold
     console.print(table)
-    for row in rows:
-        console.print(f"{row['method']}: {row['source']}", highlight=False)
+    for name, source in sources:
+        console.print(f"{name}: {source}")
 
 
-@app.command("env", epilog="Example: epistill env --json")
-def env_command(as_json: Json = False) -> None:
+@command("env", "env --json")
+def _env(*, as_json: Json = False) -> None:
     """Versions, commit and machine, for a bug report."""
     from epistill.environment import describe_environment
 
-    described = describe_environment()
+    _say(describe_environment(), as_json)
+
+
+def _say(described: Mapping[str, Any], as_json: bool) -> None:
+    """A line for each fact; facts inside one are named alone."""
     if as_json:
         say(described)
         return
     for name, value in described.items():
-        if isinstance(value, Mapping):
-            for inner, version in value.items():
-                print(f"{inner}: {version}")
-        else:
-            print(f"{name}: {value}")
+        inside = value if isinstance(value, Mapping) else {name: value}
+        for inner, told in inside.items():
+            print(printable(f"{inner}: {told}"))

@@ -6,12 +6,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from epistill.cli.common import Json, app, say, terminal
-from epistill.library.results import at_least
+from epistill.cli.common import Json, command, say, terminal
+from epistill.library.results import Flag, at_least
 
 if TYPE_CHECKING:
     from epistill.studies.spec import StudySpec
@@ -22,23 +21,21 @@ PARTS = (
 )  # fmt: skip
 
 
-@app.command("plan", epilog="Example: epistill plan recipes/math-ds-7b --gpus 8")
-def plan_command(
-    name: Annotated[
-        str | None,
-        typer.Argument(help="recipes/... or a TOML file; without, a list."),
-    ] = None,
+@command("plan", "plan recipes/math-ds-7b --gpus 8")
+def _plan(
+    name: Annotated[str | None, Flag("recipes/... or a TOML file; without, a list.")] = None,
+    *,
     tokens_per_second: Annotated[
-        float | None, typer.Option(help="Sampled by one GPU; default: the recipe's.")
+        float | None, Flag("Sampled by one GPU; default: the recipe's.")
     ] = None,
     utilisation: Annotated[
-        float | None, typer.Option(help="Share of peak FLOPs in training; default: the recipe's.")
+        float | None, Flag("Share of peak FLOPs in training; default: the recipe's.")
     ] = None,
     gpus: Annotated[
-        int | None, typer.Option(help="That one arm is sharded over; default: the recipe's.")
+        int | None, Flag("That one arm is sharded over; default: the recipe's.")
     ] = None,
     configs: Annotated[
-        Path | None, typer.Option(help="Folder: each arm's configuration for `epistill train`.")
+        Path | None, Flag("Folder: each arm's configuration for `epistill train`.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -103,7 +100,6 @@ def _print_recipes(
         "epistill plan NAME says what is behind the numbers; epistill study NAME --tiny runs a "
         "recipe at toy size.\nThe files, to copy and change: "
         f"{resources.files('epistill.studies') / 'recipes'}",
-        highlight=False,
         soft_wrap=True,
     )
 
@@ -117,10 +113,9 @@ def _print_plan(found: Mapping[str, Any], console: Console) -> None:
         f"{machine['gpus']} x {machine['gpu']}, stated, not measured: "
         f"{assumed['sampling_tokens_per_second']:,.0f} sampled tokens/s per GPU and "
         f"{assumed['utilisation']:.0%} of {machine['peak_tflops']:g} TFLOP/s in training",
-        highlight=False,
     )
     for source in (machine["source"], found["lengths"]["source"]):
-        console.print(source, highlight=False)
+        console.print(source)
 
 
 def _memory_table(found: Mapping[str, Any]) -> Table:

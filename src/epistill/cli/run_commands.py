@@ -1,138 +1,112 @@
-"""Commands that run models: study, train, eval, lab, and drawing a study's page again."""
+"""Commands that run models: study, train, eval, preflight, lab; and report."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-import typer
 from rich.table import Table
 
 from epistill.cli.common import (
-    BatchRows,
-    ChatTemplate,
-    Device,
-    DType,
     Json,
-    Prompt,
-    Stop,
-    Thinking,
-    app,
+    command,
     lab,
     print_evaluations,
     say,
     terminal,
     warn,
 )
-from epistill.library.results import at_least
+from epistill.library.model_functions import evaluate, preflight, study, train
+from epistill.library.results import Flag, Result, at_least
 
-
-@app.command("study", epilog="Example: epistill study lab --preset quick")
-def study_command(
-    name: Annotated[
-        str,
-        typer.Argument(
-            help="lab, lab-phase, lab-preflight, a recipe (see `epistill plan`), or a TOML file."
-        ),
+Call = partial[Result]
+# What a model needs to be told, alike in every command that runs one; None leaves the default.
+_DRAWING: dict[str, Any] = {
+    "temperature": Annotated[float | None, Flag("Of sampling; default 1.")],
+    "top_p": Annotated[float | None, Flag("Of sampling; default 1.")],
+    "thinking": Annotated[bool | None, Flag("The template's thinking mode.")],
+    "prompt": Annotated[str | None, Flag("What a file asks: text with {question} in it.")],
+    "chat_template": Annotated[Path | None, Flag("A Jinja file, for a base model.")],
+    "stop": Annotated[list[str] | None, Flag("Text that ends a response; may be repeated.")],
+    "batch_rows": Annotated[int | None, Flag("Responses written together; default 256.")],
+    "dtype": Annotated[str | None, Flag("float32 or bfloat16; default float32.")],
+    "device": Annotated[str | None, Flag("cpu, cuda, cuda:1...; default cpu.")],
+}
+_LENGTH = Annotated[int | None, Flag("Of a response; default 1024.")]
+_TEACHER_THINKING = Annotated[bool | None, Flag("Default: the student's.")]
+_TRAINING: dict[str, Any] = {
+    "model": Annotated[str | None, Flag("Directory, hub name, or lab.")],
+    "data": Annotated[str | None, Flag("File, dataset, or star-search[:5x3].")],
+    "method": Annotated[str | None, Flag("A name, or FILE.py:NAME of your own.")],
+    "teacher_thinking": _TEACHER_THINKING,
+    "steps": Annotated[int | None, Flag("Rollout batches.")],
+    "coverage": Annotated[int | None, Flag("Distinct training problems.")],
+    "learning_rate": Annotated[float | None, Flag("Default: the method's.")],
+    "max_new_tokens": _LENGTH,
+    "problems_per_step": Annotated[int | None, Flag("Default 32.")],
+    "samples_per_problem": Annotated[
+        int | None, Flag("Responses per problem; default 8.", ("-k", "--samples"))
     ],
-    preset: Annotated[str | None, typer.Option(help="A smaller version, e.g. quick.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder; default runs/NAME.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes; default all cores.")] = None,
-    ray: Annotated[str | None, typer.Option(help="A Ray cluster's HOST:PORT, or auto.")] = None,
-    tiny: Annotated[
-        bool, typer.Option("--tiny", help="The same at toy size, offline: does the recipe run?")
-    ] = False,
-    as_json: Json = False,
-) -> None:
-    """Train, compare and report: arms x coverage x seeds. The same command resumes."""
-    from epistill.library.model_functions import study
+    "lora_rank": Annotated[int | None, Flag("Train an adapter of this rank; default all weights.")],
+    "microbatch_tokens": Annotated[
+        int | None, Flag("Padded tokens per forward pass; default: what fits.")
+    ],
+    **_DRAWING,
+    "seed": Annotated[int | None, Flag("Names every random draw.")],
+}
+_PREFLIGHT: dict[str, Any] = {
+    "engine": Annotated[str | None, Flag("inprocess (default), or URLs of vLLM servers.")],
+    "problems": Annotated[int | None, Flag("First so many problems; default 32.")],
+    "samples": Annotated[
+        int | None, Flag("Responses per problem; default 8.", ("-k", "--samples"))
+    ],
+    "max_new_tokens": _LENGTH,
+    "teacher_thinking": _TEACHER_THINKING,
+    "allow_mode_mismatch": Annotated[bool, Flag("Measure all the same.")],
+    "top_k": Annotated[int | None, Flag("Tokens a server lists per position; default 20.")],
+    **_DRAWING,
+    "seed": Annotated[int | None, Flag("Names every random draw; default 0.")],
+}
 
-    console = terminal(stderr=True)
-    found = study(
-        name, preset=preset, out=out, workers=workers, ray=ray, tiny=tiny, console=console
-    )
+
+@command("study", "study lab --preset quick", of=study)
+def _study(call: Call, *, as_json: Json = False) -> None:
+    """Train, compare and report: arms x coverage x seeds. The same command resumes."""
+    found = call(console=terminal(stderr=True))
     if as_json:
         say({"report": str(found.path), "claims": found.summary["claims"]})
     else:
         print(found.path)
 
 
-@app.command(
+@command(
     "train",
-    epilog="Example: epistill train --model lab --data star-search --method sdpo --steps 20",
+    "train --model lab --data star-search --method sdpo --steps 20",
+    settings=_TRAINING,
 )
-def train_command(
-    config: Annotated[Path | None, typer.Argument(help="A TOML file; flags change it.")] = None,
-    out: Annotated[Path, typer.Option(help="Run directory.")] = Path("runs/train"),
-    model: Annotated[str | None, typer.Option(help="Directory, hub name, or lab.")] = None,
-    data: Annotated[str | None, typer.Option(help="File, dataset, or star-search[:5x3].")] = None,
-    method: Annotated[str | None, typer.Option(help="A name, or FILE.py:NAME of your own.")] = None,
-    teacher_thinking: Annotated[bool | None, typer.Option(help="Default: the student's.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Rollout batches.")] = None,
-    coverage: Annotated[int | None, typer.Option(help="Distinct training problems.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Default: the method's.")] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(help="Of a response.")] = None,
-    temperature: Annotated[float | None, typer.Option(help="Of sampling; default 1.")] = None,
-    problems_per_step: Annotated[int | None, typer.Option(help="Default 32.")] = None,
-    samples: Annotated[
-        int | None, typer.Option("-k", "--samples", help="Responses per problem; default 8.")
-    ] = None,
-    lora_rank: Annotated[
-        int | None, typer.Option(help="Train an adapter of this rank; default all weights.")
-    ] = None,
-    microbatch_tokens: Annotated[
-        int | None, typer.Option(help="Padded tokens per forward pass; default: what fits.")
-    ] = None,
-    thinking: Thinking = None,
-    prompt: Prompt = None,
-    chat_template: ChatTemplate = None,
-    stop: Stop = None,
-    batch_rows: BatchRows = None,
-    dtype: DType = None,
-    device: Device = None,
-    seed: Annotated[int | None, typer.Option(help="Names every random draw.")] = None,
-    print_config: Annotated[
-        bool, typer.Option("--print-config", help="Every key, its meaning and value, as TOML.")
-    ] = False,
+def _train(
+    config: Annotated[Path | None, Flag("A TOML file; flags change it.")] = None,
+    *,
+    out: Annotated[Path, Flag("Run directory.")] = Path("runs/train"),
+    print_config: Annotated[bool, Flag("Every key, its meaning and value, as TOML.")] = False,
     as_json: Json = False,
+    **settings: Any,
 ) -> None:
     """Train one model with one method. The same command resumes."""
     from epistill.inputs import load_run_config
 
     if print_config and config is None:  # complete: what is missing can be filled in
-        model, data, method = model or "lab", data or "star-search", method or "sdpo"
-    chosen = load_run_config(
-        config,
-        {
-            "model": model,
-            "task": data,
-            "method": method,
-            "teacher_thinking": teacher_thinking,
-            "temperature": temperature,
-            "problems_per_step": problems_per_step,
-            "samples_per_problem": samples,
-            "lora_rank": lora_rank,
-            "microbatch_tokens": microbatch_tokens,
-            "thinking": thinking,
-            "stop": stop or None,
-            "batch_rows": batch_rows,
-            "prompt": prompt,
-            "chat_template": chat_template and str(chat_template.resolve()),
-            "dtype": dtype,
-            "device": device,
-            "steps": steps,
-            "coverage": coverage,
-            "learning_rate": learning_rate,
-            "max_new_tokens": max_new_tokens,
-            "seed": seed,
-        },
-    )
+        settings = {"model": "lab", "data": "star-search", "method": "sdpo", **settings}
+    if "data" in settings:
+        settings["task"] = settings.pop("data")
+    chosen = load_run_config(config, settings)
     if print_config:
         from epistill.studies.config_toml import config_toml
 
         print(config_toml(dict(chosen)), end="")
         return
-    from epistill.library.model_functions import train
     from epistill.store import RunStore
     from epistill.studies.step_lines import step_line, why_no_signal
     from epistill.world import joined
@@ -141,15 +115,14 @@ def train_command(
         console = terminal(stderr=True, quiet=not world.first)
         with console.status("loading") as status:
 
-            def show(done: int) -> None:
-                rows = RunStore(out).metrics()[-1:] if done else []
-                for row in rows:
+            def show_step(done: int) -> None:
+                for row in RunStore(out).metrics()[-1:] if done else []:
                     line = step_line(row, chosen.steps, chosen.method)
                     status.update(line)
                     if not console.is_terminal or why_no_signal(row, chosen.method) is not None:
-                        console.print(line, highlight=False, soft_wrap=True)
+                        console.print(line, soft_wrap=True)
 
-            found = train(chosen, out=out, on_step=show)
+            found = train(chosen, out=out, on_step=show_step)
     if not world.first:
         return
     for line in found.warnings:
@@ -161,69 +134,99 @@ def train_command(
         print(found.path)
 
 
-@app.command("eval", epilog="Example: epistill eval lab --data star-search:6x3 -k 4")
-def evaluate_command(
-    model: Annotated[str, typer.Argument(help="Directory, hub name, or lab.")],
-    data: Annotated[str, typer.Option(help="File, dataset, or star-search[:5x3].")],
-    k: Annotated[int, typer.Option("-k", "--samples", help="Samples per problem.")] = 4,
-    problems: Annotated[int, typer.Option(help="First so many problems.")] = 128,
-    temperature: Annotated[float, typer.Option()] = 1.0,
-    top_p: Annotated[float, typer.Option()] = 1.0,
-    top_k: Annotated[int | None, typer.Option()] = None,
-    max_new_tokens: Annotated[int, typer.Option()] = 256,
-    thinking: Thinking = None,
-    prompt: Prompt = None,
-    chat_template: ChatTemplate = None,
-    stop: Stop = None,
-    force: Annotated[
-        list[str] | None,
-        typer.Option(help="[N*]WORDS@start, @line, @after:PATTERN or @before:TOKEN; repeatable."),
-    ] = None,
-    block: Annotated[
-        list[str] | None,
-        typer.Option(help="TEXT, or TEXT@start, @line, @after:... or @until:...; repeatable."),
-    ] = None,
-    batch_rows: BatchRows = None,
-    dtype: DType = None,
-    device: Device = None,
-    seed: Annotated[int, typer.Option(help="Names every random draw.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Write every record here (JSONL).")] = None,
-    as_json: Json = False,
-) -> None:
-    """Measure avg@k, pass@k, maj@k, length and marker density of a model."""
-    from epistill.library.model_functions import evaluate
-
-    found = evaluate(
-        model,
-        data,
-        samples=k,
-        problems=problems,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        max_new_tokens=max_new_tokens,
-        thinking=thinking,
-        prompt=prompt,
-        chat_template=chat_template,
-        stop=stop or (),
-        force=force or (),
-        block=block or (),
-        batch_rows=batch_rows,
-        dtype=dtype or "float32",
-        device=device or "cpu",
-        seed=seed,
-        out=out,
-    )
+@command(
+    "eval",
+    "eval lab --data star-search:6x3 -k 4",
+    of=evaluate,
+    settings={
+        "top_k": Annotated[int | None, Flag("Of sampling; default all.")],
+        "force": Annotated[
+            list[str] | None,
+            Flag("[N*]WORDS@start, @line, @after:PATTERN or @before:TOKEN; repeatable."),
+        ],
+        "block": Annotated[
+            list[str] | None,
+            Flag("TEXT, or TEXT@start, @line, @after:... or @until:...; repeatable."),
+        ],
+        **_DRAWING,
+    },
+)
+def _evaluate(call: Call, *, as_json: Json = False) -> None:
+    found = call()
     if as_json:
         say(found.summary)
     else:
-        print_evaluations({data: found.summary})
+        print_evaluations({call.keywords["data"]: found.summary})
 
 
-@app.command("report", epilog="Example: epistill report docs/results/lab --out page.html")
-def report_command(
-    folder: Annotated[Path, typer.Argument(help="A study's folder (with report.json).")],
-    out: Annotated[Path | None, typer.Option(help="Default: report.html in the folder.")] = None,
+@command(
+    "preflight",
+    "preflight lab --data star-search --problems 16 -k 4",
+    of=preflight,
+    settings=_PREFLIGHT,
+)
+def _preflight(call: Call, *, as_json: Json = False) -> None:
+    """Say before training what self-distillation would do. The same command resumes."""
+    with terminal(stderr=True).status("loading") as status:
+        found = call(say=status.update)
+    if as_json:
+        say(found.summary)
+        return
+    _print_preflight(found.summary)
+    print(found.path)
+
+
+def _print_preflight(report: Mapping[str, Any]) -> None:
+    """Prompts, table and verdicts for a terminal."""
+    from epistill.report.format import format_signed
+
+    console = terminal(wide=True)
+    shown: set[str] = set()
+    for name, context in report["contexts"].items():
+        prompt = context["prompt"]
+        if prompt is None:
+            continue
+        for side in ("student", "teacher"):
+            sha = prompt[f"{side}_sha256"]
+            if sha not in shown:
+                shown.add(sha)
+                mode = prompt[f"{side}_mode"]
+                print(f"--- {side}, context {name}, thinking {mode}, sha256 {sha}")
+                print(prompt[side])
+    table = Table("context", "nats per response", "trace nats", "accuracy gap", "markers / 1,000",
+                  "of their mass", "KL", "reweighted score")  # fmt: skip
+    for name, context in report["contexts"].items():
+        r, p = context["richness"], context["pressure"]
+        table.add_row(
+            f"{'× ' if context['control'] else ''}{name}",
+            format_signed(r["own_nats_per_response"], 2),
+            format_signed(r["trace_nats_per_response"], 2),
+            format_signed(r["accuracy_gap"], 2),
+            format_signed(p["change_per_1k_tokens"], 1),
+            format_signed(p["mass_change_share"], 2),
+            format_signed(p["kl_nats_per_token"], 3),
+            format_signed(context["reweighted"]["gain_score"], 2),
+        )
+    console.print(table)
+    for name, context in report["contexts"].items():
+        if not context["control"]:
+            print(f"c={name}: {context['headline']}")
+            for verdict in context["verdict"]:
+                print(f"  {verdict['outcome']}: {verdict['expectation']} ({verdict['reason']})")
+    for outcome, found in report["thresholds"]["correlations"].items():
+        told = ", ".join(f"{n} {c['rho']['value']:+.2f}" for n, c in found.items())
+        print(f"in the validation study, rho with {outcome}: {told} (docs/preflight.md)")
+    control = report["control"]
+    held = "holds" if control["holds"] else "FAILED: do not trust the numbers above"
+    print(f"control, no context: largest |u| {control['largest_u_nats']:.2g} nats, {held}")
+    print(report["advice"])
+
+
+@command("report", "report docs/results/lab --out page.html")
+def _report(
+    folder: Annotated[Path, Flag("A study's folder (with report.json).")],
+    *,
+    out: Annotated[Path | None, Flag("Default: report.html in the folder.")] = None,
 ) -> None:
     """Draw a study's page again from its report.json."""
     from epistill.studies.runner import draw_again
@@ -231,12 +234,13 @@ def report_command(
     print(draw_again(folder, out))
 
 
-@lab.command("pretrain", epilog="Example: epistill lab pretrain --out models/mine")
-def lab_pretrain_command(
-    out: Annotated[Path, typer.Option(help="Folder for the model.")],
-    seed: Annotated[int, typer.Option()] = 0,
-    steps: Annotated[int | None, typer.Option(help="Default: the shipped model's.")] = None,
-    threads: Annotated[int | None, typer.Option(help="Default: all cores.")] = None,
+@command("pretrain", "lab pretrain --out models/mine", group=lab)
+def _pretrain(
+    *,
+    out: Annotated[Path, Flag("Folder for the model.")],
+    seed: Annotated[int, Flag("Names every random draw.")] = 0,
+    steps: Annotated[int | None, Flag("Default: the shipped model's.")] = None,
+    threads: Annotated[int | None, Flag("Default: all cores.")] = None,
 ) -> None:
     """Train the lab's base model from nothing (under 30 minutes on two cores)."""
     at_least("--steps", steps, 1)
@@ -246,8 +250,8 @@ def lab_pretrain_command(
     print(out)
 
 
-@lab.command("card", epilog="Example: epistill lab card")
-def lab_card_command(as_json: Json = False) -> None:
+@command("card", "lab card", group=lab)
+def _card(*, as_json: Json = False) -> None:
     """Measure the shipped weights again and show what the model card claims beside it."""
     from epistill.lab.card import measure_card, read_card
 

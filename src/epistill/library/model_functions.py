@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from epistill.library.results import Place, Result, as_path, at_least, estimate_rows
+from epistill.library.results import Flag, Place, Result, Seed, as_path, at_least, estimate_rows
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from epistill.axes import Method
     from epistill.config import RunConfig
+
+Model = Annotated[str, Flag("Directory, hub name, or lab.")]
+Data = Annotated[str, Flag("File, dataset, or star-search[:5x3].", ("--data",))]
 
 
 def train(
@@ -38,7 +39,7 @@ def train(
         data: File, dataset, or "star-search[:5x3]".
         method: A name (see `epistill.methods`), or what `method(...)` makes.
         on_step: Called with the number of steps done.
-        **settings: Any other of `RunConfig`, and `max_new_tokens`.
+        **settings: Any other of `RunConfig` or `SamplingConfig`.
     """
     from epistill.inputs import load_run_config
 
@@ -60,57 +61,42 @@ def train(
 
 
 def evaluate(
-    model: str,
-    data: str,
+    model: Model,
+    data: Data,
     *,
-    samples: int = 4,
-    problems: int = 128,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    top_k: int | None = None,
-    max_new_tokens: int = 256,
-    thinking: bool | None = None,
+    samples: Annotated[int, Flag("Samples per problem.", ("-k", "--samples"))] = 4,
+    problems: Annotated[int, Flag("First so many problems.")] = 128,
+    max_new_tokens: Annotated[int, Flag("Of a response.")] = 256,
     prompt: str | None = None,
     chat_template: Place | None = None,
-    stop: Sequence[str] = (),
-    force: Sequence[str] = (),
-    block: Sequence[str] = (),
-    batch_rows: int | None = None,
     dtype: str = "float32",
     device: str = "cpu",
-    seed: int = 0,
-    out: Place | None = None,
+    seed: Seed = 0,
+    out: Annotated[Place | None, Flag("Write every record here (JSONL).")] = None,
+    **sampling: Any,
 ) -> Result:
-    """avg@k, pass@k, maj@k, length and marker density of a model. Rows: one per measure.
+    """Measure avg@k, pass@k, maj@k, length and marker density of a model.
+
+    Rows: one per measure.
 
     Args:
         model: Directory, hub name, or "lab".
         data: File, dataset, or "star-search[:5x3]"; of the lab's world the held-out problems.
         samples: Per problem.
         problems: The first so many.
-        temperature, top_p, top_k, max_new_tokens, thinking, stop, batch_rows: Of sampling.
-        force, block: Words forced into the responses or kept out of them, by rules of
-            `epistill.word_rules`, such as "Wait@before:</think>".
+        max_new_tokens: Of a response.
         prompt: What is asked, with "{question}" where a file's own text goes.
         chat_template: A Jinja file, for a base model without one.
         dtype, device: Of the weights.
         seed: Names every draw.
         out: Where every record is written (JSONL); `measure`, `grade` and `compare` read it.
+        **sampling: Others of `SamplingConfig`, as `temperature`; `force` and `block` are words
+            forced into the responses or kept out of them by rules of `epistill.word_rules`.
     """
     from epistill.inputs import evaluation_settings
 
-    drawing = {
-        "temperature": temperature,
-        "top_p": top_p,
-        "top_k": top_k,
-        "max_new_tokens": max_new_tokens,
-        "thinking": thinking,
-        "stop": stop,
-        "force": force,
-        "block": block,
-        **({} if batch_rows is None else {"batch_rows": batch_rows}),
-    }
-    chosen, sampling = evaluation_settings(data, samples, problems, drawing, prompt)
+    drawing = {"max_new_tokens": max_new_tokens, **sampling}
+    chosen, drawn = evaluation_settings(data, samples, problems, drawing, prompt)
     from epistill.evaluation.evaluate import (
         as_rows,
         evaluate_model,
@@ -127,43 +113,38 @@ def evaluate(
     kept = 1 if out is None else samples
     with Grader() as grader:
         records = evaluate_model(
-            InProcessEngine(loaded), chosen, grader, sampling=sampling, seed=seed, keep_texts=kept
+            InProcessEngine(loaded), chosen, grader, sampling=drawn, seed=seed, keep_texts=kept
         )
     if out is not None:
-        write_jsonl(Path(out), self_contained_rows(records, loaded, chosen, sampling))
+        write_jsonl(Path(out), self_contained_rows(records, loaded, chosen, drawn))
     rows = as_rows(records)
     found = {name: estimate.as_dict() for name, estimate in summarise_evaluation(rows).items()}
     summary = {
         "problems": len({row["problem_id"] for row in rows}),
         "samples": samples,
-        "sampling": sampling.model_dump(mode="json"),
+        "sampling": drawn.model_dump(mode="json"),
         **found,
     }
     return Result(summary, tuple(estimate_rows(found)), as_path(out))
 
 
 def study(
-    name: Place,
+    name: Annotated[
+        Place,
+        Flag("lab, lab-phase, lab-preflight, a recipe (see `epistill plan`), or a TOML file."),
+    ],
     *,
-    preset: str | None = None,
-    out: Place | None = None,
-    workers: int | None = None,
-    ray: str | None = None,
-    tiny: bool = False,
-    console: Console | None = None,
+    preset: Annotated[str | None, Flag("A smaller version, e.g. quick.")] = None,
+    out: Annotated[Place | None, Flag("Folder; default runs/NAME.")] = None,
+    workers: Annotated[int | None, Flag("Processes; default all cores.")] = None,
+    ray: Annotated[str | None, Flag("A Ray cluster's HOST:PORT, or auto.")] = None,
+    tiny: Annotated[bool, Flag("The same at toy size, offline: does the recipe run?")] = False,
+    console: Any = None,
 ) -> Result:
     """Train, compare and report: arms x coverage x seeds; the same call resumes.
 
-    Rows: one per arm, kind of evaluation and measure. `path` is the page.
-
-    Args:
-        name: "lab", "lab-phase", "lab-preflight", a recipe, or a TOML file.
-        preset: A smaller version, such as "quick".
-        out: Folder; None is runs/NAME.
-        workers: Processes; None is all cores.
-        ray: A Ray cluster's "HOST:PORT", or "auto".
-        tiny: The same at toy size, offline.
-        console: Where progress is shown; None shows none.
+    Rows: one per arm, kind of evaluation and measure. `path` is the page. Where `console` (of rich)
+    is given, it shows the progress.
     """
     from epistill.studies.load_study import load_study
 
@@ -191,15 +172,18 @@ def study(
 
 
 def preflight(
-    model: str,
-    data: str,
+    model: Model,
+    data: Data,
     *,
-    out: Place = "runs/preflight",
-    contexts: Sequence[str] | None = None,
+    out: Annotated[Place, Flag("Folder of results and cache.")] = "runs/preflight",
+    contexts: Annotated[
+        str | Sequence[str] | None,
+        Flag("Comma-separated names; default all that the data allow."),
+    ] = None,
     say: Callable[[str], None] = lambda line: None,
     **settings: Any,
 ) -> Result:
-    """What self-distillation would do, measured before training; the same call resumes.
+    """Say before training what self-distillation would do; the same call resumes.
 
     Rows: one per context and number. `path` is the page.
 
@@ -207,13 +191,14 @@ def preflight(
         model: Directory, hub name, or "lab".
         data: File, dataset, or "star-search[:5x3]".
         out: Folder of results and cache.
-        contexts: Names; None is all that the data allow.
+        contexts: Names, or one text of names with commas; None is all that the data allow.
         say: Told what is being done.
-        **settings: Others of `PreflightConfig`, such as `problems`, `samples`, `sampling`.
+        **settings: Others of `PreflightConfig` or `SamplingConfig`, such as `problems`.
     """
     from epistill.inputs import preflight_settings
 
-    config = preflight_settings(model=model, data=data, contexts=contexts, **settings)
+    names = contexts.split(",") if isinstance(contexts, str) else contexts
+    config = preflight_settings(model=model, data=data, contexts=names, **settings)
     from epistill.preflights.preflight_engine import preflight_engine
     from epistill.preflights.preflight_run import run_preflight
     from epistill.report.preflight_page import write_preflight

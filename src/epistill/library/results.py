@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from epistill.errors import EpistillError
 
@@ -13,6 +13,25 @@ if TYPE_CHECKING:
     import polars as pl
 
 Place = str | Path
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """How the command line offers a parameter of a function; one without it is not offered.
+
+    Attributes:
+        help: What it means.
+        names: Its flags, where they are not its own name.
+    """
+
+    help: str = ""
+    names: tuple[str, ...] = ()
+
+
+Page = Annotated[Place | None, Flag("Write a page (one offline HTML).", ("--report",))]
+Written = Annotated[Place | None, Flag("Write everything as JSON.")]
+Seed = Annotated[int, Flag("Names every random draw.")]
+Workers = Annotated[int, Flag("Processes.")]
 
 
 @dataclass(frozen=True, slots=True)

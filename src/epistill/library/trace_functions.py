@@ -1,6 +1,7 @@
 """What the commands about traces do, as functions: `epistill.measure(...)`.
 
-Settings as in `model_functions`. `path` is the page that `report` asks for, of `grade` its `out`.
+Every function imports what it needs when it is called. `path` is the page that `report` asks for,
+of `grade` its `out`. Settings as in `--help`.
 """
 
 from __future__ import annotations
@@ -8,39 +9,67 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from epistill.errors import EpistillError
-from epistill.library.results import Place, Result, as_path, at_least, estimate_rows, interval
+from epistill.library.results import (
+    Flag,
+    Page,
+    Place,
+    Result,
+    Seed,
+    Workers,
+    Written,
+    as_path,
+    at_least,
+    estimate_rows,
+    interval,
+)
 
 if TYPE_CHECKING:
     from epistill.traces.measure import Options
 
 MAX_SHOWN = 2_000  # traces on a page
+Traces = Annotated[
+    Place | Sequence[Place],
+    Flag("JSON lines (any name; gzip, zstd) or parquet files, or folders of them."),
+]
+Side = Annotated[Place, Flag("Trace file, folder of them, or run directory.")]
+ResponseField = Annotated[str | None, Flag("Where responses are, e.g. output or rollout.text.")]
+ProblemField = Annotated[
+    str | None, Flag("What tells problems apart; default: an id, else the question.")
+]
+Lexicons = Annotated[
+    Sequence[str] | None,
+    Flag("Name or JSON file; repeatable. Default: English and Chinese.", ("--lexicon",)),
+]
+AnswerField = Annotated[str | None, Flag("Field of the reference answer.")]
+TokenizerFolder = Annotated[Place | None, Flag("Folder with tokenizer.json, for tokens.")]
+Opened = Annotated[bool, Flag("The prompts ended inside <think>.")]
 
 
 def measure(
-    traces: Place | Sequence[Place],
+    traces: Traces,
     *,
-    by: str | None = None,
-    response_field: str | None = None,
-    problem_field: str | None = None,
-    tokenizer: Place | None = None,
-    lexicons: Sequence[str] | None = None,
-    opened_thinking: bool = False,
-    workers: int = 1,
-    out: Place | None = None,
-    report: Place | None = None,
-    seed: int = 0,
+    by: Annotated[str | None, Flag("Field whose values make groups.")] = None,
+    response_field: ResponseField = None,
+    problem_field: ProblemField = None,
+    tokenizer: TokenizerFolder = None,
+    lexicons: Lexicons = None,
+    opened_thinking: Opened = False,
+    workers: Workers = 1,
+    out: Written = None,
+    report: Page = None,
+    seed: Seed = 0,
 ) -> Result:
-    """Length, markers, positions, truncation and self-corrections of any traces.
+    """Length, markers, controls, positions, truncation and self-corrections of any traces.
 
-    Rows: one per file, group and number with an interval. `path` is the page.
+    Rows: one per file, group and number with an interval.
     """
     at_least("--workers", workers, 1)
     from epistill.store import write_json
     from epistill.traces.measure import measure_files
-    from epistill.traces.measure_summary import summarise_measured, warnings_of
+    from epistill.traces.measure_summary import measured_traces, summarise_measured, warnings_of
 
     options = _reading_options(
         lexicons,
@@ -57,7 +86,6 @@ def measure(
     warnings = warnings_of(summary)
     if report is not None:
         from epistill.report.trace_pages import write_measured_page
-        from epistill.traces.measured_traces import measured_traces
 
         shown, total = measured_traces(results, options)
         write_measured_page(
@@ -74,21 +102,61 @@ def measure(
     return Result(summary, tuple(rows), as_path(report), tuple(warnings))
 
 
-def grade(
-    traces: Place | Sequence[Place],
+def shift(
+    a: Annotated[Place, Flag("Traces, or a folder of them.")],
+    b: Annotated[Place, Flag("The others; differences are B minus A.")],
     *,
-    out: Place | None = None,
-    problems: Place | None = None,
-    answer_field: str | None = None,
-    grader: str | None = None,
-    label_field: str | None = None,
-    response_field: str | None = None,
-    problem_field: str | None = None,
-    opened_thinking: bool = False,
-    time_limit: float = 5.0,
-    workers: int = 2,
+    response_field: ResponseField = None,
+    problem_field: ProblemField = None,
+    lexicons: Lexicons = None,
+    workers: Workers = 1,
+    out: Written = None,
 ) -> Result:
-    """Grade every response: the same records with a verdict. Rows: one per file."""
+    """Which words moved most between two sets of traces, and where the markers stand.
+
+    Rows: one per word.
+    """
+    at_least("--workers", workers, 1)
+    from epistill.store import write_json
+    from epistill.traces.measure_summary import skipped_of
+    from epistill.traces.shift import shift_files
+
+    options = _reading_options(lexicons, response_field=response_field, problem_field=problem_field)
+    found = shift_files([Path(a)], [Path(b)], options, workers=workers)
+    if out is not None:
+        write_json(Path(out), found)
+    sides = ((a, found["a"]), (b, found["b"]))
+    warnings = [line for path, side in sides for line in skipped_of(str(path), side["reading"])]
+    return Result(found, tuple(found["words"]), None, tuple(warnings))
+
+
+def grade(
+    traces: Traces,
+    *,
+    out: Annotated[
+        Place | None,
+        Flag("File, or folder for several; default: NAME.graded.jsonl beside each."),
+    ] = None,
+    problems: Annotated[
+        Place | None, Flag("File of problems with answers; default: in the records.")
+    ] = None,
+    answer_field: AnswerField = None,
+    grader: Annotated[
+        str | None, Flag("math, choice or exact; default: by the reference answers.")
+    ] = None,
+    label_field: Annotated[
+        str | None, Flag("Older verdict to compare with, e.g. is_correct.")
+    ] = None,
+    response_field: ResponseField = None,
+    problem_field: ProblemField = None,
+    opened_thinking: Opened = False,
+    time_limit: Annotated[float, Flag("Processor seconds for one answer.")] = 5.0,
+    workers: Workers = 2,
+) -> Result:
+    """Grade every response: the same records with a verdict; agreement with older labels.
+
+    Rows: one per file.
+    """
     at_least("--workers", workers, 1)
     if not 0 < time_limit < math.inf:
         raise EpistillError(f"--time-limit is {time_limit:g}; expected finite seconds above 0")
@@ -134,29 +202,81 @@ def grade(
     return Result({"files": files}, tuple(rows), as_path(out), tuple(warnings))
 
 
-def compare(
-    a: Place,
-    b: Place,
+def edit(
+    traces: Traces,
+    rules: Annotated[
+        Sequence[str] | None,
+        Flag(
+            "delete WORDS, swap WORDS=NEW, inject WORDS@PLACE, cut PATTERN or cut-rechecks; "
+            "repeatable, in order; none only brings traces into one form.",
+            ("--rule",),
+        ),
+    ] = None,
     *,
-    k: int | None = None,
-    problems: Place | None = None,
-    regrade: bool = False,
-    budgets: Sequence[int] | None = None,
-    common_problems: bool = False,
-    allow_different_settings: bool = False,
-    pool: bool = False,
-    response_field: str | None = None,
-    problem_field: str | None = None,
-    tokenizer: Place | None = None,
-    lexicons: Sequence[str] | None = None,
-    opened_thinking: bool = False,
-    out: Place | None = None,
-    report: Place | None = None,
-    seed: int = 0,
+    out: Annotated[Place, Flag("The one file that is written (JSONL).")],
+    share: Annotated[float, Flag("Of inject's places, drawn at random.")] = 1.0,
+    match_lengths: Annotated[
+        Place | None, Flag("Keep so many responses as are as long as those of this.")
+    ] = None,
+    answer_field: AnswerField = None,
+    response_field: ResponseField = None,
+    problem_field: ProblemField = None,
+    opened_thinking: Opened = False,
+    seed: Seed = 0,
 ) -> Result:
-    """Two sets of traces, paired by problem: differences B - A with intervals.
+    """Delete, swap or inject markers, cut re-checks, match lengths: is it the words?
 
-    Rows: one per set and measure (and budget). `path` is the page.
+    Rows: one per rule. `path` is what was written.
+    """
+    if not 0 < share <= 1:
+        raise EpistillError(f"--share is {share:g}; expected a share above 0 and at most 1")
+    from epistill.traces.edit import edit_files
+    from epistill.traces.measure_summary import skipped_of
+    from epistill.traces.references import GradeOptions
+
+    found = edit_files(
+        _paths(traces),
+        Path(out),
+        rules or (),
+        share=share,
+        match_lengths=as_path(match_lengths),
+        options=GradeOptions(response_field, problem_field, opened_thinking, answer_field),
+        seed=seed,
+    )
+    warnings = [
+        line for file, reading in found["reading"].items() for line in skipped_of(file, reading)
+    ]
+    rows = ({"rule": rule, **counts} for rule, counts in found["edits"].items())
+    return Result(found, tuple(rows), Path(out), tuple(warnings))
+
+
+def compare(
+    a: Side,
+    b: Side,
+    *,
+    k: Annotated[int | None, Flag("For pass@k, maj@k; default: all.", ("-k",))] = None,
+    problems: Annotated[
+        Place | None, Flag("File with reference answers, where traces hold none.")
+    ] = None,
+    regrade: Annotated[bool, Flag("Do not trust the recorded scores.")] = False,
+    budgets: Annotated[
+        Sequence[int] | None, Flag("Where to cut responses, e.g. 1000,2000,4000.")
+    ] = None,
+    common_problems: Annotated[bool, Flag("Compare what both answer.")] = False,
+    allow_different_settings: Annotated[bool, Flag("Of sampling, or of questions.")] = False,
+    pool: Annotated[bool, Flag("All files of a folder are one set.")] = False,
+    response_field: ResponseField = None,
+    problem_field: ProblemField = None,
+    tokenizer: TokenizerFolder = None,
+    lexicons: Lexicons = None,
+    opened_thinking: Opened = False,
+    out: Written = None,
+    report: Page = None,
+    seed: Seed = 0,
+) -> Result:
+    """Differences B - A on the same problems: scores, length, doubt, budgets, with intervals.
+
+    Rows: one per set and measure (and budget).
     """
     at_least("-k", k, 1)
     from epistill.comparison.compare import CompareOptions, compare_sides
@@ -195,7 +315,7 @@ def compare(
     if out is not None:
         write_json(Path(out), summary)
     if report is not None:
-        from epistill.comparison.compared_traces import compared_traces
+        from epistill.comparison.compare import compared_traces
         from epistill.report.trace_pages import write_compared_page
         from epistill.traces.shift import shift_files
 

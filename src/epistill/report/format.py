@@ -8,22 +8,31 @@ from typing import Any
 
 def format_estimate(estimate: Mapping[str, Any] | None, digits: int = 3) -> str:
     """As "0.512 [0.480, 0.544]", or a dash where there is nothing."""
-    if estimate is None:
-        return "–"
-    value = f"{estimate['value']:.{digits}f}"
-    if estimate["low"] is None:
-        return value
-    return f"{value} [{estimate['low']:.{digits}f}, {estimate['high']:.{digits}f}]"
+    return _format(estimate, f"z.{digits}f")
 
 
 def format_signed(estimate: Mapping[str, Any] | None, digits: int = 3) -> str:
-    """The same for a difference, with its sign."""
+    """The same for a difference, with its sign; what rounds to zero has none.
+
+    Example:
+        >>> format_signed({"value": -0.0001, "low": -0.5, "high": 0.5})
+        '0.000 [-0.500, +0.500]'
+    """
+    return _format(estimate, f"+z.{digits}f")
+
+
+def _format(estimate: Mapping[str, Any] | None, form: str) -> str:
     if estimate is None:
         return "–"
-    value = f"{estimate['value']:+.{digits}f}"
-    if estimate["low"] is None:
-        return value
-    return f"{value} [{estimate['low']:+.{digits}f}, {estimate['high']:+.{digits}f}]"
+    value, *bounds = (
+        None if estimate[name] is None else _without_sign(format(estimate[name], form))
+        for name in ("value", "low", "high")
+    )
+    return str(value) if bounds[0] is None else f"{value} [{bounds[0]}, {bounds[1]}]"
+
+
+def _without_sign(number: str) -> str:
+    return number if number.strip("+0.") else number.removeprefix("+")
 
 
 def bounds_text(row: Mapping[str, Any], unit: str) -> str:
