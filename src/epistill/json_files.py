@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from epistill.errors import EpistillError, damaged, why_unread
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise EpistillError(
+            f"could not write {path}: {error.strerror}; make room or choose another folder"
+        ) from error
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -19,19 +29,18 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     # Models can write lone surrogates, which UTF-8 cannot hold: they become question marks.
     data = content.encode("utf-8", "replace") if isinstance(content, str) else content
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as out:
-            out.write(data)
-            out.flush()
-            os.fsync(out.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
-        raise EpistillError(
-            f"could not write {path}: {error.strerror}; make room or choose another folder"
-        ) from error
+    with _writing(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as out:
+                out.write(data)
+                out.flush()
+                os.fsync(out.fileno())
+            temporary.replace(path)
+        except OSError:
+            with suppress(OSError):
+                temporary.unlink()
+            raise
 
 
 def json_bytes(value: Any) -> bytes:
@@ -59,8 +68,11 @@ def read_json(path: Path, kind: type = dict, folder: Path | None = None) -> Any:
 
 def write_jsonl(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     """Write records, one per line, whole or not at all."""
-    lines = [json.dumps(r, allow_nan=False, ensure_ascii=False) + "\n" for r in records]
-    write_atomic(path, "".join(lines))
+    write_atomic(path, "".join(map(_line, records)))
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    return json.dumps(record, allow_nan=False, ensure_ascii=False) + "\n"
 
 
 def read_jsonl(path: Path, folder: Path | None = None) -> list[dict[str, Any]]:
@@ -89,15 +101,15 @@ def read_jsonl(path: Path, folder: Path | None = None) -> list[dict[str, Any]]:
 
 def append_jsonl(path: Path, record: Mapping[str, Any]) -> None:
     """Add one line."""
-    line = json.dumps(record, allow_nan=False, ensure_ascii=False) + "\n"
-    try:
+    append_text(path, _line(record))
+
+
+def append_text(path: Path, text: str) -> None:
+    """Add to the end of a file, which need not be there yet."""
+    with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8", errors="replace") as out:
-            out.write(line)
-    except OSError as error:
-        raise EpistillError(
-            f"could not write {path}: {error.strerror}; make room or choose another folder"
-        ) from error
+            out.write(text)
 
 
 def remove_file(path: Path) -> None:

@@ -15,7 +15,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import Any, Unpack
 
 import polars as pl
 import torch
@@ -23,9 +23,6 @@ import torch
 from epistill.json_files import write_atomic
 from epistill.records import Rollout, rollout_from_json, rollout_to_json
 from epistill.rollouts.engine import Drawing, Engine, Ids, PromptRequest, TokenScores
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 FORMAT = 1
 CHUNK_ROWS = 64  # responses that are asked for, and kept, together
@@ -44,27 +41,14 @@ class CachedEngine:
 
     def __init__(self, engine: Engine, folder: Path) -> None:
         self._engine, self._folder = engine, folder
+        self.tokenizer, self.eos_ids = engine.tokenizer, engine.eos_ids
+        self.max_positions = engine.max_positions
         self.found = self.asked = 0
 
     @property
     def identity(self) -> Mapping[str, Any]:
         """The engine's."""
         return self._engine.identity
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The engine's."""
-        return self._engine.tokenizer
-
-    @property
-    def eos_ids(self) -> frozenset[int]:
-        """The engine's."""
-        return self._engine.eos_ids
-
-    @property
-    def max_positions(self) -> int | None:
-        """The engine's."""
-        return self._engine.max_positions
 
     def sample(
         self, requests: Sequence[PromptRequest], **drawing: Unpack[Drawing]

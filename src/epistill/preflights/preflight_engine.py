@@ -19,8 +19,7 @@ from epistill.json_files import read_json, write_json
 from epistill.preflights.preflight_config import PreflightConfig
 from epistill.rollouts.engine import Engine
 from epistill.rollouts.in_process_engine import InProcessEngine
-from epistill.rollouts.load_model import load_model
-from epistill.rollouts.load_without_weights import load_without_weights
+from epistill.rollouts.load_model import load_model, load_without_weights
 from epistill.rollouts.stored_replies import StoredReplies
 from epistill.rollouts.vllm_api import ServedModels, read_reply
 from epistill.rollouts.vllm_client import API_KEY, Client

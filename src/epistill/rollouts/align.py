@@ -1,8 +1,7 @@
 """How a prompt joins a completion: the positions that predict each completion token.
 
-Enters: prompts and completions as ids. Leaves: right-padded inputs and, flat over all rows, which
-hidden state predicts which completion token. Student and teacher differ in their prompts only; the
-flat order is that of the completions, so the two are aligned token for token by construction.
+Student and teacher differ in their prompts only; the flat order is that of the completions, so the
+two are aligned token for token by construction.
 """
 
 from __future__ import annotations
@@ -14,6 +13,8 @@ import torch
 from torch import Tensor
 
 from epistill.rollouts.model import LanguageModel
+
+MAX_PADDING = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,30 +44,17 @@ def align(
     pad_id: int,
     device: torch.device,
 ) -> Aligned:
-    """Join prompts and completions.
-
-    Args:
-        prompts: B prompts, each of at least one token (the first completion token is predicted
-            from the prompt's last).
-        completions: B completions.
-        pad_id: Any token id.
-        device: Of the result.
-    """
-    width = max(len(p) + len(c) for p, c in zip(prompts, completions, strict=True))
-    ids = torch.full((len(prompts), width), pad_id)
-    rows: list[Tensor] = []
-    columns: list[Tensor] = []
-    for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
-        assert len(prompt) > 0
-        ids[row, : len(prompt) + len(completion)] = torch.tensor([*prompt, *completion])
-        rows.append(torch.full((len(completion),), row))
-        columns.append(torch.arange(len(completion)) + len(prompt) - 1)
-    tokens = torch.tensor([token for completion in completions for token in completion])
-    flat_rows, flat_columns = torch.cat(rows), torch.cat(columns)
-    return Aligned(*(t.to(device) for t in (ids, flat_rows, flat_columns, tokens)))
-
-
-MAX_PADDING = 0.1
+    """Join prompts, of at least one token each, and completions, as many; `pad_id` is any token."""
+    pairs = list(zip(prompts, completions, strict=True))
+    assert all(map(len, prompts))
+    width = max(len(prompt) + len(completion) for prompt, completion in pairs)
+    ids = torch.tensor([[*p, *c, *[pad_id] * (width - len(p) - len(c))] for p, c in pairs])
+    rows = torch.tensor([row for row, (_, c) in enumerate(pairs) for _ in c], dtype=torch.long)
+    columns = torch.tensor(
+        [len(p) - 1 + i for p, c in pairs for i in range(len(c))], dtype=torch.long
+    )
+    tokens = torch.tensor([token for _, c in pairs for token in c], dtype=torch.long)
+    return Aligned(*(t.to(device) for t in (ids, rows, columns, tokens)))
 
 
 def micro_batches(lengths: Sequence[int], *, max_tokens: int) -> Iterator[list[int]]:

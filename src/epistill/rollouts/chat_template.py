@@ -1,8 +1,8 @@
 """Filling a chat template, which is a program that came with a model: it may loop or eat memory.
 
-Enters: a template, its variables, a chat. Leaves: the text, or one line. A template that does
-nothing but choose and walk the messages once is filled here. Any other runs in a worker process
-with limits of processor time and memory that the kernel keeps, also inside one C call (`9**9**9`).
+A template that does nothing but choose and walk the messages once is filled here. Any other runs in
+a worker process with limits of processor time and memory that the kernel keeps, also inside one C
+call (`9**9**9`).
 """
 
 from __future__ import annotations
@@ -35,12 +35,7 @@ _lock = threading.Lock()
 def fill_template(
     template: Any, variables: Mapping[str, Any], chat: Sequence[Mapping[str, str]]
 ) -> str:
-    """The text of a chat, ready for the assistant to write.
-
-    Args:
-        template: In Jinja, as transformers reads it.
-        variables: What it sees beside the messages.
-        chat: role and content of each message.
+    """The text of a chat (role and content of each message), ready for the assistant to write.
 
     Raises:
         EpistillError: The template raised, took too long or too much memory, or wrote a text out
@@ -69,17 +64,15 @@ def only_walks(template: str) -> bool:
         steps = list(Environment().parse(template).find_all(nodes.Node))
     except (TemplateError, RecursionError):
         return False
-    walks = [step for step in steps if isinstance(step, nodes.For)]
-    return (
-        len(steps) <= MOST_STEPS
-        and all(isinstance(step, _STEPS) for step in steps)
-        and all(
-            isinstance(walk.iter, nodes.Name)
-            and walk.iter.name == "messages"
-            and walk.find(nodes.For) is None
-            for walk in walks
-        )
+    over_messages = (
+        isinstance(step.iter, nodes.Name)
+        and step.iter.name == "messages"
+        and step.find(nodes.For) is None
+        for step in steps
+        if isinstance(step, nodes.For)
     )
+    simple = len(steps) <= MOST_STEPS and all(isinstance(step, _STEPS) for step in steps)
+    return simple and all(over_messages)
 
 
 def fill(asked: dict[str, Any]) -> dict[str, str | None]:

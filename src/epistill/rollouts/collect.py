@@ -1,8 +1,4 @@
-"""From problems to graded rollouts: render, sample, split, grade. Used by every stage that samples.
-
-Enters: problems with the chat to show for each (the student's own, or the teacher's with a
-context). Leaves: `GradedRollout`s, groups together, in order.
-"""
+"""From problems to graded rollouts: render, sample, split, grade; for every stage that samples."""
 
 from __future__ import annotations
 
@@ -30,7 +26,8 @@ def sample_and_grade(
 
     Args:
         engine: Samples the responses.
-        asked: Problem and chat; repeats make separate groups.
+        asked: Problem and chat (the student's own, or the teacher's with a context); repeats make
+            separate groups, which stay together, in order.
         grader: Grades the answer parts.
         **drawing: How they are drawn; its `sampling.thinking` is the mode of the prompts.
     """
@@ -50,18 +47,14 @@ def sample_and_grade(
         split_thinking(rollout.text, opened_in_prompt=prompts[i].opens_thinking).answer
         for i, rollout in zip(places, rollouts, strict=True)
     ]
+    problems = [asked[i][0] for i in places]
     grades = _grade_together(
-        [
-            (asked[i][0].grader, asked[i][0].answer, answer)
-            for i, answer in zip(places, answers, strict=True)
-        ],
+        [(one.grader, one.answer, said) for one, said in zip(problems, answers, strict=True)],
         grader,
         cut=[rollout.stop_reason == "length" for rollout in rollouts],
     )
-    return [
-        GradedRollout(asked[i][0], rollout, grade, prompts[i].opens_thinking)
-        for i, rollout, grade in zip(places, rollouts, grades, strict=True)
-    ]
+    opened = [prompts[i].opens_thinking for i in places]
+    return list(map(GradedRollout, problems, rollouts, grades, opened))
 
 
 def _grade_together(

@@ -46,8 +46,7 @@ class TokenScores:
             k, a lower bound.
         mass: Probability of the asked-for tokens at each position, of a server a lower bound; None
             where none were asked for. The slacks are then known too.
-        entropy_slack: The true entropy is at most entropies + entropy_slack; 0 with all tokens.
-        mass_slack: The true mass is at most mass + mass_slack; 0 with all tokens.
+        entropy_slack, mass_slack: The true number is at most so much more; 0 with all tokens.
     """
 
     log_probs: Tensor
@@ -69,26 +68,21 @@ class Drawing(TypedDict):
 
 @runtime_checkable
 class Engine(Protocol):
-    """A model that samples and scores, wherever it is."""
+    """A model that samples and scores, wherever it is.
+
+    Attributes:
+        tokenizer: Renders the prompts and decodes the responses.
+        eos_ids: Tokens that end a response.
+        max_positions: Longest prompt with completion; None where nobody says.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    eos_ids: frozenset[int]
+    max_positions: int | None
 
     @property
     def identity(self) -> Mapping[str, Any]:
         """What decides its numbers; part of the key of every stored result."""
-        ...
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """Renders the prompts and decodes the responses."""
-        ...
-
-    @property
-    def eos_ids(self) -> frozenset[int]:
-        """Tokens that end a response."""
-        ...
-
-    @property
-    def max_positions(self) -> int | None:
-        """Longest prompt with completion; None where nobody says."""
         ...
 
     def sample(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any, Unpack
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from epistill.records import Rollout, rollout_from_json, rollout_to_json
 from epistill.rollouts.engine import Drawing, Ids, PromptRequest, TokenScores
@@ -31,34 +31,15 @@ class InProcessEngine:
     ) -> None:
         self._model, self._microbatch_tokens = model, microbatch_tokens
         self._temperature = temperature
-        self._identity: Mapping[str, Any] | None = None
+        self.tokenizer, self.eos_ids = model.tokenizer, model.eos_ids
+        self.max_positions = model.max_positions
 
-    @property
+    @cached_property
     def identity(self) -> Mapping[str, Any]:
         """The model's name and its weights, as they are when this is first asked."""
-        if self._identity is None:
-            self._identity = {
-                "engine": "in process",
-                "model": self._model.name,
-                "weights": weights_fingerprint(self._model),
-                "top_k": None,
-            }
-        return self._identity
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The model's."""
-        return self._model.tokenizer
-
-    @property
-    def eos_ids(self) -> frozenset[int]:
-        """The model's."""
-        return self._model.eos_ids
-
-    @property
-    def max_positions(self) -> int | None:
-        """The model's."""
-        return self._model.max_positions
+        weights = weights_fingerprint(self._model)
+        name = self._model.name
+        return {"engine": "in process", "model": name, "weights": weights, "top_k": None}
 
     def sample(
         self, requests: Sequence[PromptRequest], **drawing: Unpack[Drawing]

@@ -25,8 +25,7 @@ class GrowingLayer(DynamicLayer):
     def __init__(self, room: int) -> None:
         super().__init__()
         self._room = room
-        self._key_buffer: Tensor | None = None
-        self._value_buffer: Tensor | None = None
+        self._buffers: list[Tensor] = []
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
@@ -36,51 +35,37 @@ class GrowingLayer(DynamicLayer):
             self.lazy_initialization(key_states, value_states)
         filled = self.get_seq_length()
         needed = filled + key_states.shape[-2]
-        if self._key_buffer is None or needed > self._key_buffer.shape[-2]:
-            self._reserve(key_states, value_states, filled, needed)
-        assert self._key_buffer is not None and self._value_buffer is not None
-        self._key_buffer[:, :, filled:needed] = key_states
-        self._value_buffer[:, :, filled:needed] = value_states
-        self._show(needed)
-        assert self.keys is not None and self.values is not None
+        new = (key_states, value_states)
+        if not self._buffers:
+            self._allocate(new, needed + self._room)
+        elif needed > self._buffers[0].shape[-2]:
+            old, self._buffers = self._buffers, []
+            self._allocate(new, max(needed, 2 * filled))
+            for buffer, before in zip(self._buffers, old, strict=True):
+                buffer[:, :, :filled] = before[:, :, :filled]
+        for buffer, states in zip(self._buffers, new, strict=True):
+            buffer[:, :, filled:needed] = states
+        return self._view(needed)
+
+    def _allocate(self, like: tuple[Tensor, Tensor], capacity: int) -> None:
+        self._buffers = [one.new_empty(*one.shape[:2], capacity, one.shape[-1]) for one in like]
+
+    def _view(self, length: int) -> tuple[Tensor, Tensor]:
+        self.keys, self.values = (buffer[:, :, :length] for buffer in self._buffers)
         return self.keys, self.values
-
-    def _reserve(self, keys: Tensor, values: Tensor, filled: int, needed: int) -> None:
-        capacity = needed + self._room if self._key_buffer is None else max(needed, 2 * filled)
-        old_keys, old_values = self.keys, self.values
-        self._key_buffer = keys.new_empty(*keys.shape[:2], capacity, keys.shape[-1])
-        self._value_buffer = values.new_empty(*values.shape[:2], capacity, values.shape[-1])
-        if filled:
-            assert old_keys is not None and old_values is not None
-            self._key_buffer[:, :, :filled] = old_keys
-            self._value_buffer[:, :, :filled] = old_values
-
-    def _show(self, length: int) -> None:
-        assert self._key_buffer is not None and self._value_buffer is not None
-        self.keys = self._key_buffer[:, :, :length]
-        self.values = self._value_buffer[:, :, :length]
 
     def select(self, rows: Tensor) -> None:
         """Keep (or repeat) rows of the batch."""
-        if self._key_buffer is None or self._value_buffer is None:
-            return
-        length = self.get_seq_length()
-        capacity = self._key_buffer.shape[-2]
-        for name in ("_key_buffer", "_value_buffer"):
-            old = getattr(self, name)
-            new = old.new_empty(len(rows), old.shape[1], capacity, old.shape[-1])
-            torch.index_select(old[:, :, :length], 0, rows, out=new[:, :, :length])
-            setattr(self, name, new)
-        self._show(length)
+        if self._buffers:
+            length, old = self.get_seq_length(), self._buffers
+            self._buffers = [one.new_empty(len(rows), *one.shape[1:]) for one in old]
+            for buffer, before in zip(self._buffers, old, strict=True):
+                torch.index_select(before[:, :, :length], 0, rows, out=buffer[:, :, :length])
+            self._view(length)
 
 
 def make_cache(config: PreTrainedConfig, room: int) -> Cache:
-    """A cache for one sampling run.
-
-    Args:
-        config: The model's configuration.
-        room: Tokens it will probably have to hold beyond the prompt.
-    """
+    """A cache for one sampling run of a model, with room for so many tokens beyond the prompt."""
     cache = DynamicCache(config=config)
     if all(type(layer) is DynamicLayer for layer in cache.layers) and cache.layers:
         cache.layers[:] = [GrowingLayer(room) for _ in cache.layers]

@@ -1,20 +1,27 @@
 """Loading a causal LM from a directory or the hub, whatever is wrong with it said in one line.
 
-Enters: a name. Leaves: a `LanguageModel` whose head is known to compute what the model's own does.
+Leaves a `LanguageModel` whose head and sampler are known to compute what the model's own do.
 """
 
 from __future__ import annotations
 
 import io
 import sys
-from contextlib import nullcontext, redirect_stderr
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stderr, suppress
 from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedTokenizerBase,
+)
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.hub import cached_file
 from transformers.utils.logging import disable_progress_bar, is_progress_bar_enabled
@@ -32,6 +39,7 @@ DTypeName = Literal["float32", "bfloat16"]
 LAB_NAME = "lab"
 GGUF = ".gguf"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+_LOADER: Any = AutoModelForCausalLM
 
 
 def lab_directory() -> Path:
@@ -62,17 +70,16 @@ def load_model(
         EpistillError: Not found, no tokenizer, pickled weights only, or an architecture that this
             package would compute otherwise than the model itself.
     """
-    if dtype not in get_args(DTypeName):
-        known = get_args(DTypeName)
+    if dtype not in (known := get_args(DTypeName)):
         raise EpistillError(f"dtype is {dtype!r}; expected {' or '.join(known)}")
     source = model_source(name)
     if not sys.stderr.isatty():
         disable_progress_bar()  # a bar in a log file is noise
     tokenizer = load_tokenizer(source, name, trust_remote_code, chat_template)
     _refuse_pickled_adapter(source, name)
-    network = _load_network(source, name, dtype, trust_remote_code)
+    network: Any = _load_network(source, name, dtype, trust_remote_code)
     try:
-        network = cast(Any, network).to(device)
+        network = network.to(device)
     except (RuntimeError, AssertionError) as error:
         said = f"device {device!r} cannot be used: {first_line(error)}"
         raise EpistillError(f"{said}; expected cpu, or cuda with a torch for it") from error
@@ -81,33 +88,67 @@ def load_model(
     return model
 
 
+def load_without_weights(name: str, *, chat_template: str | None = None) -> LanguageModel:
+    """Tokenizer, end tokens and sizes of a model that runs elsewhere, on torch's meta device.
+
+    Raises:
+        EpistillError: Not found, or no tokenizer.
+    """
+    source = model_source(name)
+    tokenizer = load_tokenizer(source, name, False, chat_template)
+    try:
+        config = AutoConfig.from_pretrained(source)
+        with torch.device("meta"):
+            network = _LOADER.from_config(config)
+    except (OSError, ValueError) as error:
+        raise EpistillError(
+            f"model {name!r} could not be read: {first_line(error)}; expected a causal LM's "
+            "config.json beside the tokenizer"
+        ) from error
+    with suppress(OSError):  # a model need not have one
+        network.generation_config = GenerationConfig.from_pretrained(source)
+    return LanguageModel(network.eval(), tokenizer, name)
+
+
 def check_architecture(model: LanguageModel) -> None:
     """Refuse a network that this package would compute otherwise than the network itself."""
     _check_head(model)
     _check_sampler(model)
 
 
+@contextmanager
+def _told(name: str, fault: str, expected: str) -> Iterator[None]:
+    """One line for what a hostile or broken file raises, which can be anything at all."""
+    try:
+        yield
+    except Exception as error:
+        if "trust_remote_code" in str(error):
+            fault, expected = (
+                "comes with code of its own, which is not run",
+                (
+                    "a kind of model that transformers has, or, where you trust the author, "
+                    "load_model(..., trust_remote_code=True)"
+                ),
+            )
+        else:
+            fault += f": {first_line(error)}"
+        raise EpistillError(f"model {name!r} {fault}; expected {expected}") from error
+
+
 def _load_network(source: str, name: str, dtype: str, trust: bool) -> PreTrainedModel:
-    loader: Any = AutoModelForCausalLM
     folder, form = _place(source)
     options = {"dtype": getattr(torch, dtype), "trust_remote_code": trust, **form}
-    try:
+    kind = "a GGUF of a kind that transformers reads" if form else "safetensors weights"
+    with _told(name, "could not be loaded", f"a causal LM with {kind}"):
         if not form:
-            return loader.from_pretrained(folder, use_safetensors=True, **options)
+            return _LOADER.from_pretrained(folder, use_safetensors=True, **options)
         # Its bar asks nobody whether bars are wanted.
         with nullcontext() if is_progress_bar_enabled() else redirect_stderr(io.StringIO()):
-            read = loader.from_pretrained(folder, **options)
+            read = _LOADER.from_pretrained(folder, **options)
         # What came from a GGUF refuses to be saved; the same weights in a fresh model do not.
         del read.config.quantization_config
-        network = loader.from_config(read.config, dtype=read.dtype)
+        network = _LOADER.from_config(read.config, dtype=read.dtype)
         network.load_state_dict(read.state_dict())
-    except Exception as error:  # a hostile or broken file can raise anything at all in there
-        _explain_own_code(error, name)
-        expected = "a GGUF of a kind that transformers reads" if form else "safetensors weights"
-        raise EpistillError(
-            f"model {name!r} could not be loaded: {first_line(error)}; expected a causal LM with "
-            f"{expected}"
-        ) from error
     network.tie_weights()
     network.config.name_or_path = source
     return network
@@ -161,9 +202,7 @@ def _gguf_file(path: Path, name: str) -> Path | None:
 def _place(source: str) -> tuple[str, dict[str, str]]:
     """Where transformers finds a `model_source`, and how it is told of a GGUF file."""
     path = Path(source)
-    if path.suffix != GGUF:
-        return source, {}
-    return str(path.parent), {"gguf_file": path.name}
+    return (str(path.parent), {"gguf_file": path.name}) if path.suffix == GGUF else (source, {})
 
 
 def load_tokenizer(
@@ -177,15 +216,10 @@ def load_tokenizer(
             f"model {name!r} has no usable tokenizer: none of {', '.join(TOKENIZER_FILES)} is in "
             "it; copy the tokenizer's files beside the weights"
         )
-    try:
+    expected = "tokenizer.json and tokenizer_config.json beside the weights"
+    with _told(name, "has no usable tokenizer", expected):
         place, form = _place(source)
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=trust, **form)
-    except Exception as error:  # as above
-        _explain_own_code(error, name)
-        raise EpistillError(
-            f"model {name!r} has no usable tokenizer: {first_line(error)}; expected "
-            "tokenizer.json and tokenizer_config.json beside the weights"
-        ) from error
     if not getattr(tokenizer, "is_fast", False):
         raise EpistillError(
             f"model {name!r} has a slow tokenizer; expected a fast one (tokenizer.json), which "
@@ -206,25 +240,15 @@ def _refuse_pickled_adapter(source: str, name: str) -> None:
     """Transformers falls back to a pickled adapter, whatever `use_safetensors` says."""
 
     def has(file: str) -> bool:
-        try:
+        with suppress(OSError):
             return cached_file(source, file) is not None
-        except OSError:
-            return False
+        return False
 
     if has("adapter_config.json") and not has("adapter_model.safetensors"):
         raise EpistillError(
             f"model {name!r} is an adapter without adapter_model.safetensors; pickled weights are "
             "not loaded: save it again as safetensors"
         )
-
-
-def _explain_own_code(error: Exception, name: str) -> None:
-    if "trust_remote_code" in str(error):
-        raise EpistillError(
-            f"model {name!r} comes with code of its own, which is not run; expected a kind of "
-            "model that transformers has, or, where you trust the author, "
-            "load_model(..., trust_remote_code=True)"
-        ) from error
 
 
 def _check_head(model: LanguageModel) -> None:
@@ -264,7 +288,7 @@ def _check_sampler(model: LanguageModel) -> None:
             own = log_probs[range(len(log_probs)), list(rollout.completion_ids)]
             gaps += (own - torch.tensor(rollout.logprobs)).abs().tolist()
         gap = sum(gaps) / len(gaps)
-    except Exception as error:  # as above
+    except Exception as error:  # code of the model's kind: anything at all
         raise EpistillError(
             f"model {model.name!r}: the architecture {type(model.network).__name__} cannot be "
             f"sampled in batches here ({first_line(error)[:160]}); report the "

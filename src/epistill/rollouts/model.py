@@ -1,8 +1,6 @@
-"""A causal LM and the two halves of its forward pass.
+"""A causal LM and the two halves of its forward pass, decoder and head.
 
-Enters: a Hugging Face network and its tokenizer (`load` has them). Leaves: a `LanguageModel` whose
-decoder gives hidden states and whose head turns them into logits, kept apart so that the logits of
-a whole sequence with a large vocabulary need never exist at once.
+They are kept apart so that the logits of a whole sequence need never exist at once.
 """
 
 from __future__ import annotations
@@ -105,15 +103,10 @@ class LanguageModel:
     def eos_ids(self) -> frozenset[int]:
         """Every token id that ends a response."""
         generation = getattr(self.network, "generation_config", None)
-        found: set[int] = set()
-        for value in (
-            getattr(generation, "eos_token_id", None),
-            self.network.config.eos_token_id,
-            self.tokenizer.eos_token_id,
-        ):
-            values = value if isinstance(value, list | tuple) else [value]
-            found.update(v for v in values if isinstance(v, int))
-        return frozenset(found)
+        places = (generation, self.network.config, self.tokenizer)
+        found = [getattr(place, "eos_token_id", None) for place in places]
+        several = [value if isinstance(value, list | tuple) else [value] for value in found]
+        return frozenset(v for values in several for v in values if isinstance(v, int))
 
     @property
     def pad_id(self) -> int:
@@ -186,14 +179,13 @@ def with_lora(model: LanguageModel, settings: Lora) -> LanguageModel:
     Raises:
         EpistillError: The target modules are not in this model.
     """
-    names = settings.targets
-    targets = names if isinstance(names, str) else list(names)
+    targets = settings.targets
     adapter = LoraConfig(
         task_type="CAUSAL_LM",
         r=settings.rank,
         lora_alpha=settings.alpha,  # pyright: ignore[reportArgumentType]
         lora_dropout=settings.dropout,
-        target_modules=targets,
+        target_modules=targets if isinstance(targets, str) else list(targets),
     )
     try:
         network: Any = get_peft_model(model.network, adapter)

@@ -1,6 +1,5 @@
 """Where in the text each token lies, for any tokenizer; and which tokens belong to a marker.
 
-Enters: a tokenizer, token ids of a response. Leaves: the text with the end of each token in it.
 Nothing is tokenised again: sampled ids need not be the ids that their text would be given.
 """
 
@@ -23,15 +22,9 @@ _PIECES: WeakKeyDictionary[PreTrainedTokenizerBase, dict[int, tuple[str, str]]] 
 
 
 def token_ends(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> tuple[str, list[int]]:
-    """Decode ids, and say where each token ends.
+    """The text of a response (special tokens kept), and of each id the characters up to its end.
 
-    Args:
-        tokenizer: A fast one.
-        ids: Of one response.
-
-    Returns:
-        The text (special tokens kept), and for each id the number of characters up to its end. A
-        token that alone is no whole character ends where its predecessor does.
+    A token that alone is no whole character ends where its predecessor does.
     """
     if not ids:
         return "", []
@@ -57,13 +50,7 @@ def tokens_in_spans(
 ) -> tuple[bool, ...]:
     """Whether each token shares a character with one of the spans that `find` sees in the text.
 
-    Args:
-        tokenizer: A fast one.
-        ids: Of one response.
-        find: Text to character ranges [start, stop), for example `metrics.epistemic.marker_spans`.
-
-    Returns:
-        As many as there are ids.
+    Spans are ranges [start, stop) of characters, for example of `metrics.epistemic.marker_spans`.
     """
     text, ends = token_ends(tokenizer, ids)
     inside = [False] * len(ids)

@@ -1,9 +1,4 @@
-"""THE ONLY place that applies a chat template.
-
-Enters: messages and a tokenizer. Leaves: prompt text and ids, and whether the template already
-opened thinking. It decides nothing about contexts: `teacher.context` writes the messages, this
-module renders them; `thinking` cuts what comes back.
-"""
+"""THE ONLY place that applies a chat template. `teacher.context` writes the messages."""
 
 from __future__ import annotations
 
@@ -51,8 +46,7 @@ def render_prompt(
     """Render a chat up to the point where the assistant begins to write.
 
     Args:
-        tokenizer: With a chat template.
-        messages: The chat.
+        tokenizer, messages: One with a chat template, and the chat.
         thinking: Passed to the template as `enable_thinking`; None leaves the template's default.
 
     Raises:
@@ -64,12 +58,11 @@ def render_prompt(
             f"tokenizer {tokenizer.name_or_path!r} has no chat template; expected one in "
             "tokenizer_config.json or chat_template.jinja; use an instruction-tuned model or add it"
         )
-    options = {} if thinking is None else {"enable_thinking": thinking}
+    variables = dict(tokenizer.special_tokens_map)
+    variables |= {} if thinking is None else {"enable_thinking": thinking}
     chat = [{"role": message.role, "content": message.content} for message in messages]
     try:
-        text = fill_template(
-            tokenizer.get_chat_template(), {**tokenizer.special_tokens_map, **options}, chat
-        )
+        text = fill_template(tokenizer.get_chat_template(), variables, chat)
     except ValueError as error:
         raise EpistillError(
             f"the chat template of {tokenizer.name_or_path!r} refused the messages "

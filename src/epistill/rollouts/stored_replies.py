@@ -1,7 +1,7 @@
 """Finished work of servers on disk, so that a command that failed goes on where it stopped.
 
-Enters and leaves: JSON values by key, one line each with its SHA-256, appended as they come. A
-half-written last line (a killed writer) is left out; a damaged one is asked for again.
+JSON values by key, one line each with its SHA-256, appended as they come. A half-written last line
+(a killed writer) is left out; a damaged one is asked for again.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from collections import UserDict
 from pathlib import Path
 from typing import Any
 
-from epistill.errors import EpistillError, damaged
+from epistill.errors import damaged
+from epistill.json_files import append_text, remove_file
 
 
 class StoredReplies(UserDict[str, Any]):
@@ -31,7 +32,7 @@ class StoredReplies(UserDict[str, Any]):
             raise damaged(path, "it is no file")
         text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
         *whole, last = text.split("\n")
-        self._torn = bool(last)
+        self._before = "\n" if last else ""
         for number, line in enumerate(whole, 1):
             try:
                 key, value, sha256 = json.loads(line)
@@ -46,22 +47,14 @@ class StoredReplies(UserDict[str, Any]):
     def __setitem__(self, key: str, value: Any) -> None:
         line = json.dumps([key, value, _sha256(key, value)], allow_nan=False) + "\n"
         with self._lock:
-            try:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-                with self._path.open("a", encoding="utf-8") as out:
-                    out.write("\n" + line if self._torn else line)
-            except OSError as error:
-                raise EpistillError(
-                    f"could not write {self._path}: {error.strerror}; make room or choose another "
-                    "folder"
-                ) from error
-            self._torn = False
+            append_text(self._path, self._before + line)
+            self._before = ""
             self.data[key] = value
 
     def clear(self) -> None:
         """Forget everything, on disk too."""
         with self._lock:
-            self._path.unlink(missing_ok=True)
+            remove_file(self._path)
             self.data.clear()
 
 

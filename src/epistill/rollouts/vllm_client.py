@@ -248,7 +248,8 @@ class Client:
 
     def lost_error(self, failures: Mapping[str, Exception] = {}) -> EpistillError:
         """What to raise when no server is left, each of which may have failed in its own way."""
-        reasons = {s.url: s.lost for s in self.servers if s.lost is not None} | failures
+        reasons = {s.url: s.lost for s in self.servers if s.lost is not None}
+        reasons |= {url: str(failure) for url, failure in failures.items()}
         refusals = [failure for failure in failures.values() if isinstance(failure, Refused)]
         if len(refusals) == len(reasons) > 0:
             return refusals[0]
