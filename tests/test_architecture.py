@@ -70,6 +70,7 @@ ALLOWED = {
         "tasks",
         "world",
         "integrity",
+        "json_files",
     },
     "teacher": FREE | {"objective", "rollouts", "tasks", "world"},
     "training": FREE

@@ -22,8 +22,7 @@ from epistill.records import Message
 from epistill.rollouts.align import align
 from epistill.rollouts.engine import PromptRequest
 from epistill.rollouts.in_process_engine import InProcessEngine
-from epistill.rollouts.load_model import lab_directory
-from epistill.rollouts.load_model import load_without_weights
+from epistill.rollouts.load_model import lab_directory, load_without_weights
 from epistill.rollouts.model import LanguageModel
 from epistill.rollouts.prompts import render_prompt
 from epistill.rollouts.top_k_scores import top_k_scores

@@ -192,10 +192,9 @@ def test_an_unknown_context_is_named(lab_model, tmp_path):
 
 
 def test_a_prompt_that_does_not_fit_is_left_out_and_counted(lab_model, tmp_path):
-    class Short(InProcessEngine):
-        max_positions = 60  # question and response fit, a solution in front of them does not
-
-    found = run_preflight(CONFIG, Short(lab_model), tmp_path)
+    short = InProcessEngine(lab_model)
+    short.max_positions = 60  # question and response fit, a solution in front of them does not
+    found = run_preflight(CONFIG, short, tmp_path)
     assert found["contexts"]["sibling"]["too_long"] > 0
     assert found["contexts"]["none"]["too_long"] == 0
     assert found["contexts"]["sibling"]["problems"] < 5
