@@ -1,7 +1,6 @@
 r"""Self-correction episodes: a marker after which something was taken back.
 
-Enters: a `Buffer`, the markers in it, the retraction phrases in it. Leaves: which markers open an
-episode. An episode is a marker followed, within WINDOW words of the same text, by evidence:
+An episode is a marker followed, within WINDOW words of the same text, by evidence:
 
     retraction      a phrase of the retraction lists begins ("that's wrong", "我错了")
     changed result  `left = number` stands where the same left side had another number when it was
@@ -45,15 +44,10 @@ _DOLLAR, _MINUS, _INNER, _CLOSES = _table("$"), _table("-"), _table(".,/"), _tab
 
 
 def correction_evidence(buffer: Buffer, retractions: Ints) -> tuple[Ints, Ints]:
-    """Where something is taken back, and what a marker must stand after to open the episode.
+    """Positions of all evidence, and what a marker must stand after to open the episode.
 
-    Args:
-        buffer: The texts.
-        retractions: Where phrases of the retraction lists begin.
-
-    Returns:
-        Positions of all evidence; for a changed result the position of the earlier equation, for a
-        retraction -1: there any marker before it will do.
+    That is the earlier equation for a changed result, and -1 (any marker before it will do) for a
+    retraction, given by where its phrase begins.
     """
     earlier, later = changed_results(buffer)
     no_side = np.full(retractions.size, -1)
@@ -63,16 +57,7 @@ def correction_evidence(buffer: Buffer, retractions: Ints) -> tuple[Ints, Ints]:
 def correction_episodes(
     buffer: Buffer, markers: Hits, evidence: tuple[Ints, Ints]
 ) -> NDArray[np.bool_]:
-    """Which markers open a self-correction episode.
-
-    Args:
-        buffer: The texts.
-        markers: Of one lexicon, in order.
-        evidence: From `correction_evidence`.
-
-    Returns:
-        [markers] booleans.
-    """
+    """[markers] Which markers of one lexicon, in order, open a self-correction episode."""
     position, after = evidence
     nearest = np.searchsorted(markers.stops, position, side="right") - 1
     position, after, nearest = (a[nearest >= 0] for a in (position, after, nearest))
@@ -84,10 +69,9 @@ def correction_episodes(
 
 
 def changed_results(buffer: Buffer) -> tuple[Ints, Ints]:
-    """Equations whose number differs from the one their left side had before in the same text.
+    """The equals signs of equations whose left side had another number before in the same text.
 
-    Returns:
-        Positions of the equals sign of the earlier and of the later equation, [changes] each.
+    [changes] positions of the earlier equation and of the later one.
     """
     codes = np.frombuffer(buffer.data, np.uint8)
     equals = np.flatnonzero(codes == ord("="))

@@ -1,7 +1,7 @@
 """Counting epistemic markers. A marker is a symptom, never a cause (`docs/metrics.md`).
 
-Enters: text. Leaves: counts per word on word boundaries, densities, and beside them, under its own
-name, the substring count of the paper's official script, so that published numbers can be compared.
+Beside counts on word boundaries stands, under its own name, the substring count of the paper's
+official script, so that published numbers can be compared.
 """
 
 from __future__ import annotations
@@ -23,14 +23,7 @@ def _pattern(lexicon: Lexicon) -> re.Pattern[str]:
 
 
 def count_markers(text: str, lexicon: Lexicon | None = None) -> dict[str, int]:
-    """Occurrences of each marker on word boundaries, ignoring case.
-
-    Args:
-        text: Any text.
-        lexicon: None takes the paper's ten markers.
-
-    Returns:
-        Marker to count, for every word of the lexicon (0 included).
+    """Occurrences of each word of a lexicon (None: the paper's) on word boundaries, ignoring case.
 
     Example:
         >>> found = count_markers("Wait, it is unlikely. Wait!")
@@ -50,18 +43,12 @@ def marker_spans(text: str, lexicon: Lexicon | None = None) -> list[tuple[int, i
         [(0, 3), (15, 20)]
     """
     lexicon = lexicon or load_lexicon()
-    words = set(lexicon.words)
     matches = _pattern(lexicon).finditer(fold(text))
-    return [match.span() for match in matches if match[0] in words]
+    return [match.span() for match in matches if match[0] in lexicon.words]
 
 
 def total_markers(text: str, lexicon: Lexicon | None = None) -> int:
-    """Sum of `count_markers`.
-
-    Example:
-        >>> total_markers("Wait, it is unlikely. Wait!")
-        2
-    """
+    """Sum of `count_markers`."""
     return sum(count_markers(text, lexicon).values())
 
 
@@ -76,11 +63,9 @@ def density(markers: int, length: int) -> float | None:
 
 
 def official_substring_count(text: str, lexicon: Lexicon | None = None) -> Mapping[str, int]:
-    """The paper's own count: `text.lower().count(word)` per word.
+    """The paper's own count (`check_epistemic_tokens.py`): `text.lower().count(word)` per word.
 
-    It counts "unlikely" as likely, "waiting" as wait and "checked" as check; kept under this name
-    only for comparison with published numbers. Source: the official repository's
-    `check_epistemic_tokens.py`.
+    It counts "unlikely" as likely, "waiting" as wait and "checked" as check.
 
     Example:
         >>> official_substring_count("Unlikely; I checked.")["likely"]

@@ -1,7 +1,4 @@
-"""Lists of words to count, as data files with a version and a source. Imports no torch.
-
-Enters: a name of a shipped list or a path to one's own. Leaves: a `Lexicon`.
-"""
+"""Lists of words to count, as data files with a version and a source. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,6 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from epistill.errors import EpistillError, did_you_mean
 from epistill.metrics.words import fold
@@ -114,15 +112,14 @@ def words_named(words: str) -> tuple[str, ...]:
     return (words,) if name == words else load_lexicon(name).words
 
 
-def _words(words: list[str]) -> tuple[str, ...]:
+def _words(words: Any) -> tuple[str, ...]:
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
         raise TypeError(f"words are {str(words)[:40]!r}, not a list of texts")
-    for word in words:
-        word.encode()  # refuses half a surrogate pair, which nothing that counts can hold
-    return tuple(fold(word) for word in words)
+    "".join(words).encode()  # refuses half a surrogate pair, which nothing that counts can hold
+    return tuple(map(fold, words))
 
 
-def _control(name: str | None) -> str | None:
+def _control(name: Any) -> str | None:
     if not isinstance(name, str | None):
         raise TypeError(f"control is {str(name)[:40]!r}, not the name of a list")
     return name

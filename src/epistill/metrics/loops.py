@@ -1,8 +1,7 @@
 """Responses that end in a loop: text that only repeats itself until a limit cuts it.
 
-Enters: a text. Leaves: whether its end loops. A loop full of *wait* is collapse, not deliberation,
-so densities are given with and without such responses (`docs/metrics.md`, "Loops"). Linear: only
-the last TAIL characters are looked at.
+A loop full of *wait* is collapse, not deliberation, so densities are given with and without such
+responses (`docs/metrics.md`, "Loops"). Only the last TAIL characters are looked at.
 """
 
 from __future__ import annotations
@@ -51,12 +50,7 @@ def is_looping(text: str) -> bool:
 
 
 def repeated_run_share(text: str) -> float:
-    """Share of the runs of eight words that stand in the text before; 0 for short texts.
-
-    Example:
-        >>> repeated_run_share("one two three " * 30) > 0.9
-        True
-    """
+    """Share of the runs of eight words that stand in the text before; 0 for short texts."""
     words = text.split()
     if len(words) < LEAST_WORDS:
         return 0.0
@@ -65,11 +59,6 @@ def repeated_run_share(text: str) -> float:
 
 
 def compression_ratio_of_end(text: str) -> float:
-    """Compressed over plain size of the last 1,000 bytes; 1 for shorter texts.
-
-    Example:
-        >>> compression_ratio_of_end("等等，再检查一下。" * 60) < 0.1
-        True
-    """
+    """Compressed over plain size of the last 1,000 bytes; 1 for shorter texts."""
     end = text[-COMPRESSED_BYTES:].encode(errors="replace")[-COMPRESSED_BYTES:]
     return len(zlib.compress(end)) / len(end) if len(end) == COMPRESSED_BYTES else 1.0

@@ -1,8 +1,7 @@
 """Counting in many texts at once: one Aho-Corasick pass over a buffer, then whole-array steps.
 
-Enters: a `Buffer` of texts and lexicons. Leaves: every marker with its position, and the substring
-counts of the official script, equal to `metrics.epistemic` text by text (tested), some twenty times
-faster. It sums nothing up: `traces.measure` does.
+Markers and the substring counts of the official script are equal to `metrics.epistemic` text by
+text (tested), some twenty times faster.
 """
 
 from __future__ import annotations
@@ -19,13 +18,7 @@ from epistill.metrics.words import SPACED_CLASS, Buffer, Ints, needs_boundary
 
 @dataclass(frozen=True, slots=True)
 class Hits:
-    """Places in a buffer where words of one lexicon stand.
-
-    Attributes:
-        texts: [hits] index of the text.
-        words: [hits] index into the lexicon's words.
-        starts, stops: [hits] byte ranges.
-    """
+    """Where words of one lexicon stand: [hits] index of text and of word, and byte ranges."""
 
     texts: Ints
     words: Ints
@@ -50,11 +43,7 @@ NOTHING = Hits(*(np.empty(0, np.int64) for _ in range(4)))
 
 
 class Scanner:
-    """Finds the words of several lexicons in one pass; the automaton is built once.
-
-    Args:
-        lexicons: At least one. Their exceptions are matched too, and hide what they contain.
-    """
+    """Finds the words of lexicons in one pass; their exceptions hide what they contain."""
 
     def __init__(self, lexicons: tuple[Lexicon, ...]) -> None:
         self.lexicons = lexicons

@@ -1,9 +1,7 @@
 """Which words moved between two sets of responses: the whole-vocabulary control of a marker count.
 
-Enters: counts of each word by problem in both sets. Leaves: for each word its two densities, their
-difference with a 95 % interval, a p-value and a q-value. The unit is the problem: responses to one
-problem, and words of one response, are not independent, so counting tokens as if they were would
-call nearly every word moved (tested).
+The unit is the problem: responses to one problem, and words of one response, are not independent,
+so counting tokens as if they were would call nearly every word moved (tested).
 
 With m counts of a word, n all words and N their sum, each set has the density r = sum(m) / N, to
 which problem c contributes the influence (m_c - r n_c) / N (the linearised ratio estimator; Cochran
@@ -53,13 +51,12 @@ class Shift:
 def vocabulary_shift(counts_a: Any, counts_b: Any, words_a: Floats, words_b: Floats) -> Shift:
     """Compare densities of every word, problem by problem.
 
+    Without LEAST problems in each set nothing is tested.
+
     Args:
         counts_a, counts_b: [problems, words], arrays or scipy sparse arrays; row c of both is the
             same problem, and is 0 in the set that does not have it.
         words_a, words_b: [problems] all words of the responses to each problem.
-
-    Returns:
-        The shift. Without LEAST problems in each set nothing is tested.
 
     Raises:
         ValueError: Shapes differ, or a set has no words.
@@ -107,16 +104,8 @@ def vocabulary_shift(counts_a: Any, counts_b: Any, words_a: Floats, words_b: Flo
         p_value[tested] = 2 * stats.t.sf(t, smaller - 1)
         q_value[tested] = stats.false_discovery_control(p_value[tested], method="bh")
     ratio = np.log2((sum_b + 0.5) / total_b) - np.log2((sum_a + 0.5) / total_a)
-    return Shift(
-        per_1k_a=1000 * rate_a,
-        per_1k_b=1000 * rate_b,
-        delta=1000 * delta,
-        half_width=1000 * half_width,
-        log2_ratio=ratio,
-        problems=problems,
-        p_value=p_value,
-        q_value=q_value,
-    )
+    per_1k = (1000 * rate for rate in (rate_a, rate_b, delta, half_width))
+    return Shift(*per_1k, ratio, problems, p_value, q_value)
 
 
 def ranks(moved: Floats) -> NDArray[np.int64]:
@@ -138,15 +127,8 @@ def share_of_like_words_that_moved_less(
     """For each chosen word: among ordinary words of like frequency, the share that moved less.
 
     A frequent word can move further in absolute terms, so the rank among all words flatters
-    frequent ones; this compares with the `neighbours` unchosen words nearest in log frequency.
-
-    Args:
-        moved, frequency: [words].
-        chosen: [words], such as the words of a list of markers.
-        neighbours: At most so many.
-
-    Returns:
-        [words], NaN for words not chosen, and for all where every word is chosen.
+    frequent ones; this compares with the `neighbours` unchosen words nearest in log frequency. All
+    arrays are [words]; NaN for words not chosen, and for all where every word is chosen.
 
     Example:
         >>> moved, common = np.array([5.0, 1.0, 2.0, 9.0]), np.array([1.0, 1.0, 1.0, 1.0])

@@ -1,8 +1,7 @@
 r"""What a word is, for a regular expression and for whole buffers: one definition.
 
-Enters: text, or the UTF-8 bytes of many texts. Leaves: words. A word is a run of word characters
-(Python's `\w`), apostrophes inside it included; a Chinese character or Japanese kana is a word by
-itself, since no spaces separate words there. It does not segment Chinese into dictionary words.
+A word is a run of word characters (Python's `\w`), apostrophes inside it included; a Chinese
+character or Japanese kana is a word by itself, since no spaces separate words there.
 """
 
 from __future__ import annotations
@@ -48,12 +47,7 @@ def count_words(text: str) -> int:
 
 
 def needs_boundary(character: str) -> bool:
-    """Whether a word that begins or ends with this character must stop there: not so in Chinese.
-
-    Example:
-        >>> needs_boundary("w"), needs_boundary("等"), needs_boundary("…")
-        (True, False, False)
-    """
+    """Whether a word that begins or ends with this character must stop there: not so in Chinese."""
     return re.fullmatch(SPACED, character) is not None
 
 
@@ -111,20 +105,14 @@ class Buffer:
         return np.flatnonzero(self.classes == _CJK_FIRST)
 
     def words_before(self, positions: Ints) -> Ints:
-        """How many words of the buffer begin before each position.
-
-        Counting bits takes a third of the time of a binary search among all words.
-        """
+        """How many words begin before each position; counting bits beats a binary search."""
         block, bit = positions >> 6, (positions & 63).astype(np.uint64)
         before = self.begins[block] & ((np.uint64(1) << bit) - np.uint64(1))
         return self.counted[block] + np.bitwise_count(before)
 
 
 def make_buffer(texts: list[str]) -> Buffer:
-    """Fold texts, join them, find their words.
-
-    Args:
-        texts: Any; lone surrogates become U+FFFD, since UTF-8 cannot hold them.
+    """Fold texts, join them, find their words; lone surrogates become U+FFFD.
 
     Example:
         >>> buffer = make_buffer(["Don't stop", "等 x"])

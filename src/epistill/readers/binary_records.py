@@ -1,14 +1,14 @@
 """Records out of parquet and zip files, and the bytes of compressed ones.
 
-Enters: a path and what to read of it. Leaves: (record, bytes it took), one after another. A parquet
-file is decoded a few rows at a time, by what its row groups say they hold; of a zip entry at most
-MAX_RECORD_BYTES are inflated.
+All give (record, bytes it took). A parquet file is decoded a few rows at a time, by what its row
+groups say they hold; of a zip entry at most MAX_RECORD_BYTES are inflated.
 """
 
 from __future__ import annotations
 
 import io
 import re
+import struct
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -42,14 +42,17 @@ class _UpToTheBreak(io.RawIOBase):
     """
 
     def __init__(self, source: Any, compression: str) -> None:
-        self._source, self._compression, self._at, self._step = source, compression, 0, READ_BYTES
-        self._stream = self._open()
+        self._source = str(source) if isinstance(source, Path) else source
+        self._compression, self._at, self._step = compression, 0, READ_BYTES
+        self._open()
 
-    def _open(self) -> Any:
+    def _open(self) -> None:
         import pyarrow as pa
 
-        source = str(self._source) if isinstance(self._source, Path) else self._source
-        return pa.input_stream(source, compression=self._compression)
+        self._stream = pa.input_stream(self._source, compression=self._compression)
+        left = self._at
+        while left:
+            left -= len(self._stream.read(min(left, READ_BYTES)))
 
     def readable(self) -> bool:
         return True
@@ -62,17 +65,11 @@ class _UpToTheBreak(io.RawIOBase):
                 if self._step == 1:
                     raise
                 self._step //= 2
-                self._skip_to_where_it_was()
+                self._open()
             else:
                 buffer[: len(data)] = data
                 self._at += len(data)
                 return len(data)
-
-    def _skip_to_where_it_was(self) -> None:
-        self._stream = self._open()
-        left = self._at
-        while left:
-            left -= len(self._stream.read(min(left, READ_BYTES)))
 
 
 # ---- parquet
@@ -156,9 +153,8 @@ def _row(row: Any) -> Mapping[str, Any] | Unusable:
 
 
 def _unreadable(path: Path, error: Exception) -> EpistillError:
-    return EpistillError(
-        f"{path} is not a readable parquet file ({first_line(error)}); write it again"
-    )
+    why = first_line(error)
+    return EpistillError(f"{path} is not a readable parquet file ({why}); write it again")
 
 
 # ---- zip
@@ -187,17 +183,12 @@ def zip_entries(path: Path) -> list[zipfile.ZipInfo]:
 
 def zip_records(path: Path, start: int, stop: int) -> Iterator[tuple[Parsed, int]]:
     """The samples of some entries."""
+    broken = (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError)
     with zipfile.ZipFile(path) as archive, path.open("rb") as raw:
         for entry in zip_entries(path)[start:stop]:
             try:
                 data = _inflated(archive, raw, entry)
-            except (
-                zipfile.BadZipFile,
-                OSError,
-                EOFError,
-                ValueError,
-                NotImplementedError,
-            ) as error:
+            except broken as error:
                 yield Unusable(f"broken zip entry ({first_line(error)})"), 0
                 continue
             if len(data) > MAX_RECORD_BYTES:
@@ -214,7 +205,7 @@ def _inflated(archive: zipfile.ZipFile, raw: Any, entry: zipfile.ZipInfo) -> byt
     import pyarrow as pa
 
     raw.seek(entry.header_offset + 26)  # the local header ends with two lengths of what follows it
-    lengths = raw.read(4)
-    raw.seek(int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:], "little"), 1)
+    name, extra = struct.unpack("<HH", raw.read(4))
+    raw.seek(name + extra, 1)
     packed = raw.read(entry.compress_size)
     return decompressed(pa.py_buffer(packed), "zstd").read(MAX_RECORD_BYTES + 1)

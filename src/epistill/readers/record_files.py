@@ -1,9 +1,7 @@
 """The one reader of records: files in pieces, so that memory stays flat and processes share them.
 
-Enters: paths. Leaves: `Piece`s, and from each piece its records with their row numbers, unreadable
-ones with the reason. What a file is follows from its first bytes, not from its name. It does not
-look into records. No record may take more than MAX_RECORD_BYTES; a file that is one JSON object,
-no more than MAX_OBJECT_BYTES.
+What a file is follows from its first bytes, not from its name. No record may take more than
+MAX_RECORD_BYTES; a file that is one JSON object, no more than MAX_OBJECT_BYTES.
 """
 
 from __future__ import annotations
@@ -47,12 +45,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class FileRecord:
-    """One record of a piece.
-
-    Attributes:
-        number: Line or row within the piece, from 1.
-        record: The record, or why there is none; None for an empty line, which is no record.
-    """
+    """A record, why there is none, or None for an empty line; numbered in its piece from 1."""
 
     number: int
     record: Parsed
@@ -121,11 +114,7 @@ def pieces_of(path: Path) -> list[Piece]:
 
 
 def read_piece(piece: Piece, columns: Iterable[str] | None = None) -> Iterator[list[FileRecord]]:
-    """The records of a piece, some BATCH_BYTES at a time.
-
-    Args:
-        piece: From `pieces_of`.
-        columns: Of a parquet file, those to read where they are there; None reads all.
+    """The records of a piece, some BATCH_BYTES at a time; of parquet, some or all `columns`.
 
     Raises:
         EpistillError: A parquet file that cannot be decoded.
@@ -181,12 +170,9 @@ def _text(piece: Piece) -> Iterator[tuple[Parsed, int]]:
 def _compressed(piece: Piece) -> Iterator[tuple[Parsed, int]]:
     stream = binary_records.decompressed(piece.path, piece.format)
     try:
-        kind = text_records.kind_of(stream.peek(text_records.HEAD_BYTES), _inner_suffix(piece.path))
-        yield from text_records.records(stream, kind)
+        head = stream.peek(text_records.HEAD_BYTES)
+        inner = Path(piece.path.stem).suffix
+        yield from text_records.records(stream, text_records.kind_of(head, inner))
     except (OSError, csv.Error) as error:
         reason = f"broken {piece.format} stream: the rest cannot be read ({error})"
         yield Unusable(reason), 0
-
-
-def _inner_suffix(path: Path) -> str:
-    return Path(path.stem).suffix

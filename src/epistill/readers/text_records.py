@@ -1,9 +1,9 @@
 """Records out of text: JSON lines, one JSON array or object, CSV.
 
-Enters: a binary stream. Leaves: (record, bytes it took), one after another; what is no record is
-`Unusable` with the reason. No more than MAX_RECORD_BYTES of a record is held (MAX_OBJECT_BYTES of a
-file that is one object), and after a longer line at most MAX_SKIPPED_BYTES are searched for the
-next one: a stream that inflates for nothing ends there.
+All give (record, bytes it took); what is no record is `Unusable` with the reason. No more than
+MAX_RECORD_BYTES of a record is held (MAX_OBJECT_BYTES of a file that is one object), and after a
+longer line at most MAX_SKIPPED_BYTES are searched for the next one: a stream that inflates for
+nothing ends there.
 """
 
 from __future__ import annotations
@@ -68,12 +68,7 @@ def kind_of(head: bytes, suffix: str) -> str:
 
 
 def records(stream: Any, kind: str) -> Iterator[tuple[Parsed, int]]:
-    """All records of a stream.
-
-    Args:
-        stream: Binary, buffered, at its start.
-        kind: From `kind_of`.
-    """
+    """All records of a binary, buffered stream at its start, of a kind from `kind_of`."""
     if stream.peek(len(BOM)).startswith(BOM):
         stream.read(len(BOM))
     read = {"json array": _array, "json object": _object, "csv": _csv}.get(kind)
@@ -84,12 +79,9 @@ def records(stream: Any, kind: str) -> Iterator[tuple[Parsed, int]]:
 
 
 def json_lines(stream: Any, stop: int, *, whole: bool) -> Iterator[tuple[Parsed, int]]:
-    """Records of the lines that begin before `stop`.
+    """Records of the lines that begin before byte `stop` of a stream at the beginning of a line.
 
-    Args:
-        stream: At the beginning of a line.
-        stop: In bytes of the stream.
-        whole: This is the beginning of the file: one line may be all of it.
+    Where it is the `whole` file, from its beginning, one line may be all of it.
     """
     left = stop if stop == sys.maxsize else stop - stream.tell()
     while left > 0 and (line := stream.readline(MAX_RECORD_BYTES)):
@@ -224,12 +216,8 @@ def _array(stream: Any) -> Iterator[tuple[Parsed, int]]:
         if token is None or token[0] == b'"':  # not all of an element, or of a string, is here
             at = (len(data) if token is None else token.start()) - start
             if len(data) - start > MAX_RECORD_BYTES:
-                yield (
-                    Unusable(
-                        f"element longer than {MAX_RECORD_BYTES >> 20} MiB: the rest is not read"
-                    ),
-                    0,
-                )
+                most = MAX_RECORD_BYTES >> 20
+                yield Unusable(f"element longer than {most} MiB: the rest is not read"), 0
                 return
             more = stream.read(step)
             step = min(2 * step, MAX_RECORD_BYTES)  # else a long string would be searched often
