@@ -126,18 +126,22 @@ class SnapshotWeights(TeacherWeights):
 
 
 class TraceSource(Settings):
-    """Off-policy data: correct traces, sampled by the tool itself before training or of a file.
+    """Off-policy data: correct traces, sampled by the tool before training, of a file, or given.
 
     Attributes:
+        written_by: "data" takes the problems' own solutions as they are.
         context: What the model sees while it writes them.
-        count: How many correct traces to keep (the paper: 800).
+        count: How many correct traces to keep (the paper: 800); of "data" at most as many.
+        shortest: Keep only the shortest correct one of each problem (a control for length).
         file: Traces that `epistill edit` (or `eval --out`) wrote; None samples them.
         edits: Rules that change them, in order ("swap lexicon:paper-en=so", "cut-rechecks"), as of
             `epistill edit`.
     """
 
+    written_by: Literal["model", "data"] = "model"
     context: Context = Context(source="none")
     count: int = Field(default=800, ge=1)
+    shortest: bool = False
     file: str | None = None
     edits: tuple[str, ...] = ()
 

@@ -71,6 +71,25 @@ class StarSearchTask(Settings):
     split: str = "train"
 
 
+class NumberPairsTask(Settings):
+    """Which two numbers have this result, in English: `tasks/number_pairs.py`.
+
+    Attributes:
+        numbers: How many are listed.
+        largest: Of the numbers.
+        operation: What makes the result of two of them.
+        wording: Of the question.
+        split: As of star search.
+    """
+
+    type: Literal["number_pairs"] = "number_pairs"
+    numbers: int = Field(default=4, ge=3)
+    largest: int = Field(default=20, ge=4)
+    operation: Literal["sum", "difference"] = "sum"
+    wording: Literal["plain", "story"] = "plain"
+    split: str = "train"
+
+
 class FileTask(Settings):
     """Problems from JSONL, parquet or a Hugging Face dataset name: `tasks/files.py`.
 
@@ -86,12 +105,13 @@ class FileTask(Settings):
     type: Literal["file"] = "file"
     path: str
     split: str = "train"
-    grader: Literal["math", "choice", "exact", "code"] | None = None
+    grader: Literal["math", "choice", "exact", "expression", "code"] | None = None
     prompt: str | None = Field(default=None, pattern=r"\{question\}")
     since: str | None = Field(default=None, pattern=r"^\d{4}-\d{2}-\d{2}$")
 
 
-TaskConfig = Annotated[StarSearchTask | FileTask, Field(discriminator="type")]
+GeneratedTask = StarSearchTask | NumberPairsTask
+TaskConfig = Annotated[GeneratedTask | FileTask, Field(discriminator="type")]
 
 
 class EvalSet(Settings):

@@ -13,7 +13,15 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from epistill.axes import Method
-from epistill.config import EvalSet, FileTask, RunConfig, SamplingConfig, StarSearchTask, TaskConfig
+from epistill.config import (
+    EvalSet,
+    FileTask,
+    NumberPairsTask,
+    RunConfig,
+    SamplingConfig,
+    StarSearchTask,
+    TaskConfig,
+)
 from epistill.errors import EpistillError, first_line
 from epistill.method_import import with_methods_of
 from epistill.methods import method
@@ -23,8 +31,11 @@ from epistill.settings import Settings, first_fault
 _STAR = re.compile(r"star-search(?::(\d+)x(\d+))?")
 
 
+_PAIRS = re.compile(r"number-pairs(?::(\d+)x(\d+))?(?::(sum|difference))?(?::(plain|story))?")
+
+
 def task_from_name(name: str) -> TaskConfig:
-    """Read "star-search", "star-search:6x3", a file, or a dataset name."""
+    """Read "star-search:6x3", "number-pairs:5x20:difference:story", a file, or a dataset name."""
     if found := _STAR.fullmatch(name):
         arms, depth = found.groups()
         size = {} if arms is None else {"arms": int(arms), "depth": int(depth)}
@@ -32,6 +43,15 @@ def task_from_name(name: str) -> TaskConfig:
     if name.startswith("star-search"):
         raise EpistillError(
             f"no task {name!r}; expected star-search:ARMSxDEPTH, as star-search:5x3"
+        )
+    if found := _PAIRS.fullmatch(name):
+        names = ("numbers", "largest", "operation", "wording")
+        knobs = zip(names, found.groups(), strict=True)
+        return _validated(NumberPairsTask, {n: v for n, v in knobs if v is not None})
+    if name.startswith("number-pairs"):
+        raise EpistillError(
+            f"no task {name!r}; expected number-pairs:NUMBERSxLARGEST, as number-pairs:4x20, then "
+            ":difference and :story if wanted"
         )
     return FileTask(path=name)
 
@@ -56,10 +76,10 @@ def with_prompt(task: TaskConfig, prompt: str | None) -> TaskConfig:
 def describe_task(source: str, split: str) -> dict[str, Any]:
     """rows, problems (distinct), the first prompt and answer, the grader chosen."""
     task = task_from_name(source)
-    if isinstance(task, StarSearchTask):
-        from epistill.tasks.star_search import star_problem
+    if not isinstance(task, FileTask):
+        from epistill.tasks.coverage import generated_problem
 
-        first, rows, problems = star_problem(task.arms, task.depth, 0, task.split, 0), None, None
+        first, rows, problems = generated_problem(task, 0, 0), None, None
     else:
         from epistill.tasks.files import load_problems
 
@@ -151,7 +171,7 @@ def evaluation_settings(
 ) -> tuple[EvalSet, SamplingConfig]:
     """Checked settings of `epistill eval`; of the lab's world the held-out problems."""
     task = with_prompt(task_from_name(data), prompt)
-    if isinstance(task, StarSearchTask):
+    if not isinstance(task, FileTask):
         task = task.model_copy(update={"split": "test"})
     chosen = _validated(
         EvalSet,

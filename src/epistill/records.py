@@ -11,7 +11,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, Literal
 
-GraderName = Literal["math", "choice", "exact", "code"]
+GraderName = Literal["math", "choice", "exact", "expression", "code"]
 StopReason = Literal["eos", "length"]
 
 

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from epistill.config import FileTask, StarSearchTask, TaskConfig
+from epistill.config import FileTask, GeneratedTask, StarSearchTask, TaskConfig
 from epistill.errors import EpistillError
 from epistill.records import Problem
 from epistill.seeds import named_random
 from epistill.tasks.files import load_problems
+from epistill.tasks.number_pairs import pair_problem
 from epistill.tasks.star_search import star_problem
 
 
 def load_eval_problems(task: TaskConfig, count: int) -> list[Problem]:
     """The first `count` problems of a task; the same ones for every run, arm and seed."""
-    if isinstance(task, StarSearchTask):
+    if not isinstance(task, FileTask):
         return _drawn(task, 0, range(count))
     return list(_file_problems(task)[:count])
 
@@ -29,8 +30,15 @@ def _file_problems(task: FileTask) -> tuple[Problem, ...]:
     ).problems
 
 
-def _drawn(task: StarSearchTask, seed: int, numbers: range) -> list[Problem]:
-    return [star_problem(task.arms, task.depth, seed, task.split, i) for i in numbers]
+def generated_problem(task: GeneratedTask, seed: int, index: int) -> Problem:
+    """Problem `index` of a task without a file."""
+    if isinstance(task, StarSearchTask):
+        return star_problem(task.arms, task.depth, seed, task.split, index)
+    return pair_problem(task, seed, index)
+
+
+def _drawn(task: GeneratedTask, seed: int, numbers: range) -> list[Problem]:
+    return [generated_problem(task, seed, i) for i in numbers]
 
 
 def _shuffled(count: int, *key: object) -> list[int]:
@@ -55,7 +63,7 @@ class Curriculum:
         """The `count` problems of a step: whole passes over the pool, each in its own order."""
         numbers = range(step * count, (step + 1) * count)
         if self.pool is None:
-            assert isinstance(self.task, StarSearchTask)
+            assert not isinstance(self.task, FileTask)
             return _drawn(self.task, self.seed, numbers)
         passes = {n // len(self.pool) for n in numbers}
         orders = {n: _shuffled(len(self.pool), "order", self.seed, n) for n in passes}
@@ -70,7 +78,7 @@ def make_curriculum(task: TaskConfig, coverage: int | None, seed: int) -> Curric
     Raises:
         EpistillError: The file has fewer distinct problems than the coverage asks for.
     """
-    if isinstance(task, StarSearchTask):
+    if not isinstance(task, FileTask):
         pool = None if coverage is None else tuple(_drawn(task, seed, range(coverage)))
         return Curriculum(task, seed, pool)
     problems = _file_problems(task)

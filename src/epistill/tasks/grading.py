@@ -1,10 +1,10 @@
 r"""Grading, by the grader a problem names; it never takes a run down.
 
-Enters: problems and the answer part of responses. Leaves: a `Grade` each, in order. "exact" and
-"choice" are decided here and now; "math" goes to worker processes with a limit of processor time
-(sympy can hang inside one C call, where no signal reaches it); "code" runs in the sandbox
-(`tasks/code.py`). Only an answer in a frame counts (`tasks/answers.py`), or a response that is
-nothing but its answer.
+Enters: problems and the answer part of responses. Leaves: a `Grade` each, in order. "exact",
+"expression" and "choice" are decided here and now; "math" goes to worker processes with a limit of
+processor time (sympy can hang inside one C call, where no signal reaches it); "code" runs in the
+sandbox (`tasks/code.py`). Only an answer in a frame counts (`tasks/answers.py`), or a response that
+is nothing but its answer.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from epistill.tasks.linear_patterns import patterns, utf8
 from epistill.tasks.math_grading import Question, read_reference
 from epistill.tasks.notation import tidy
 from epistill.tasks.workers import Lost, Workers
+from epistill.tasks.written_sums import numbers_and_value
 from epistill.thinking import split_thinking
 
 _READ = patterns("grading")
@@ -50,6 +51,18 @@ def grade_exact(answer: str, response: str, *, cut: bool = False) -> Grade:
 
 def _same_text(left: str, right: str) -> bool:
     return " ".join(left.casefold().split()) == " ".join(right.casefold().split())
+
+
+def grade_expression(answer: str, response: str, *, cut: bool = False) -> Grade:
+    """The reference's numbers, each as often, in any order, with its value."""
+    grade = grade_exact(answer, response, cut=cut)
+    if grade.extracted is None:
+        return grade
+    try:
+        same = numbers_and_value(grade.extracted) == numbers_and_value(answer)
+    except ValueError as error:
+        return Grade(GradeStatus.UNREADABLE, None, str(error))
+    return replace(grade, status=GradeStatus.CORRECT if same else GradeStatus.WRONG)
 
 
 def grade_choice(answer: str, response: str, *, cut: bool = False) -> Grade:
@@ -105,7 +118,7 @@ def _unreadable(response: str, cut: bool) -> Grade:
     return Grade(GradeStatus.UNREADABLE, None, reason)
 
 
-_IN_PROCESS = {"exact": grade_exact, "choice": grade_choice}
+_IN_PROCESS = {"exact": grade_exact, "expression": grade_expression, "choice": grade_choice}
 
 
 class Grader:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -16,12 +17,14 @@ from epistill.records import (
     GradeStatus,
     Message,
     Problem,
+    Rollout,
     rollout_from_json,
     rollout_to_json,
 )
 from epistill.rollouts.collect import sample_and_grade
 from epistill.rollouts.in_process_engine import InProcessEngine
 from epistill.rollouts.model import LanguageModel
+from epistill.rollouts.prompts import render_prompt
 from epistill.seeds import derive_seed, named_random
 from epistill.store import TRACES, RunStore
 from epistill.tasks.coverage import Curriculum
@@ -47,6 +50,8 @@ def stored_traces(
     """The method's traces; None for on-policy methods."""
     if config.method.traces is None:
         return None
+    if config.method.traces.written_by == "data":
+        return collect_traces(student, config, curriculum, grader)  # cheap, and the same again
     stored = world.on_first(lambda: _whole_traces(store))
     if stored is None:
         wanted = config.method.traces
@@ -74,6 +79,8 @@ def collect_traces(
     """
     wanted = config.method.traces
     assert wanted is not None
+    if wanted.written_by == "data":
+        return _own_solutions(student, curriculum, config, wanted.count)
     engine, drawn = InProcessEngine(student), config.samples_per_problem
     kept: list[GradedRollout] = []
     for round_number in range(MAX_TRACE_ROUNDS):
@@ -98,13 +105,48 @@ def collect_traces(
                 replace(item, rollout=replace(item.rollout, prompt_ids=bare[item.problem.id]))
                 for item in guided
             ]
-        kept += [item for item in graded if item.grade.score == 1.0]
+        right = [item for item in graded if item.grade.score == 1.0]
+        kept += _shortest(right) if wanted.shortest else right
         if len(kept) >= wanted.count:
             return kept[: wanted.count]
     raise EpistillError(
         f"only {len(kept)} correct traces after {MAX_TRACE_ROUNDS * TRACE_ROUND} problems; "
         f"expected {wanted.count}; lower method.traces.count or choose easier problems"
     )
+
+
+def _shortest(graded: Sequence[GradedRollout]) -> list[GradedRollout]:
+    """Of each problem the response with the fewest tokens."""
+    found: dict[str, GradedRollout] = {}
+    for item in sorted(graded, key=lambda item: len(item.rollout.completion_ids)):
+        found.setdefault(item.problem.id, item)
+    return list(found.values())
+
+
+def _own_solutions(
+    student: LanguageModel, curriculum: Curriculum, config: RunConfig, count: int
+) -> list[GradedRollout]:
+    """The problems' own solutions as responses; nobody sampled them, so log-probs are unknown."""
+    pool = curriculum.pool
+    found: list[GradedRollout] = []
+    for problem in curriculum.at(0, count if pool is None else min(count, len(pool))):
+        if problem.solution is None:
+            raise EpistillError(
+                f"problem {problem.id!r} has no solution to learn from; expected one in every "
+                "record, or traces.written_by = 'model'"
+            )
+        prompt = render_prompt(
+            student.tokenizer, problem.messages, thinking=config.sampling.thinking
+        )
+        text = problem.solution
+        if prompt.opens_thinking:
+            text = text.removeprefix("<think>").lstrip("\n")
+        ids = student.tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = (*ids, student.tokenizer.eos_token_id)
+        rollout = Rollout(problem.id, 0, prompt.ids, ids, (math.nan,) * len(ids), "eos", text)
+        grade = Grade(GradeStatus.CORRECT, problem.answer)
+        found.append(GradedRollout(problem, rollout, grade, prompt.opens_thinking))
+    return found
 
 
 def trace_batch(traces: Sequence[GradedRollout], config: RunConfig, step: int) -> Batch:
