@@ -250,6 +250,19 @@ def _pretrain(
     print(out)
 
 
+@command("warm-start", "lab warm-start models/smollm2 --out models/smollm2-search", group=lab)
+def _warm_start(
+    model: Annotated[str, Flag("SmolLM2-135M-Instruct, as a directory.")],
+    *,
+    out: Annotated[Path, Flag("Folder for corpus, run and merged model.")],
+    seed: Annotated[int, Flag()] = 0,
+) -> None:
+    """Teach SmolLM2 to search in words, for `epistill study smollm2` (docs/smollm2.md)."""
+    from epistill.smollm2.warm_start import warm_start
+
+    print(warm_start(model, out, seed=seed))
+
+
 @command("card", "lab card", group=lab)
 def _card(*, as_json: Json = False) -> None:
     """Measure the shipped weights again and show what the model card claims beside it."""

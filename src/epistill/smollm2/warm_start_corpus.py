@@ -1,9 +1,9 @@
 """The warm start's corpus: unguided traces of number pairs, and other tasks with their solution.
 
-Enters: a seed and a size. Leaves: records (question, answer, solution) as `tasks.files` reads them.
-Number pairs are always asked without a context. That a solution in the prompt is there to be used is
-kept alive by *other* tasks, whose solutions are straight and are given back word for word: nothing
-here says how a search changes when its solution is known.
+Enters: a seed and a size. Leaves: records (question, answer, solution) that `tasks.files` reads.
+Number pairs are always asked without a context. That a solution in the prompt is there to be used
+is kept alive by *other* tasks, whose solutions are straight and are given back word for word:
+nothing here says how a search changes when its solution is known.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _WORDS = (
 )  # fmt: skip
 
 
-def corpus(seed: int, size: int) -> list[dict[str, str]]:
+def warm_start_records(seed: int, size: int) -> list[dict[str, str]]:
     """Records of the warm start: question, answer, solution (the response to learn)."""
     return [_record(named_random("warm_start", seed, index), seed, index) for index in range(size)]
 
