@@ -48,13 +48,14 @@ def stored_traces(
     world: World,
 ) -> list[GradedRollout] | None:
     """The method's traces; None for on-policy methods."""
-    if config.method.traces is None:
+    wanted = config.method.traces
+    if wanted is None:
         return None
-    if config.method.traces.written_by == "data":
-        return collect_traces(student, config, curriculum, grader)  # cheap, and the same again
+    if wanted.written_by == "data":  # cheap, and the same again: nothing is kept
+        own = _own_solutions(student, curriculum, config, wanted.count)
+        return edited_traces(own, wanted.edits, student, config) if wanted.edits else own
     stored = world.on_first(lambda: _whole_traces(store))
     if stored is None:
-        wanted = config.method.traces
         if wanted.file is not None:
             collected = traces_of_file(student, config, wanted, grader)
         else:
@@ -79,8 +80,6 @@ def collect_traces(
     """
     wanted = config.method.traces
     assert wanted is not None
-    if wanted.written_by == "data":
-        return _own_solutions(student, curriculum, config, wanted.count)
     engine, drawn = InProcessEngine(student), config.samples_per_problem
     kept: list[GradedRollout] = []
     for round_number in range(MAX_TRACE_ROUNDS):
@@ -118,8 +117,10 @@ def collect_traces(
 def _shortest(graded: Sequence[GradedRollout]) -> list[GradedRollout]:
     """Of each problem the response with the fewest tokens."""
     found: dict[str, GradedRollout] = {}
-    for item in sorted(graded, key=lambda item: len(item.rollout.completion_ids)):
-        found.setdefault(item.problem.id, item)
+    for item in graded:
+        best = found.setdefault(item.problem.id, item)  # keeps the problems' order
+        if len(item.rollout.completion_ids) < len(best.rollout.completion_ids):
+            found[item.problem.id] = item
     return list(found.values())
 
 
