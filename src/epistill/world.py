@@ -7,21 +7,25 @@ Every method but `share` is collective: all processes call it, in the same order
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor.debug import _clear_sharding_prop_cache
 
 from epistill.errors import EpistillError, StoppedElsewhere
 
 Item = TypeVar("Item")
+_Cached = type(lru_cache(int))
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,3 +153,11 @@ def joined() -> Iterator[World]:
         yield current_world()
     finally:
         dist.destroy_process_group()
+        # A sharded network leaves its groups in DTensor's caches, and with them gloo's threads run on.
+        # One that frees a tensor once Python is finalizing cannot have the interpreter's lock and
+        # aborts the process; without the caches the groups end here and wait for their threads.
+        _clear_sharding_prop_cache()
+        for kept in gc.get_objects():
+            if type(kept) is _Cached and kept.__module__.startswith("torch.distributed"):
+                kept.cache_clear()
+        gc.collect()

@@ -22,7 +22,7 @@ from epistill.studies.run_arm import run
 from epistill.tasks.grading import Grader
 from epistill.training.loop import train_student
 from tests.helpers.known_answers import know_star_answers
-from tests.helpers.two_processes import ABORTED, TORCHRUN
+from tests.helpers.two_processes import TORCHRUN
 
 TOML = """
 model = "lab"
@@ -201,16 +201,14 @@ def test_a_second_process_on_one_directory_is_refused(tmp_path):
     assert epistill(folder, 1).returncode == 0
 
 
-def torchrun(folder, steps, tries=3, **options):
+def torchrun(folder, steps, **options):
     settings = folder.parent / "run.toml"
     settings.write_text(TOML.format(steps=steps))
     command = [*TORCHRUN, "epistill", "train", str(settings), "--out", str(folder)]
-    done = subprocess.run(
+    return subprocess.run(
         command, capture_output=True, text=True, timeout=240,
         env={**os.environ, "OMP_NUM_THREADS": "1"}, **options,
     )  # fmt: skip
-    again = ABORTED in done.stderr and tries > 1
-    return torchrun(folder, steps, tries - 1, **options) if again else done
 
 
 def test_under_torchrun_the_first_process_alone_speaks_and_holds_the_lock(tmp_path):
