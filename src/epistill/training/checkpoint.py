@@ -13,8 +13,10 @@ import logging
 import re
 import shutil
 import warnings
+from collections import ChainMap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -51,15 +53,13 @@ def save_checkpoint(store: RunStore, step: int, learner: TrainState, world: Worl
         EpistillError: It could not be written; the checkpoints before it are untouched.
     """
     folder = store.folder / "checkpoints"
-    target = folder / f"step-{step:06d}"
-    temporary = folder / f".step-{step:06d}.tmp"
-    generators = world.gather(torch.get_rng_state().numpy().tobytes().hex())
-    state = {
+    target, temporary = folder / f"step-{step:06d}", folder / f".step-{step:06d}.tmp"
+    state: dict[str, Any] = {
         "format": FORMAT,
         "step": step,
         "memory": learner.memory,
         "skipped_in_a_row": learner.skipped_in_a_row,
-        "generators": generators,
+        "generators": world.gather(torch.get_rng_state().numpy().tobytes().hex()),
     }
 
     def begin() -> None:
@@ -82,23 +82,18 @@ def save_checkpoint(store: RunStore, step: int, learner: TrainState, world: Worl
         with _alone_is_meant():
             save(_tensors(learner), storage_writer=writer, no_dist=world.size == 1)
         own = sorted(temporary.glob(f"shard-{world.rank + 1:05d}-*"))
-        state["files"] = {
-            name: sha256
-            for hashes in world.gather({path.name: sha256_of(path) for path in own})
-            for name, sha256 in hashes.items()
-        }
+        hashes = world.gather({path.name: sha256_of(path) for path in own})
+        state["files"] = dict(ChainMap(*hashes))
         world.on_first(lambda: _said(end, target))
-    except CheckpointException as error:
+    except (CheckpointException, EpistillError) as error:
+        if world.first:
+            shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, EpistillError):
+            raise
         cause = next(iter(error.failures.values()))[0]
         if not isinstance(cause, OSError | SafetensorError):
             raise
-        if world.first:
-            shutil.rmtree(temporary, ignore_errors=True)
         world.stop(_could_not(target, cause))
-    except EpistillError:
-        if world.first:
-            shutil.rmtree(temporary, ignore_errors=True)
-        raise
 
 
 def resume(store: RunStore, learner: TrainState, world: World) -> int:
@@ -150,7 +145,7 @@ def _whole_state(path: Path, store: RunStore, world: World) -> tuple[dict[str, A
                 raise damaged(path / name, "it is not what was written")
         except Damaged as error:
             wrong.append(error.found)
-    return state, next((one for some in world.gather(wrong) for one in some), None)
+    return state, next(chain.from_iterable(world.gather(wrong)), None)
 
 
 def _state(path: Path, store: RunStore) -> dict[str, Any]:
@@ -201,15 +196,20 @@ def load_checkpoint(path: Path, state: dict[str, Any], learner: TrainState, worl
     """
     reader = HuggingFaceStorageReader(str(path))
     saved = {
-        name: (tuple(found.size), found.properties.dtype)
+        name: found
         for name, found in reader.read_metadata().state_dict_metadata.items()
         if isinstance(found, TensorStorageMetadata)
     }
-    tensors = _tensors(learner)
-    _prepare_optimizer(learner, saved, tensors)
-    wrong = sorted(set(saved) ^ set(tensors)) + [
-        name for name in set(saved) & set(tensors) if saved[name][0] != tuple(tensors[name].shape)
-    ]
+    tensors, parameters = _tensors(learner), _trained(learner.trained)
+    for key, found in saved.items():  # a fresh optimiser has no state yet to be read into
+        name, _, statistic = key.removeprefix(OPTIMIZER).rpartition("|")
+        if key.startswith(OPTIMIZER) and name in parameters:
+            like, size = parameters[name].detach(), found.size
+            empty = torch.empty(size) if size != like.shape else like
+            tensors[key] = torch.zeros_like(empty, dtype=found.properties.dtype)
+            learner.optimizer.state[parameters[name]][statistic] = tensors[key]
+    wrong = sorted(saved.keys() ^ tensors.keys())
+    wrong += [name for name in saved.keys() & tensors if saved[name].size != tensors[name].shape]
     if wrong:
         world.stop(
             f"{path} is of another model or method: {wrong[0]} does not fit; expected the "
@@ -218,10 +218,8 @@ def load_checkpoint(path: Path, state: dict[str, Any], learner: TrainState, worl
     with _alone_is_meant():
         load(tensors, storage_reader=reader, no_dist=world.size == 1)
     for role, teacher in learner.teachers().items():
-        prefix = f"{role}/"
-        teacher.load_state(
-            {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-        )
+        own = {n: t for n, t in tensors.items() if n.startswith(f"{role}/")}
+        teacher.load_state({n.removeprefix(f"{role}/"): t for n, t in own.items()})
     refresh(learner.student, learner.trained)
     learner.memory = state["memory"]
     learner.skipped_in_a_row = state["skipped_in_a_row"]
@@ -242,27 +240,6 @@ def _tensors(learner: TrainState) -> dict[str, Any]:
     for role, teacher in learner.teachers().items():
         found |= {f"{role}/{name}": tensor for name, tensor in teacher.state().items()}
     return {name: tensor.contiguous() for name, tensor in found.items()}
-
-
-def _prepare_optimizer(
-    learner: TrainState,
-    saved: dict[str, tuple[tuple[int, ...], torch.dtype]],
-    tensors: dict[str, Any],
-) -> None:
-    """Make the state that a fresh optimiser has not yet, for the checkpoint to be read into."""
-    parameters = _trained(learner.trained)
-    for key, (shape, dtype) in saved.items():
-        name, _, statistic = key.removeprefix(OPTIMIZER).rpartition("|")
-        if not key.startswith(OPTIMIZER) or name not in parameters:
-            continue
-        like = parameters[name].detach()
-        value = (
-            torch.zeros_like(like, dtype=dtype)
-            if shape == tuple(like.shape)
-            else torch.zeros(shape, dtype=dtype)
-        )
-        learner.optimizer.state[parameters[name]][statistic] = value
-        tensors[key] = value
 
 
 def _trained(student: LanguageModel) -> dict[str, torch.nn.Parameter]:

@@ -62,10 +62,9 @@ def activation_bytes_per_token(
     found = (_kept_bytes(probed, 2 * tokens) - _kept_bytes(probed, tokens)) / tokens
     if not checkpointing:
         return found
-    config = student.network.config.get_text_config()
-    number = (dtype or student.network.dtype).itemsize
+    config, number = student.network.config.get_text_config(), dtype or student.network.dtype
     layers = config.num_hidden_layers
-    return found / layers + layers * config.hidden_size * number
+    return found / layers + layers * config.hidden_size * number.itemsize
 
 
 def _kept_bytes(model: LanguageModel, tokens: int) -> int:
@@ -88,8 +87,7 @@ def free_bytes(device: torch.device) -> int:
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
     if MEMINFO.is_file():
-        available = _number(MEMINFO, r"MemAvailable:\s*(\d+)") or 0
-        free = 1024 * available
+        free = 1024 * (_number(MEMINFO, r"MemAvailable:\s*(\d+)") or 0)
     else:  # macOS does not say what is free
         free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     most = _number(CGROUP / "memory.max", r"(\d+)")  # of a container

@@ -8,7 +8,8 @@ whole step already (`token_coefficients`), so gradients are summed, never averag
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import compress
 
 import torch
 import torch.distributed as dist
@@ -38,25 +39,16 @@ def placement(config: RunConfig, world: World) -> Place:
     def shard(model: LanguageModel) -> None:
         decoder, head = model.decoder(), model.output_layer()
         shared = {id(p) for p in decoder.parameters()} & {id(p) for p in head.parameters()}
-        parts = [*_blocks(decoder), decoder]
-        if not shared:
-            parts.append(head)
-        for part in parts:
+        blocks = max((m for m in decoder.modules() if isinstance(m, nn.ModuleList)), key=len)
+        for part in (*blocks, decoder, *(() if shared else (head,))):
             fully_shard(part, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
             assert isinstance(part, FSDPModule)
             part.set_gradient_divide_factor(1.0)
             part.set_force_sum_reduction_for_comms(True)  # gloo has no scaled sum
         if shared:  # a tied head is the embedding: it follows where that went
-            embedding = model.input_layer()
-            head.weight = embedding.weight
+            head.weight = model.input_layer().weight
 
     return shard
-
-
-def _blocks(decoder: nn.Module) -> list[nn.Module]:
-    lists = [m for m in decoder.modules() if isinstance(m, nn.ModuleList)]
-    longest = max(lists, key=len)
-    return list(longest)
 
 
 def trained_copy(student: LanguageModel, place: Place) -> LanguageModel:
@@ -95,24 +87,19 @@ def sum_gradients(parameters: Iterable[nn.Parameter], world: World) -> None:
         return
     touched = torch.tensor([p.grad is not None for p in own], dtype=torch.uint8)
     dist.all_reduce(touched, dist.ReduceOp.MAX)
-    bucket: list[nn.Parameter] = []
-    size = 0
-    for parameter, used in zip(own, touched.tolist(), strict=True):
-        if not used:
-            continue
+    bucket: list[Tensor] = []
+    for parameter in compress(own, touched.tolist()):
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-        bucket.append(parameter)
-        size += parameter.numel()
-        if size >= NUMBERS_PER_SUM:
+        bucket.append(parameter.grad)
+        if sum(gradient.numel() for gradient in bucket) >= NUMBERS_PER_SUM:
             _sum_bucket(bucket)
-            bucket, size = [], 0
+            bucket = []
     if bucket:
         _sum_bucket(bucket)
 
 
-def _sum_bucket(parameters: list[nn.Parameter]) -> None:
-    gradients = [p.grad for p in parameters if p.grad is not None]
+def _sum_bucket(gradients: Sequence[Tensor]) -> None:
     exact = torch.float64 if gradients[0].dtype == torch.float64 else torch.float32
     flat = torch.cat([g.to(exact).flatten() for g in gradients])
     dist.all_reduce(flat)

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from epistill.axes import FrozenWeights, Method
+from epistill.axes import FrozenWeights
 from epistill.config import RunConfig
 from epistill.rollouts.model import LanguageModel
 from epistill.teacher.context import needs_regeneration
-from epistill.teacher.weights import Place, Teacher, make_teacher
+from epistill.teacher.weights import Teacher, make_teacher
 from epistill.training.sharding import placement, trained_copy
 from epistill.world import World
 
@@ -65,7 +65,10 @@ def make_train_state(config: RunConfig, student: LanguageModel, world: World) ->
     student.compute_dtype = torch.bfloat16 if config.precision == "bf16" else None
     trained = trained_copy(student, place)
     teacher = make_teacher(method.teacher, trained, place) if method.needs_teacher else None
-    base = _start_weights(method, trained, teacher, place)
+    base = None
+    if method.needs_start:  # a frozen teacher has these weights already
+        stays = teacher is not None and method.teacher.stays
+        base = teacher if stays else make_teacher(FrozenWeights(), trained, place)
     place(trained)
     if config.activation_checkpointing:
         network: Any = trained.network  # a peft wrapper passes this on to its base
@@ -82,14 +85,3 @@ def make_train_state(config: RunConfig, student: LanguageModel, world: World) ->
 def base_rate(config: RunConfig) -> float:
     """The learning rate after warm-up: the run's, or the method's."""
     return config.learning_rate or config.method.learning_rate
-
-
-def _start_weights(
-    method: Method, student: LanguageModel, teacher: Teacher | None, place: Place
-) -> Teacher | None:
-    """The weights at the start, where a method asks for them; a frozen teacher already has them."""
-    if not method.needs_start:
-        return None
-    if teacher is not None and method.teacher.stays:
-        return teacher
-    return make_teacher(FrozenWeights(), student, place)
