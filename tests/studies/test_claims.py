@@ -8,6 +8,7 @@ import pytest
 from epistill.evaluation.stats import Estimate
 from epistill.store import RunStore
 from epistill.studies.claims import decide, judge
+from epistill.studies.outcomes import outcomes_of
 from epistill.studies.spec import Claim
 
 
@@ -38,8 +39,8 @@ def test_without_an_interval_nothing_is_decided():
     assert decide(Estimate(1.0, None, None, 1), "above", 0.0) == "not distinguishable"
 
 
-def stores(folder, scores, problems=60):
-    """arm -> {seed -> finished run} with given success rates; problems differ in difficulty."""
+def runs_of(folder, scores, problems=60):
+    """arm -> {seed -> outcomes} of finished runs with given success rates; problems differ in difficulty."""
     rng = np.random.default_rng(0)
     luck = rng.random((3, problems, 4))
     found = {}
@@ -61,7 +62,7 @@ def stores(folder, scores, problems=60):
                 store.append_metrics({"step": step, "reward": score * step / 20 + seed / 1000,
                                       "length_tokens": 30 - 10 * score})  # fmt: skip
             store.finish({"evaluations": {"set": {"kind": "ood"}}})
-            found[arm][seed] = store
+            found[arm][seed] = outcomes_of(store)
     return found
 
 
@@ -70,7 +71,7 @@ def claim(*tests):
 
 
 def test_a_claim_needs_all_its_comparisons(tmp_path):
-    runs = stores(tmp_path, {"good": 0.8, "bad": 0.4})
+    runs = runs_of(tmp_path, {"good": 0.8, "bad": 0.4})
     above = {"measure": "score", "on": "ood", "arm": "good", "versus": "bad", "expect": "above"}
     wrong = {**above, "expect": "below"}
     same = {**above, "arm": "bad", "expect": "above"}
@@ -87,7 +88,7 @@ def test_a_claim_needs_all_its_comparisons(tmp_path):
 
 
 def test_training_curves_are_compared_over_seeds(tmp_path):
-    runs = stores(tmp_path, {"good": 0.8, "bad": 0.4})
+    runs = runs_of(tmp_path, {"good": 0.8, "bad": 0.4})
     faster = {
         "measure": "train_reward",
         "on": "training",
@@ -102,7 +103,7 @@ def test_training_curves_are_compared_over_seeds(tmp_path):
 
 
 def test_margins_of_other_measures_are_relative(tmp_path):
-    runs = stores(tmp_path, {"good": 0.8, "bad": 0.4})
+    runs = runs_of(tmp_path, {"good": 0.8, "bad": 0.4})
     test = {"measure": "length_tokens", "on": "ood", "arm": "good", "versus": "bad",
             "expect": "not_above", "margin": 0.05}  # fmt: skip
     number = judge(claim(test), runs)["numbers"][0]

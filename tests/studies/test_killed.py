@@ -14,7 +14,7 @@ import pytest
 from safetensors.torch import load_file
 
 from epistill.store import RunStore, read_json, read_jsonl
-from epistill.studies.lab_world import run_world
+from epistill.studies.jobs import carry_out
 from epistill.studies.runner import run_study
 from epistill.studies.spec import LabWorld, StudySpec
 from tests.helpers.toy_study import SPEC
@@ -156,6 +156,6 @@ def test_a_world_that_was_killed_begins_again(tmp_path):
     store = RunStore(tmp_path)
     store.begin({"world": world.model_dump(mode="json")}, {})
     (tmp_path / "metrics.jsonl").write_text('{"step": 0, "loss": 1.0}\n{"step": 1, "lo')
-    run_world(world, tmp_path)
+    carry_out({"world": world.model_dump(mode="json")}, tmp_path)
     assert [row["step"] for row in store.metrics()] == [0, 1, 2]
     assert store.result["measured"]

@@ -146,8 +146,13 @@ def test_the_shipped_thresholds_have_their_provenance():
 
 
 def test_unfinished_arms_are_left_out():
-    study = load_study("lab-preflight")
-    assert prediction_of(study, {}, {}) is None
+    arms = [
+        {"id": str(i), "label": "", "contexts": ["answer"], "baseline": "base", "seeds": [0, 1]}
+        for i in range(5)
+    ]
+    measured = {"answer": context(1.0)}
+    assert prediction_of(arms, [0, 1, 2], measured, {}) is None  # a seed is missing
+    assert prediction_of(arms, [0, 1], measured, {}) is None  # and here every outcome
 
 
 TASK = {"type": "star_search", "arms": 3, "depth": 2}

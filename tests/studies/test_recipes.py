@@ -213,7 +213,7 @@ def run_here(spec, folder):
 def one_grader():
     """All runs share the math workers: starting them takes longer than a run."""
     with Grader() as grader, pytest.MonkeyPatch.context() as patch:
-        for module in ("run_arm", "probe"):
+        for module in ("run_arm", "jobs"):
             patch.setattr(f"epistill.studies.{module}.Grader", lambda: nullcontext(grader))
         yield
 

@@ -6,7 +6,7 @@ turns them into avg@k, pass@k, maj@k, length and density, each with n and an int
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -123,76 +123,81 @@ def grouped(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, An
     return groups
 
 
-def _mean(column: str) -> Callable[[Sequence[Mapping[str, Any]]], float | None]:
-    """Over the responses of a problem of which it is known; None where it is of none."""
-
-    def mean(rows: Sequence[Mapping[str, Any]]) -> float | None:
-        known = [row[column] for row in rows if row.get(column) is not None]
-        return float(np.mean(known)) if known else None
-
-    return mean
-
-
-def _unreadable(rows: Sequence[Mapping[str, Any]]) -> float:
-    return float(np.mean([row["status"] in ("unreadable", "timeout") for row in rows]))
-
-
-# Per-problem values that are averaged over problems. Densities are ratios of sums, see `summarise`.
-_PER_PROBLEM = {
-    "score": _mean("correct"),
-    "length_tokens": _mean("n_tokens"),
-    "markers_per_response": _mean("n_markers"),
-    "truncated_share": _mean("truncated"),
-    "unreadable_share": _unreadable,
-    "forced_tokens": _mean("n_forced"),
+# What every measure of a problem is: a ratio of sums over its samples, times a factor. So in a
+# density a long response weighs as much as it is long.
+_RATIOS = {
+    "score": ("correct", "samples", 1.0),
+    "length_tokens": ("n_tokens", "samples", 1.0),
+    "markers_per_response": ("n_markers", "samples", 1.0),
+    "truncated_share": ("truncated", "samples", 1.0),
+    "unreadable_share": ("unreadable", "samples", 1.0),
+    "forced_tokens": ("n_forced", "forced_samples", 1.0),
+    "density_per_1k_tokens": ("n_markers", "n_tokens", 1000.0),
 }
-MEASURES = (*_PER_PROBLEM, "density_per_1k_tokens")
+MEASURES = tuple(_RATIOS)
+
+Outcomes = Mapping[str, Sequence[Any]]  # column -> one entry per problem; `problem_outcomes`
 
 
-def per_problem(rows: Sequence[Mapping[str, Any]], measure: str) -> dict[str, float]:
-    """A measure for each problem of which it is known.
+def problem_outcomes(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """All that estimates need of an evaluation, problem by problem.
+
+    Returns:
+        Columns of equal length, in order of first appearance: problem_id, samples; sums over the
+        samples of correct, n_tokens, n_markers, truncated, unreadable; majority (maj@k, where k is
+        the least number of samples). Where something was forced also n_forced and forced_samples,
+        of how many samples it is known.
+    """
+    groups = grouped(rows)
+    k = min(map(len, groups.values()), default=0)
+    columns: dict[str, list[Any]] = {
+        "problem_id": list(groups),
+        "samples": [len(g) for g in groups.values()],
+        "unreadable": [
+            sum(r["status"] in ("unreadable", "timeout") for r in g) for g in groups.values()
+        ],
+        "majority": [
+            maj_at_k([r["answer"] for r in g], [r["correct"] for r in g], k)
+            for g in groups.values()
+        ],
+    }
+    for name in ("correct", "n_tokens", "n_markers", "truncated"):
+        columns[name] = [sum(r[name] for r in g) for g in groups.values()]
+    known = [[f for r in g if (f := r.get("n_forced")) is not None] for g in groups.values()]
+    if any(known):
+        columns["n_forced"] = list(map(sum, known))
+        columns["forced_samples"] = list(map(len, known))
+    return columns
+
+
+def per_problem(outcomes: Outcomes, measure: str) -> dict[str, float]:
+    """A measure (one of MEASURES) for each problem of `problem_outcomes` of which it is known."""
+    above, below, factor = _RATIOS[measure]
+    columns = (outcomes.get(name, ()) for name in ("problem_id", above, below))
+    return {problem: factor * a / b for problem, a, b in zip(*columns, strict=False) if b}
+
+
+def summarise_outcomes(outcomes: Outcomes, *, seed: int = 0) -> dict[str, Estimate]:
+    """Every measure that is known, with its interval; `score` is avg@k.
 
     Args:
-        rows: Stored records of one evaluation.
-        measure: One of MEASURES. The density of a problem is the ratio of its sums over samples, so
-            that a long response weighs as much as it is long.
+        outcomes: Of `problem_outcomes`, with at least one problem.
+        seed: Names the bootstrap.
     """
-    if measure == "density_per_1k_tokens":
-        return {
-            problem: 1000.0 * sum(r["n_markers"] for r in group) / sum(r["n_tokens"] for r in group)
-            for problem, group in grouped(rows).items()
-        }
-    values = {name: _PER_PROBLEM[measure](group) for name, group in grouped(rows).items()}
-    return {name: value for name, value in values.items() if value is not None}
+    k = min(outcomes["samples"])
+    pairs = zip(outcomes["samples"], outcomes["correct"], strict=True)
+    columns = {measure: list(per_problem(outcomes, measure).values()) for measure in MEASURES}
+    columns[f"pass@{k}"] = [pass_at_k(n, correct, k) for n, correct in pairs]
+    columns[f"maj@{k}"] = list(outcomes["majority"])
+    return {
+        name: bootstrap_mean(np.array(column), seed=seed)
+        for name, column in columns.items()
+        if column
+    }
 
 
 def summarise_evaluation(
     rows: Sequence[Mapping[str, Any]], *, seed: int = 0
 ) -> dict[str, Estimate]:
-    """Every measure that is known, with its interval; `score` is avg@k.
-
-    Args:
-        rows: Stored records of one evaluation; every problem has k samples.
-        seed: Names the bootstrap.
-    """
-    groups = grouped(rows)
-    k = min(len(group) for group in groups.values())
-    found = {
-        measure: bootstrap_mean(np.array(list(values.values())), seed=seed)
-        for measure in MEASURES
-        if (values := per_problem(rows, measure))
-    }
-    found[f"pass@{k}"] = bootstrap_mean(
-        np.array([pass_at_k(len(g), sum(r["correct"] for r in g), k) for g in groups.values()]),
-        seed=seed,
-    )
-    found[f"maj@{k}"] = bootstrap_mean(
-        np.array(
-            [
-                maj_at_k([r["answer"] for r in g], [r["correct"] for r in g], k)
-                for g in groups.values()
-            ]
-        ),
-        seed=seed,
-    )
-    return found
+    """`summarise_outcomes` of the stored records of one evaluation."""
+    return summarise_outcomes(problem_outcomes(rows), seed=seed)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from epistill.evaluation.evaluate import as_rows, eval_records, per_problem
+from epistill.evaluation.evaluate import as_rows, eval_records, per_problem, problem_outcomes
 from epistill.evaluation.stats import Estimate, bootstrap_mean, paired_bootstrap
 from epistill.preflights.clustered_estimates import mean_of_means, ratios
 from epistill.preflights.context_scores import ContextMeasurement, Student, u_nats
@@ -53,8 +53,10 @@ def richness(guided: ContextMeasurement, student: Student) -> dict[str, Estimate
         "trace_nats_per_response": mean_of_means(trace_problems, traces),
         **ratios(trace_problems, {"trace_nats_per_token": (traces, trace_lengths)}),
     }
-    rows = as_rows(eval_records(guided.own, keep_texts=0))
-    bare = as_rows(eval_records(student.graded, keep_texts=0))
+    rows, bare = (
+        problem_outcomes(as_rows(eval_records(graded, keep_texts=0)))
+        for graded in (guided.own, student.graded)
+    )
     for measure, gap in _GAPS.items():
         ours, theirs = per_problem(rows, measure), per_problem(bare, measure)
         shared = [name for name in theirs if name in ours]

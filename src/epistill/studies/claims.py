@@ -1,8 +1,8 @@
-"""From stored records to verdicts: is a claim reproduced, not reproduced, or not distinguishable?
+"""From outcomes to verdicts: is a claim reproduced, not reproduced, or not distinguishable?
 
-Enters: the stores of a study and its claims. Leaves: per claim a verdict and the numbers behind it.
-The rules are fixed before any result is seen: every comparison is paired on the same problems and
-seeds, and decided by its 95 % interval alone.
+Enters: the outcomes of a study's runs and its claims. Leaves: per claim a verdict and the numbers
+behind it. The rules are fixed before any result is seen: every comparison is paired on the same
+problems and seeds, and decided by its 95 % interval alone.
 """
 
 from __future__ import annotations
@@ -15,56 +15,41 @@ from numpy.typing import NDArray
 
 from epistill.evaluation.evaluate import per_problem
 from epistill.evaluation.stats import Estimate, paired_bootstrap, t_interval
-from epistill.store import RunStore
-from epistill.studies.spec import Arm, Claim, ClaimComparison
+from epistill.studies.outcomes import Runs
+from epistill.studies.spec import Claim, ClaimComparison
 
 REPRODUCED, CONTRADICTED, UNDECIDED = "reproduced", "not reproduced", "not distinguishable"
 UNMEASURED = "not measured"
 
-Stores = Mapping[str, Mapping[int, RunStore]]  # arm -> seed -> finished run
 
-
-def judge(claim: Claim, stores: Stores) -> dict[str, Any]:
+def judge(claim: Claim, runs: Runs) -> dict[str, Any]:
     """Verdict of a claim.
 
     Returns:
         id, text, verdict, and `numbers`: one entry per comparison, with both values, the paired
         difference with its interval, the expectation and its own verdict.
     """
-    numbers = [_judge_one(test, stores) for test in claim.tests]
+    numbers = [_judge_one(test, runs) for test in claim.tests]
     verdicts = [number["verdict"] for number in numbers]
-    if UNMEASURED in verdicts:
-        verdict = UNMEASURED
-    elif all(v == REPRODUCED for v in verdicts):
-        verdict = REPRODUCED
-    elif CONTRADICTED in verdicts:
-        verdict = CONTRADICTED
-    else:
-        verdict = UNDECIDED
-    return {"id": claim.id, "text": claim.text, "verdict": verdict, "numbers": numbers}
-
-
-def _judge_one(test: ClaimComparison, stores: Stores) -> dict[str, Any]:
-    found = {
-        "measure": test.measure,
-        "on": test.on,
-        "arm": test.arm,
-        "versus": test.versus,
-        "versus_on": test.versus_on,
-        "expect": test.expect,
-        "value": None,
-        "versus_value": None,
-        "difference": None,
-        "margin": None,
-        "verdict": UNMEASURED,
+    decided = (v for v in (UNMEASURED, CONTRADICTED, UNDECIDED) if v in verdicts)
+    return {
+        "id": claim.id,
+        "text": claim.text,
+        "verdict": next(decided, REPRODUCED),
+        "numbers": numbers,
     }
-    compared = compare_arms(test, stores)
+
+
+def _judge_one(test: ClaimComparison, runs: Runs) -> dict[str, Any]:
+    found = test.model_dump(include={"measure", "on", "arm", "versus", "versus_on", "expect"})
+    compared = compare_arms(test, runs)
     if compared is None:
-        return found
+        nothing = dict.fromkeys(("value", "versus_value", "difference", "margin"))
+        return {**found, **nothing, "verdict": UNMEASURED}
     ours, theirs, difference = compared
-    margin = 0.0
-    if test.expect.startswith("not_"):
-        margin = test.margin if test.measure in ("score", "train_reward") else test.margin * theirs
+    margin = test.margin if test.expect.startswith("not_") else 0.0
+    if test.measure not in ("score", "train_reward"):
+        margin *= theirs
     return {
         **found,
         "value": ours,
@@ -87,72 +72,63 @@ def decide(difference: Estimate, expect: str, margin: float) -> str:
     return REPRODUCED if low > 0 else CONTRADICTED if high < 0 else UNDECIDED
 
 
-def compare_arms(test: ClaimComparison, stores: Stores) -> tuple[float, float, Estimate] | None:
+def compare_arms(test: ClaimComparison, runs: Runs) -> tuple[float, float, Estimate] | None:
     """(value, versus value, paired difference); None where one side is not measured yet."""
-    seeds = sorted(set(stores.get(test.arm, {})) & set(stores.get(test.versus, {})))
+    sides = [runs.get(name, {}) for name in (test.arm, test.versus)]
+    seeds = sorted(set.intersection(*(set(side) for side in sides)))
     if not seeds:
         return None
     if test.on == "training":
-        ours = np.array([training_value(stores[test.arm][s], test.measure) for s in seeds])
-        theirs = np.array([training_value(stores[test.versus][s], test.measure) for s in seeds])
-        return float(ours.mean()), float(theirs.mean()), t_interval(ours - theirs)
-    both = [
-        [measured(stores[name][s], test.measure, on) for s in seeds]
-        for name, on in ((test.arm, test.on), (test.versus, test.versus_on or test.on))
-    ]
-    if any(not table for side in both for table in side):
+        values = [[side[s]["training"].get(test.measure) for s in seeds] for side in sides]
+        if any(value is None for of_side in values for value in of_side):
+            return None
+        mine, other = np.array(values, dtype=np.float64)
+        return float(mine.mean()), float(other.mean()), t_interval(mine - other)
+    both = tables(
+        [
+            [measured(side[s], test.measure, on) for s in seeds]
+            for side, on in zip(sides, (test.on, test.versus_on or test.on), strict=True)
+        ]
+    )
+    if both is None:
         return None
-    shared = sorted(set.intersection(*(set(table) for side in both for table in side)))
-    if not shared:
-        return None
-    mine, other = (table_of(side, shared) for side in both)
+    mine, other = both
     return float(mine.mean()), float(other.mean()), paired_bootstrap(mine, other)
 
 
 def differences_to_baseline(
-    arm: Arm, measures: Mapping[str, tuple[str, str]], stores: Stores
+    arm: str, baseline: str, measures: Mapping[str, tuple[str, str]], runs: Runs
 ) -> dict[str, Any] | None:
     """Arm minus its baseline, paired on problems and seeds; None where one is not there yet.
 
     Args:
-        arm: One that has a baseline.
+        arm, baseline: Their ids.
         measures: (measure, kind of evaluation set) by the names to give the differences.
-        stores: Of every arm, by seed.
+        runs: Of every arm, by seed.
     """
-    assert arm.baseline is not None
     found: dict[str, Any] = {}
     for name, (measure, on) in measures.items():
-        test = ClaimComparison(
-            measure=measure, on=on, arm=arm.id, versus=arm.baseline, expect="above"
-        )
-        compared = compare_arms(test, stores)
+        test = ClaimComparison(measure=measure, on=on, arm=arm, versus=baseline, expect="above")
+        compared = compare_arms(test, runs)
         if compared is None:
             return None
         found[name] = compared[2].as_dict()
     return found
 
 
-def measured(store: RunStore, measure: str, on: str) -> dict[str, float]:
+def measured(run: Mapping[str, Any], measure: str, on: str) -> dict[str, float]:
     """A measure per problem over all evaluation sets of a kind (or a probe's context)."""
-    values: dict[str, float] = {}
-    for name, summary in (store.result or {}).get("evaluations", {}).items():
-        if summary["kind"] == on:
-            rows = store.read_records("evaluations", f"final-{name}") or []
-            values.update(per_problem(rows, measure))
-    return values
+    sets = [found for found in run["sets"].values() if found["kind"] == on]
+    return {name: value for one in sets for name, value in per_problem(one, measure).items()}
 
 
-def table_of(
-    by_seed: Sequence[Mapping[str, float]], problems: Sequence[str]
-) -> NDArray[np.float64]:
-    """[seeds, problems]."""
-    return np.array([[table[problem] for problem in problems] for table in by_seed])
+def tables(sides: Sequence[Sequence[Mapping[str, float]]]) -> list[NDArray[np.float64]] | None:
+    """[seeds, problems] of each side, over the problems that all have; None where there are none.
 
-
-def training_value(store: RunStore, measure: str) -> float:
-    """A number about a training curve (`ClaimComparison.measure`)."""
-    rows = store.metrics()
-    if measure == "train_reward":
-        return float(np.mean([row["reward"] for row in rows]))
-    last = rows[-max(1, len(rows) // 10) :]
-    return float(np.mean([row[measure.removeprefix("train_")] for row in last]))
+    Args:
+        sides: Of each, problem -> value for every seed.
+    """
+    shared = sorted(set.intersection(*(set(table) for side in sides for table in side)))
+    if not shared:
+        return None
+    return [np.array([[table[p] for p in shared] for table in side]) for side in sides]

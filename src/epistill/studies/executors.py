@@ -19,30 +19,9 @@ from typing import Any, Protocol, runtime_checkable
 from pebble import ProcessExpired, ProcessPool
 
 from epistill.interrupts import children_without_ctrl_c
-from epistill.studies.spec import LabWorld, Preflight, Probe, Resources
+from epistill.studies.spec import Resources
 
 PR_SET_PDEATHSIG = 1  # prctl(2)
-
-
-class WorkerLost(Exception):
-    """The process that did a job is gone; the job can be given to another."""
-
-
-@runtime_checkable
-class Handle(Protocol):
-    """A job that was handed over."""
-
-    def started(self) -> bool:
-        """Whether some worker has it."""
-        ...
-
-    def done(self) -> bool:
-        """Whether `result` will not wait."""
-        ...
-
-    def result(self) -> None:
-        """Wait for the end; raises WorkerLost, or what the job itself raised."""
-        ...
 
 
 @runtime_checkable
@@ -55,8 +34,12 @@ class Executor(Protocol):
 
     retries: int
 
-    def submit(self, payload: dict[str, Any], folder: Path) -> Handle:
-        """Hand a job over."""
+    def submit(self, payload: dict[str, Any], folder: Path) -> Future[str | None]:
+        """Hand a job over; a text that comes back says what a person should mend."""
+        ...
+
+    def lost(self, error: BaseException) -> str | None:
+        """What became of the worker, where the error says that it is gone; else None."""
         ...
 
     def stop(self) -> None:
@@ -83,10 +66,14 @@ class LocalProcesses:
             initargs=[os.getpid(), resources.cpus],
         )
 
-    def submit(self, payload: dict[str, Any], folder: Path) -> Handle:
+    def submit(self, payload: dict[str, Any], folder: Path) -> Future[str | None]:
         """Start a job as soon as a process is free."""
         with children_without_ctrl_c():
-            return _LocalJob(self._pool.schedule(run_job, args=(json.dumps(payload), str(folder))))
+            return self._pool.schedule(run_job, args=(json.dumps(payload), str(folder)))
+
+    def lost(self, error: BaseException) -> str | None:
+        """Whether the process died."""
+        return f"its process died: {error}" if isinstance(error, ProcessExpired) else None
 
     def stop(self) -> None:
         """Kill the processes."""
@@ -110,23 +97,6 @@ def workers_at_once(resources: Resources) -> int:
     return 1 if resources.gpus else max(1, len(os.sched_getaffinity(0)) // resources.cpus)
 
 
-class _LocalJob:
-    def __init__(self, future: Future[None]) -> None:
-        self._future = future
-
-    def started(self) -> bool:
-        return self._future.running()
-
-    def done(self) -> bool:
-        return self._future.done()
-
-    def result(self) -> None:
-        try:
-            self._future.result()
-        except ProcessExpired as error:
-            raise WorkerLost(f"its process died: {error}") from error
-
-
 def _start_worker(parent: int, threads: int) -> None:
     """A worker whose study was killed must not go on writing, nor hold its run's lock."""
     if sys.platform == "linux":
@@ -147,29 +117,7 @@ def use_threads(threads: int) -> None:
 
 
 def run_job(payload: str, folder: str) -> None:
-    """Carry out one job in a worker process.
+    """Carry out one job (JSON) in a worker process."""
+    from epistill.studies.jobs import carry_out  # torch, after `use_threads`
 
-    Args:
-        payload: JSON: a world, a preflight, a probe with its seed, or a run.
-        folder: Where.
-    """
-    from epistill.config import RunConfig
-    from epistill.method_import import method_from_file
-    from epistill.studies.probe import run_probe
-    from epistill.studies.run_arm import run
-
-    job = json.loads(payload)
-    if "world" in job:
-        from epistill.studies.lab_world import run_world
-
-        run_world(LabWorld.model_validate(job["world"]), Path(folder))
-    elif "preflight" in job:
-        from epistill.studies.preflight_job import run_preflight_job
-
-        run_preflight_job(Preflight.model_validate(job["preflight"]), Path(folder))
-    elif "probe" in job:
-        run_probe(Probe.model_validate(job["probe"]), job["seed"], Path(folder))
-    else:
-        if job["method_file"] is not None:  # the study's user named it; the parent process says so
-            method_from_file(job["method_file"])
-        run(RunConfig.model_validate(job["run"]), Path(folder), save_model=False)
+    carry_out(json.loads(payload), Path(folder))

@@ -1,8 +1,8 @@
 """Does preflight predict what training did? Rank correlations over arms, with intervals.
 
-Enters: the preflight's record and the stores of the finished arms. Leaves: a prediction and an
-outcome per arm, Spearman's rho of every predictor with every outcome, and the threshold between
-arms that rose and arms that fell. Nothing is fitted to the outcomes but that threshold.
+Enters: the preflight's record and the outcomes of the arms. Leaves: a prediction and an outcome per
+arm, Spearman's rho of every predictor with every outcome, and the threshold between arms that rose
+and arms that fell. Nothing is fitted to the outcomes but that threshold.
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ from scipy.stats import rankdata
 from epistill.evaluation.stats import Estimate
 from epistill.preflights.verdict import REGISTERED, RIVALS, predictors_of
 from epistill.seeds import derive_seed
-from epistill.studies.claims import Stores, differences_to_baseline
-from epistill.studies.spec import Arm, StudySpec
-from epistill.teacher.context import NAMED_CONTEXTS
+from epistill.studies.claims import differences_to_baseline
+from epistill.studies.outcomes import Runs
 
 JOINT = "joint"
 RESAMPLES = 10_000
@@ -35,107 +34,91 @@ Floats = NDArray[np.float64]
 
 
 def prediction_of(
-    spec: StudySpec, measured: Mapping[str, Any], stores: Stores
+    arms: Sequence[Mapping[str, Any]], seeds: Sequence[int], measured: Mapping[str, Any], runs: Runs
 ) -> dict[str, Any] | None:
     """Everything about the agreement of predictions and outcomes.
 
     Args:
-        spec: The study.
-        measured: The preflight's record.
-        stores: Finished runs.
+        arms: Of the report: id, label, baseline, seeds, `contexts` (names of the teacher's).
+        seeds: Of the study.
+        measured: The preflight's contexts.
+        runs: Outcomes of finished runs.
 
     Returns:
         `arms` (id, label, context, seeds, predictions, outcomes with intervals), `correlations`
         (outcome -> predictor -> rho over arms, rho_contexts over contexts), `outcomes` (what the
-        verdicts need, see `preflight.verdict`); None before four arms have all their seeds.
+        verdicts need, see `preflights.verdict`); None before four arms have all their seeds.
     """
-    rows = [row for arm in spec.arms if (row := _row(spec, arm, measured, stores)) is not None]
+    rows = [row for arm in arms if (row := _row(arm, seeds, measured, runs)) is not None]
     if len(rows) < 4:
         return None
     _add_joint(rows)
-    contexts = [row["context"] for row in rows]
     correlations: dict[str, Any] = {}
     outcomes: dict[str, Any] = {}
-    for outcome, chosen in REGISTERED.items():
+    contexts = [row["context"] for row in rows]
+    for outcome, registered in REGISTERED.items():
         y = np.array([row["outcomes"][outcome]["value"] for row in rows])
-        correlations[outcome] = {}
-        for predictor in (chosen, JOINT, *RIVALS):
+        found = correlations[outcome] = {}
+        for predictor in (registered, JOINT, *RIVALS):
             x = np.array([row["predictions"][predictor] for row in rows])
-            correlations[outcome][predictor] = {
-                "registered": predictor == chosen,
+            found[predictor] = {
+                "registered": predictor == registered,
                 "rho": spearman(x, y, [row["id"] for row in rows]).as_dict(),
                 "rho_contexts": spearman(x, y, contexts).as_dict(),
             }
-        outcomes[outcome] = _decided(rows, outcome, chosen, correlations[outcome])
+        chosen = _chosen(registered, found)
+        x = np.array([row["predictions"][chosen] for row in rows])
+        sign = -1 if _predicts(found, chosen) and found[chosen]["rho"]["value"] < 0 else 1
+        outcomes[outcome] = {
+            "predictor": chosen,
+            "registered": chosen == registered,
+            "registered_predictor": registered,
+            "registered_rho": found[registered]["rho_contexts"],
+            "sign": sign,
+            "rho": found[chosen]["rho_contexts"],
+            "predicts": _predicts(found, chosen),
+            # Predictions are turned by `sign`: a larger value means a larger outcome.
+            "threshold": threshold_of(sign * x, y, contexts),
+            "arms": [
+                {"arm": row["id"], "prediction": a, "outcome": b}
+                for row, a, b in zip(rows, x.tolist(), y.tolist(), strict=True)
+            ],
+        }
     return {"arms": rows, "correlations": correlations, "outcomes": outcomes}
 
 
-def _decided(
-    rows: Sequence[Mapping[str, Any]],
-    outcome: str,
-    registered: str,
-    correlations: Mapping[str, Any],
-) -> dict[str, Any]:
+def _predicts(correlations: Mapping[str, Any], name: str) -> bool:
+    rho = correlations[name]["rho_contexts"]
+    return rho["low"] is not None and (rho["low"] > 0 or (name in RIVALS and rho["high"] < 0))
+
+
+def _chosen(registered: str, correlations: Mapping[str, Any]) -> str:
     """What verdicts use: the registered prediction, or, where it failed, a rival that did not.
 
-    A rival was chosen after the results were seen, and says so (`registered` false). Predictions
-    are turned by `sign` so that a larger value means a larger outcome.
+    A rival was chosen after the results were seen, and says so (`registered` false).
     """
-
-    def predicts(name: str) -> bool:
-        rho = correlations[name]["rho_contexts"]
-        if rho["low"] is None:
-            return False
-        return rho["low"] > 0 or (name in RIVALS and rho["high"] < 0)
-
-    chosen = registered
-    if not predicts(registered):
-        able = [name for name in RIVALS if predicts(name)]
-        strength = {name: abs(correlations[name]["rho"]["value"]) for name in able}
-        chosen = max(able, key=strength.__getitem__, default=registered)
-    sign = -1 if predicts(chosen) and correlations[chosen]["rho"]["value"] < 0 else 1
-    x = np.array([row["predictions"][chosen] for row in rows])
-    y = np.array([row["outcomes"][outcome]["value"] for row in rows])
-    return {
-        "predictor": chosen,
-        "registered": chosen == registered,
-        "registered_predictor": registered,
-        "registered_rho": correlations[registered]["rho_contexts"],
-        "sign": sign,
-        "rho": correlations[chosen]["rho_contexts"],
-        "predicts": predicts(chosen),
-        "threshold": threshold_of(sign * x, y, [row["context"] for row in rows]),
-        "arms": [
-            {"arm": row["id"], "prediction": a, "outcome": b}
-            for row, a, b in zip(rows, x.tolist(), y.tolist(), strict=True)
-        ],
-    }
+    able = [name for name in RIVALS if _predicts(correlations, name)]
+    if _predicts(correlations, registered) or not able:
+        return registered
+    return max(able, key=lambda name: abs(correlations[name]["rho"]["value"]))
 
 
 def _row(
-    spec: StudySpec, arm: Arm, measured: Mapping[str, Any], stores: Stores
+    arm: Mapping[str, Any], seeds: Sequence[int], measured: Mapping[str, Any], runs: Runs
 ) -> dict[str, Any] | None:
     """Predictions and outcomes of an arm; None for one that is no teacher's, or is unfinished."""
-    runs = stores.get(arm.id, {})
-    if arm.method is None or arm.baseline is None or set(runs) != set(spec.seeds):
+    name = next((name for name in arm["contexts"] if name in measured), None)
+    if name is None or arm["baseline"] is None or set(arm["seeds"]) != set(seeds):
         return None
-    wanted = spec.config_of(arm, spec.seeds[0]).method.context
-    name = next(
-        (n for n, context in NAMED_CONTEXTS.items() if context == wanted and n in measured), None
-    )
-    if name is None:
-        return None
-    outcomes = differences_to_baseline(arm, OUTCOMES, stores)
-    if outcomes is None:
-        return None
+    outcomes = differences_to_baseline(arm["id"], arm["baseline"], OUTCOMES, runs)
     predictions = predictors_of(measured[name])
-    if any(value is None for value in predictions.values()):
+    if outcomes is None or None in predictions.values():
         return None
     return {
-        "id": arm.id,
-        "label": arm.label,
+        "id": arm["id"],
+        "label": arm["label"],
         "context": name,
-        "seeds": sorted(runs),
+        "seeds": arm["seeds"],
         "predictions": predictions,
         "outcomes": outcomes,
     }
@@ -198,18 +181,16 @@ def threshold_of(x: Floats, y: Floats, contexts: Sequence[str]) -> dict[str, Any
         the same with each context sorted by the threshold of the others (a context whose others all
         agree counts as wrong).
     """
+
+    def right(cut: float | None, here: Any) -> int:
+        return 0 if cut is None else int(((x[here] > cut) == (y[here] > 0)).sum())
+
     cut = _cut(x, y)
     if cut is None:
         return None
-    right = int(((x > cut) == (y > 0)).sum())
-    left_out = 0
-    names = np.array(contexts)
-    for name in dict.fromkeys(contexts):
-        here = names == name
-        other = _cut(x[~here], y[~here])
-        if other is not None:
-            left_out += int(((x[here] > other) == (y[here] > 0)).sum())
-    return {"value": cut, "right": right, "of": len(x), "left_out_right": left_out}
+    by_context = [np.array(contexts) == name for name in dict.fromkeys(contexts)]
+    left_out = sum(right(_cut(x[~here], y[~here]), here) for here in by_context)
+    return {"value": cut, "right": right(cut, ...), "of": len(x), "left_out_right": left_out}
 
 
 def _cut(x: Floats, y: Floats) -> float | None:

@@ -13,11 +13,12 @@ import logging
 import os
 import socket
 import time
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 from epistill.errors import EpistillError, FolderInUse, first_line
-from epistill.studies.executors import Handle, WorkerLost, run_job, use_threads
+from epistill.studies.executors import run_job, use_threads
 from epistill.studies.spec import Resources
 
 AUTO = "auto"
@@ -95,11 +96,17 @@ class RayCluster:
                 f"have {sizes}; change [resources] in the study file, or add a node"
             )
 
-    def submit(self, payload: dict[str, Any], folder: Path) -> Handle:
+    def submit(self, payload: dict[str, Any], folder: Path) -> Future[str | None]:
         """Start a job as soon as a node has room."""
         ref = self._remote.remote(json.dumps(payload), str(folder), str(self._study), self._threads)
         self._refs.append(ref)
-        return _RayJob(self._ray, ref)
+        return ref.future()
+
+    def lost(self, error: BaseException) -> str | None:
+        """Whether its process, its node, or the way to it is gone."""
+        errors = self._ray.exceptions
+        gone = isinstance(error, errors.RayError) and not isinstance(error, errors.RayTaskError)
+        return f"its worker was lost: {first_line(error)}" if gone else None
 
     def stop(self) -> None:
         """Cancel all jobs."""
@@ -115,28 +122,6 @@ class RayCluster:
         self._ray.shutdown()
 
 
-class _RayJob:
-    def __init__(self, ray: Any, ref: Any) -> None:
-        self._ray, self._ref = ray, ref
-
-    def started(self) -> bool:
-        return False  # the steps in its folder say so
-
-    def done(self) -> bool:
-        return bool(self._ray.wait([self._ref], timeout=0)[0])
-
-    def result(self) -> None:
-        errors = self._ray.exceptions
-        try:
-            mistake = self._ray.get(self._ref)
-        except errors.RayTaskError:
-            raise
-        except errors.RayError as error:  # its process, its node, or the way to it is gone
-            raise WorkerLost(f"its worker was lost: {first_line(error)}") from error
-        if mistake is not None:
-            raise EpistillError(mistake)
-
-
 def _check_answer(address: str) -> None:
     """Whether anything listens there: Ray itself tries for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
@@ -147,10 +132,9 @@ def _check_answer(address: str) -> None:
 
 
 def _no_cluster(address: str, error: Exception) -> EpistillError:
-    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
     return EpistillError(
-        f"no Ray cluster at {address!r}: {reason}; expected HOST:PORT of a running one (ray start "
-        "--head), or auto"
+        f"no Ray cluster at {address!r}: {first_line(error)}; expected HOST:PORT of a running "
+        "one (ray start --head), or auto"
     )
 
 

@@ -7,7 +7,7 @@ of a study go through here.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,9 @@ from epistill.errors import EpistillError
 from epistill.evaluation.evaluate import (
     as_rows,
     evaluate_model,
-    grouped,
     per_problem,
-    summarise_evaluation,
+    problem_outcomes,
+    summarise_outcomes,
 )
 from epistill.rollouts.in_process_engine import InProcessEngine
 from epistill.rollouts.load_model import load_model
@@ -35,9 +35,6 @@ from epistill.tasks.grading import Grader
 from epistill.training.loop import train_student
 from epistill.training.microbatch import fitting_microbatch_tokens
 from epistill.world import current_world
-
-CURVE = "curve"
-FINAL = "final"
 
 
 def run(
@@ -62,8 +59,14 @@ def run(
     """
     world = current_world()
     store = RunStore(folder, writes=world.first)
+
+    def begin() -> tuple[int | str, bool]:
+        held.enter_context(store.locked())
+        begun = begin_run(config, store, describe_environment())
+        return begun.microbatch_tokens, store.result is not None
+
     with ExitStack() as held:
-        tokens, finished = world.on_first(lambda: _begin(config, store, held))
+        tokens, finished = world.on_first(begin)
         if finished:
             return store
         config = config.model_copy(update={"microbatch_tokens": tokens})
@@ -79,45 +82,76 @@ def run(
         if config.microbatch_tokens == "auto":
             tokens = fitting_microbatch_tokens(config, student, world)
             config = config.model_copy(update={"microbatch_tokens": tokens})
-            world.on_first(lambda: _claim(config, store))
+            world.on_first(lambda: begin_run(config, store, describe_environment()))
         grader = held.enter_context(Grader())
 
+        def evaluated(chosen: EvalSet, model: LanguageModel, keep: int) -> list[dict[str, Any]]:
+            drawn, engine = config.eval_sampling or config.sampling, InProcessEngine(model)
+            records = evaluate_model(
+                engine, chosen, grader, sampling=drawn, seed=config.seed, keep_texts=keep
+            )
+            return as_rows(records)
+
         def after_step(done: int, model: LanguageModel) -> None:
+            """A small evaluation: means only, for the learning curve."""
             if world.first:
                 on_step(done)
-            every = config.eval_every
-            if every is not None and (done % every == 0) and done < config.steps:
-                _curve_point(config, store, model, grader, done)
+            if config.eval_every is None or done % config.eval_every or done >= config.steps:
+                return
+            point: dict[str, object] = {"step": done}
+            for chosen in config.evaluations:
+                fewer = {"problems": chosen.curve_problems, "samples": 1}
+                rows = evaluated(chosen.model_copy(update=fewer), model, 0)
+                for measure in ("score", "length_tokens", "density_per_1k_tokens"):
+                    values = per_problem(problem_outcomes(rows), measure).values()
+                    point[f"{chosen.name}/{measure}"] = sum(values) / len(values)
+            curve = store.read_records("evaluations", "curve") or []
+            kept = [row for row in curve if row["step"] < done]
+            store.write_records("evaluations", "curve", [*kept, point])
 
         train_student(config, store, student, grader, on_step=after_step)
-        final = _final(config, store, student, grader)
+        final = {
+            e.name: store_evaluation(store, e.name, e.kind, evaluated(e, student, 1))
+            for e in config.evaluations
+        }
         world.on_first(lambda: _finish(config, store, student, final, save_model=save_model))
     return store
 
 
-def _begin(config: RunConfig, store: RunStore, held: ExitStack) -> tuple[int | str, bool]:
-    """Take hold of the directory: its run's micro-batch, and whether the run is finished already.
+def begin_run(config: RunConfig, store: RunStore, environment: Mapping[str, Any]) -> RunConfig:
+    """Claim a directory for a run, or check that it is this one's (`RunStore.begin`).
 
-    A micro-batch that was found once stays: a resumed run adds its sums in the same order.
+    Returns:
+        With the micro-batch that was found once: a resumed run adds its sums in the same order.
     """
-    held.enter_context(store.locked())
     path = store.folder / "config.json"
     if config.microbatch_tokens == "auto" and path.exists():
         found = read_json(path).get("microbatch_tokens", "auto")  # `begin` judges the rest
         config = config.model_copy(update={"microbatch_tokens": found})
-    _claim(config, store)
-    return config.microbatch_tokens, store.result is not None
+    store.begin(config.identity(), environment, migrate=RunConfig.identity_of)
+    return config
 
 
-def _claim(config: RunConfig, store: RunStore) -> None:
-    store.begin(config.identity(), describe_environment(), migrate=RunConfig.identity_of)
+def store_evaluation(
+    store: RunStore, name: str, kind: str, rows: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Keep every record of a final evaluation; returns its summary for the result."""
+    store.write_records("evaluations", f"final-{name}", rows)
+    return summary_of(problem_outcomes(rows), kind)
+
+
+def summary_of(outcomes: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """kind, problems, samples (of each), and every measure with its interval."""
+    estimates = {name: e.as_dict() for name, e in summarise_outcomes(outcomes).items()}
+    samples = min(outcomes["samples"])
+    return {"kind": kind, "problems": len(outcomes["samples"]), "samples": samples, **estimates}
 
 
 def _finish(
     config: RunConfig,
     store: RunStore,
     student: LanguageModel,
-    final: dict[str, dict[str, object]],
+    final: Mapping[str, Any],
     *,
     save_model: bool,
 ) -> None:
@@ -137,56 +171,10 @@ def _finish(
                 "again, it goes on from the last checkpoint"
             ) from error
     stopped = next((a for a in store.alarms() if a["action"] == "stop"), None)
-    steps = config.steps if stopped is None else stopped["step"] + 1
-    without = steps_without_signal(store.metrics(), config.method)
-    store.finish(
-        {
-            "steps": steps,
-            "steps_without_signal": without,
-            "stopped_by": stopped,
-            "evaluations": final,
-        }
-    )
-
-
-def _curve_point(
-    config: RunConfig, store: RunStore, model: LanguageModel, grader: Grader, done: int
-) -> None:
-    """A small evaluation during training: means only, for the learning curve."""
-    point: dict[str, object] = {"step": done}
-    for chosen in config.evaluations:
-        small = chosen.model_copy(update={"problems": chosen.curve_problems, "samples": 1})
-        rows = _evaluated(config, small, model, grader, keep_texts=0)
-        for measure in ("score", "length_tokens", "density_per_1k_tokens"):
-            values = per_problem(rows, measure).values()
-            point[f"{chosen.name}/{measure}"] = sum(values) / len(values)
-    kept = [row for row in store.read_records("evaluations", CURVE) or [] if row["step"] < done]
-    store.write_records("evaluations", CURVE, [*kept, point])
-
-
-def _evaluated(
-    config: RunConfig, chosen: EvalSet, model: LanguageModel, grader: Grader, *, keep_texts: int
-) -> list[dict[str, Any]]:
-    drawn, engine = config.eval_sampling or config.sampling, InProcessEngine(model)
-    records = evaluate_model(
-        engine, chosen, grader, sampling=drawn, seed=config.seed, keep_texts=keep_texts
-    )
-    return as_rows(records)
-
-
-def _final(
-    config: RunConfig, store: RunStore, model: LanguageModel, grader: Grader
-) -> dict[str, dict[str, object]]:
-    """The evaluations at the end, every record stored; returns their estimates."""
-    summaries: dict[str, dict[str, object]] = {}
-    for chosen in config.evaluations:
-        rows = _evaluated(config, chosen, model, grader, keep_texts=1)
-        store.write_records("evaluations", f"{FINAL}-{chosen.name}", rows)
-        estimates = {name: e.as_dict() for name, e in summarise_evaluation(rows).items()}
-        summaries[chosen.name] = {
-            "kind": chosen.kind,
-            "problems": len(grouped(rows)),
-            "samples": chosen.samples,
-            **estimates,
-        }
-    return summaries
+    result = {
+        "steps": config.steps if stopped is None else stopped["step"] + 1,
+        "steps_without_signal": steps_without_signal(store.metrics(), config.method),
+        "stopped_by": stopped,
+        "evaluations": final,
+    }
+    store.finish(result)

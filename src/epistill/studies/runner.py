@@ -9,8 +9,10 @@ are: each has the threads that the study gives it.
 from __future__ import annotations
 
 import json
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,19 +24,19 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from epistill.config import TaskConfig
-from epistill.errors import EpistillError, first_line
+from epistill.errors import EpistillError, damaged, first_line
 from epistill.inputs import read_settings
 from epistill.method_import import without_folders
 from epistill.report.study_page import write_report
 from epistill.rollouts.load_model import model_source
-from epistill.store import RunStore, write_atomic, write_json
-from epistill.studies.executors import Executor, Handle, LocalProcesses, WorkerLost
+from epistill.store import RunStore, read_json, write_atomic, write_json
+from epistill.studies.executors import Executor, LocalProcesses
+from epistill.studies.jobs import begin_job
 from epistill.studies.spec import Arm, LabWorld, Preflight, Probe, StudySpec, without_analysis
 from epistill.studies.step_lines import silence
-from epistill.studies.study_summary import summarise_study
+from epistill.studies.study_summary import summarise_study, with_estimates
 from epistill.tasks.coverage import make_curriculum
 
-FIRST_REPORT_S = 120.0
 REPORT_EVERY_S = 120.0
 DRAWING_SHARE = 0.02  # of the time at most; a page of hundreds of runs takes seconds
 POLL_S = 0.5
@@ -50,7 +52,7 @@ class Job:
     seed: int
     folder: Path
     payload: dict[str, Any]
-    steps: int
+    steps: int = 1
 
     @property
     def name(self) -> str:
@@ -58,44 +60,38 @@ class Job:
         kind = "world " if isinstance(self.item, LabWorld) else ""
         return f"{kind}{self.item.id} seed {self.seed}"
 
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """None while it is unfinished."""
+        return RunStore(self.folder).result
+
 
 def world_jobs(spec: StudySpec, out: Path) -> list[Job]:
     """The base models that arms start from; they come before everything else."""
     return [
-        Job(
-            world,
-            world.seed,
-            out / "worlds" / world.id,
-            {"world": world.model_dump(mode="json")},
-            world.steps,
-        )
-        for world in spec.worlds
+        Job(w, w.seed, out / "worlds" / w.id, {"world": w.model_dump(mode="json")}, w.steps)
+        for w in spec.worlds
     ]
 
 
 def jobs_of(spec: StudySpec, out: Path) -> list[Job]:
     """Preflights, then all runs, seed after seed: a first picture of every arm comes early."""
+    runs = out / "runs"
     jobs = [
-        Job(
-            preflight,
-            preflight.settings.seed,
-            out / "runs" / preflight.id,
-            {"preflight": preflight.model_dump(mode="json")},
-            1,
-        )
-        for preflight in spec.preflights
+        Job(p, p.settings.seed, runs / p.id, {"preflight": p.model_dump(mode="json")})
+        for p in spec.preflights
     ]
     for seed in spec.seeds:
         for probe in spec.probes:
             payload = {"probe": probe.model_dump(mode="json"), "seed": seed}
-            jobs.append(Job(probe, seed, out / "runs" / probe.id / f"seed-{seed}", payload, 1))
+            jobs.append(Job(probe, seed, runs / probe.id / f"seed-{seed}", payload))
         for arm in spec.arms:
             config = spec.config_of(arm, seed, out / "worlds")
-            folder = out / "runs" / arm.id / f"seed-{seed}"
             payload = {
                 "run": config.model_dump(mode="json"),
                 "method_file": config.method.file and config.method.file.reference,
             }
+            folder = runs / arm.id / f"seed-{seed}"
             jobs.append(Job(arm, seed, folder, payload, max(config.steps, 1)))
     return jobs
 
@@ -142,13 +138,9 @@ def run_study(
 
             return RayCluster(ray, spec.resources, out, workers)
 
-        with Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=console or Console(quiet=True),
-        ) as progress:
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+        shown = console or Console(quiet=True)
+        with Progress(*columns, TimeElapsedColumn(), console=shown) as progress:
             for some in (worlds, jobs):
                 _run_jobs(some, executors, progress, render, clock)
         return render()
@@ -160,7 +152,7 @@ def _check_inputs(jobs: Sequence[Job], out: Path) -> None:
     for job in jobs:
         settings = next(iter(job.payload.values()))
         settings = settings.get("settings", settings)
-        if isinstance(job.item, LabWorld) or RunStore(job.folder).result is not None:
+        if job.result is not None:
             continue
         key = (json.dumps([settings["model"], settings["task"]]), settings.get("coverage"))
         if key in seen:
@@ -206,12 +198,15 @@ class _Clock:
 
     def __init__(self, out: Path) -> None:
         self._path = out / "duration.json"
-        before = read_settings(self._path).get("seconds") if self._path.is_file() else None
-        self._before = before if isinstance(before, int | float) else 0.0
-        self._start = time.monotonic()
+        self._before, self._start = 0.0, time.monotonic()
+        if self._path.is_file():
+            self._before = read_json(self._path).get("seconds")
+            number = isinstance(self._before, int | float) and math.isfinite(self._before)
+            if not number or self._before < 0:
+                raise damaged(self._path, "it holds no number of seconds", self._path)
 
     def seconds(self) -> float:
-        total = self._before + time.monotonic() - self._start
+        total = self._before + self.since_start()
         write_json(self._path, {"seconds": total})
         return total
 
@@ -226,37 +221,47 @@ def _run_jobs(
     render: Callable[[], Path],
     clock: _Clock,
 ) -> None:
-    waiting = [job for job in jobs if RunStore(job.folder).result is None]
+    waiting = [job for job in jobs if job.result is None]
+    for job in jobs:
+        if job not in waiting:
+            begin_job(job.payload, RunStore(job.folder), {})  # it is this study's
     if not waiting:
         return
     overall = progress.add_task("all runs", total=len(jobs), completed=len(jobs) - len(waiting))
-    attempts: dict[str, int] = {}
-    next_report = max(FIRST_REPORT_S, clock.since_start())
+    attempts: Counter[str] = Counter()
+    bars: dict[str, Any] = {}
+    next_report = max(REPORT_EVERY_S, clock.since_start())
     with executors(len(waiting)) as executor:
         running = {job.name: (job, executor.submit(job.payload, job.folder)) for job in waiting}
-        bars: dict[str, Any] = {}
         try:
             while running:
                 time.sleep(POLL_S)
-                for name, (job, handle) in list(running.items()):
-                    _show(progress, bars, job, handle)
-                    if not handle.done():
+                for name, (job, future) in list(running.items()):
+                    done, steps = future.done(), _steps_done(job.folder)
+                    if (future.running() or steps) and name not in bars:
+                        bars[name] = progress.add_task(name, total=job.steps)
+                    if name in bars:
+                        progress.update(bars[name], completed=steps)
+                    if not done:
                         continue
-                    del running[name]
-                    try:
-                        handle.result()
-                    except WorkerLost as error:
-                        attempts[name] = attempts.get(name, 0) + 1
+                    if name in bars:
+                        progress.remove_task(bars.pop(name))
+                    error = future.exception()
+                    if error is not None and (said := executor.lost(error)) is not None:
+                        attempts[name] += 1
                         if attempts[name] > executor.retries:
                             raise EpistillError(
-                                f"{name}: {error} ({attempts[name]} times); see the memory of the "
+                                f"{name}: {said} ({attempts[name]} times); see the memory of the "
                                 "machine; the same command goes on"
                             ) from error
-                        progress.console.print(f"{name}: {error}; it goes on elsewhere")
+                        progress.console.print(f"{name}: {said}; it goes on elsewhere")
                         running[name] = (job, executor.submit(job.payload, job.folder))
                         continue
+                    if (mistake := future.result()) is not None:
+                        raise EpistillError(mistake)
+                    del running[name]
                     progress.advance(overall)
-                    found = RunStore(job.folder).result or {}
+                    found = job.result or {}
                     if said := silence(found.get("steps_without_signal", {}), job.steps):
                         progress.console.print(f"{name}: {said}")
                 if clock.since_start() > next_report:
@@ -267,17 +272,6 @@ def _run_jobs(
         except BaseException:
             executor.stop()
             raise
-
-
-def _show(progress: Progress, bars: dict[str, Any], job: Job, handle: Handle) -> None:
-    """A bar for each job that is under way."""
-    steps = _steps_done(job.folder)
-    if (handle.started() or steps) and job.name not in bars:
-        bars[job.name] = progress.add_task(job.name, total=job.steps)
-    if job.name in bars:
-        progress.update(bars[job.name], completed=steps)
-        if handle.done():
-            progress.remove_task(bars.pop(job.name))
 
 
 def _steps_done(folder: Path) -> int:
@@ -291,37 +285,49 @@ def _render(
     spec: StudySpec, out: Path, worlds: Sequence[Job], jobs: Sequence[Job], clock: _Clock
 ) -> Path:
     stores: dict[str, dict[int, RunStore]] = {}
-    finished = [job for job in jobs if RunStore(job.folder).result is not None]
+    finished = [job for job in jobs if job.result is not None]
     for job in finished:
         stores.setdefault(job.item.id, {})[job.seed] = RunStore(job.folder)
     data = summarise_study(
         spec,
         stores,
-        worlds={job.item.id: RunStore(job.folder).result for job in worlds},
+        worlds={job.item.id: job.result for job in worlds},
         finished=len(finished),
         total=len(jobs),
         seconds=clock.seconds(),
     )
-    # On one line: a third of the size, and the documentation keeps it.
-    line = json.dumps(data, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
-    RunStore(out).write_final(write_atomic, "report.json", line + "\n")
+    RunStore(out).write_final(write_atomic, "report.json", _line(data))
     return write_report(data, out / "report.html")
 
 
+def _line(report: Mapping[str, Any]) -> str:
+    """On one line: a third of the size, and the documentation keeps it."""
+    return json.dumps(report, separators=(",", ":"), allow_nan=False, ensure_ascii=False) + "\n"
+
+
 def draw_again(folder: Path, out: Path | None = None) -> Path:
-    """The page of a study from its report.json; None draws it into the folder.
+    """The page of a study from its report.json, its estimates made from its outcomes as of now.
+
+    Args:
+        folder: With report.json, which is written again where an estimate has changed and the page
+            goes into the folder. Of an older version, without outcomes: drawn as it is.
+        out: The page; None is report.html in the folder.
 
     Raises:
         EpistillError: No report.json, or none that this version can draw.
     """
-    source = folder / "report.json"
+    source, store = folder / "report.json", RunStore(folder)
     if not source.is_file():
         raise EpistillError(
             f"no report.json in {folder}; expected a study's folder; run `epistill study` first"
         )
-    RunStore(folder).check(source.name)
+    store.check(source.name)
     data = read_settings(source)
     try:
+        if "outcomes" in data:
+            before, data = data, with_estimates(data)
+            if out is None and data != before:
+                store.write_final(write_atomic, source.name, _line(data))
         return write_report(data, out or folder / "report.html")
     except EpistillError:
         raise

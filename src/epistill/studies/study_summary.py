@@ -1,11 +1,12 @@
 """Everything a study's page shows, as one JSON document. `report/` draws it and adds nothing.
 
-Enters: a `StudySpec` and the stores of its finished runs. Leaves: a dict for `report.json`.
+Enters: a `StudySpec` and the stores of its finished runs. Leaves: a dict for `report.json`: what
+the runs measured, problem by problem, and the estimates that follow from it (`with_estimates`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from epistill.environment import describe_environment
@@ -13,16 +14,12 @@ from epistill.evaluation.evaluate import MEASURES
 from epistill.evaluation.stats import bootstrap_mean
 from epistill.method_import import without_folders
 from epistill.store import RunStore
-from epistill.studies.claims import (
-    Stores,
-    compare_arms,
-    differences_to_baseline,
-    judge,
-    measured,
-    table_of,
-)
+from epistill.studies.claims import differences_to_baseline, judge, measured, tables
+from epistill.studies.outcomes import Runs, Stores, outcomes_of, packed, unpacked
 from epistill.studies.prediction import prediction_of
-from epistill.studies.spec import Arm, ClaimComparison, Grid, StudySpec, point_id
+from epistill.studies.run_arm import summary_of
+from epistill.studies.spec import Arm, Claim, Grid, StudySpec, point_id
+from epistill.teacher.context import NAMED_CONTEXTS
 
 KINDS = ("in_domain", "ood")
 CURVES = (
@@ -33,8 +30,9 @@ CURVES = (
     "distillation_nats_per_token",
     "truncated_share",
 )
+COMPARED = ("score", "length_tokens", "density_per_1k_tokens")
 TRACES_SHOWN = 4
-DIGITS = 6  # significant ones, of every number in report.json
+DIGITS = 6  # significant ones, of every number but the outcomes
 
 
 def summarise_study(
@@ -55,46 +53,72 @@ def summarise_study(
         finished, total: Runs.
         seconds: Wall-clock over all sittings.
     """
+    measured_before = {preflight.id for preflight in spec.preflights}
+    runs = {
+        name: {seed: outcomes_of(store) for seed, store in sorted(by_seed.items())}
+        for name, by_seed in stores.items()
+        if name not in measured_before
+    }
     summary = {
         "format": 1,
-        "name": spec.name,
-        "question": spec.question,
-        "about": spec.about,
-        "note": spec.note,
-        "seeds": list(spec.seeds),
+        **{name: getattr(spec, name) for name in ("name", "question", "about", "note", "seeds")},
         "runs_finished": finished,
         "runs_total": total,
         "duration_seconds": round(seconds, 1),
-        "claims": [judge(claim, stores) for claim in spec.claims],
-        "controls": [judge(claim, stores) for claim in spec.controls],
-        "arms": [_arm(spec, arm, stores) for arm in spec.arms if arm.id in stores],
+        "arms": [_arm(spec, arm, stores[arm.id]) for arm in spec.arms if arm.id in stores],
         "probes": [
-            {
-                "id": probe.id,
-                "label": probe.label,
-                "reference": probe.reference,
-                "contexts": _probe_table(probe.contexts, stores[probe.id]),
-            }
+            {name: getattr(probe, name) for name in ("id", "label", "reference")}
             for probe in spec.probes
             if probe.id in stores
         ],
         "preflights": [
-            {
-                "id": preflight.id,
-                "label": preflight.label,
-                "report": found,
-                "prediction": prediction_of(spec, found["contexts"], stores),
-            }
+            {"id": preflight.id, "label": preflight.label, "report": store.result}
             for preflight in spec.preflights
             for store in stores.get(preflight.id, {}).values()
-            if (found := store.result) is not None
         ],
-        "surface": None if spec.grid is None else _surface(spec.grid, stores, worlds),
+        "worlds": {name: found["measured"] for name, found in worlds.items() if found is not None},
         "traces": _traces(spec, stores),
         "settings": without_folders(spec.model_dump(mode="json")),
         "environment": describe_environment(),
     }
-    return _rounded(summary)
+    return with_estimates({**_rounded(summary), "outcomes": packed(runs)})
+
+
+def with_estimates(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The report with every estimate, difference and verdict made from its outcomes, as of now."""
+    settings, runs = report["settings"], unpacked(report["outcomes"])
+    seeds, grid = report["seeds"], settings["grid"]
+    arms = [
+        {
+            **arm,
+            "evaluations": {kind: _estimates(runs[arm["id"]], kind) for kind in KINDS},
+            "difference_to_baseline": {kind: _differences(arm, kind, runs) for kind in KINDS},
+            # avg@k, pass@k and maj@k of every evaluation set
+            "sets": {
+                str(seed): {n: summary_of(one, one["kind"]) for n, one in run["sets"].items()}
+                for seed, run in runs[arm["id"]].items()
+            },
+        }
+        for arm in report["arms"]
+    ]
+    contexts = {probe["id"]: probe["contexts"] for probe in settings["probes"]}
+    found = {
+        **{
+            part: [judge(Claim.model_validate(claim), runs) for claim in settings[part]]
+            for part in ("claims", "controls")
+        },
+        "arms": arms,
+        "probes": [
+            {**probe, "contexts": _probe_table(contexts[probe["id"]], runs[probe["id"]])}
+            for probe in report["probes"]
+        ],
+        "preflights": [
+            {**one, "prediction": prediction_of(arms, seeds, one["report"]["contexts"], runs)}
+            for one in report["preflights"]
+        ],
+        "surface": grid and _surface(Grid.model_validate(grid), runs, report["worlds"]),
+    }
+    return {**report, **_rounded(found)}
 
 
 def _rounded(value: Any) -> Any:
@@ -106,9 +130,10 @@ def _rounded(value: Any) -> Any:
     return [_rounded(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
-def _arm(spec: StudySpec, arm: Arm, stores: Stores) -> dict[str, Any]:
-    runs = stores[arm.id]
+def _arm(spec: StudySpec, arm: Arm, runs: Mapping[int, RunStore]) -> dict[str, Any]:
     config = spec.config_of(arm, min(runs))
+    context = config.method.context if arm.method is not None else None
+    times = [row for store in runs.values() for row in store.timing()]
     return {
         "id": arm.id,
         "label": arm.label,
@@ -118,50 +143,34 @@ def _arm(spec: StudySpec, arm: Arm, stores: Stores) -> dict[str, Any]:
         "seeds": sorted(runs),
         "learning_rate": config.learning_rate or config.method.learning_rate,
         "baseline": arm.baseline,
-        "evaluations": {kind: _estimates(runs, kind) for kind in KINDS},
-        "difference_to_baseline": {kind: _differences(arm, kind, stores) for kind in KINDS},
-        "sets": _sets(runs),
+        "contexts": [name for name, one in NAMED_CONTEXTS.items() if one == context],
         # The arms of a grid are drawn as a surface, not as lines.
         "curves": {} if spec.grid is not None else _curves(runs),
         "evaluation_curve": {
             str(seed): store.read_records("evaluations", "curve") or []
             for seed, store in sorted(runs.items())
         },
-        "seconds": round(
-            sum(
-                row["rollout_seconds"] + row["update_seconds"]
-                for store in runs.values()
-                for row in store.timing()
-            ),
-            1,
-        ),
+        "seconds": round(sum(row["rollout_seconds"] + row["update_seconds"] for row in times), 1),
     }
 
 
-def _estimates(runs: Mapping[int, RunStore], kind: str) -> dict[str, Any] | None:
+def _estimates(runs: Mapping[int, Mapping[str, Any]], kind: str) -> dict[str, Any] | None:
     """Every measure over the pooled sets of a kind, seeds and problems resampled."""
     found: dict[str, Any] = {}
     for measure in MEASURES:
-        by_seed = [measured(store, measure, kind) for _, store in sorted(runs.items())]
-        if shared := sorted(set.intersection(*(set(table) for table in by_seed))):
-            found[measure] = bootstrap_mean(table_of(by_seed, shared)).as_dict()
+        table = tables([[measured(run, measure, kind) for run in runs.values()]])
+        if table is not None:
+            found[measure] = bootstrap_mean(table[0]).as_dict()
     return found or None
 
 
-def _differences(arm: Arm, kind: str, stores: Stores) -> dict[str, Any] | None:
+def _differences(arm: Mapping[str, Any], kind: str, runs: Runs) -> dict[str, Any] | None:
     """Arm minus its baseline, paired on problems and seeds; None where it has none."""
-    if arm.baseline is None or arm.baseline == arm.id:
+    baseline = arm["baseline"]
+    if baseline is None or baseline == arm["id"]:
         return None
-    measures = ("score", "length_tokens", "density_per_1k_tokens")
-    return differences_to_baseline(arm, {name: (name, kind) for name in measures}, stores)
-
-
-def _sets(runs: Mapping[int, RunStore]) -> dict[str, Any]:
-    """avg@k, pass@k and maj@k of every evaluation set and seed, as the runs recorded them."""
-    return {
-        str(seed): (store.result or {}).get("evaluations", {})
-        for seed, store in sorted(runs.items())
-    }
+    measures = {name: (name, kind) for name in COMPARED}
+    return differences_to_baseline(arm["id"], baseline, measures, runs)
 
 
 def _curves(runs: Mapping[int, RunStore]) -> dict[str, Any]:
@@ -188,13 +197,9 @@ def _curves(runs: Mapping[int, RunStore]) -> dict[str, Any]:
     }
 
 
-def _probe_table(contexts: Sequence[str], runs: Mapping[int, RunStore]) -> dict[str, Any]:
+def _probe_table(contexts: list[str], runs: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
     """Per context every measure, and its ratio to the bare question."""
-    table: dict[str, Any] = {}
-    for context in contexts:
-        values = _estimates(runs, context)
-        if values is not None:
-            table[context] = values
+    table = {name: found for name in contexts if (found := _estimates(runs, name)) is not None}
     for values in table.values():
         for measure in ("length_tokens", "density_per_1k_tokens"):
             bare = table.get("none", {}).get(measure)
@@ -204,58 +209,41 @@ def _probe_table(contexts: Sequence[str], runs: Mapping[int, RunStore]) -> dict[
     return table
 
 
-def _surface(
-    grid: Grid, stores: Stores, worlds: Mapping[str, Mapping[str, Any] | None]
-) -> dict[str, Any]:
+def _surface(grid: Grid, runs: Runs, worlds: Mapping[str, Any]) -> dict[str, Any]:
     """Differences of each pair of arms at every grid point whose runs are finished."""
-    found: dict[str, Any] = {"dials": {k: list(v) for k, v in grid.dials.items()}, "pairs": {}}
-    for label, (ours, theirs) in grid.pairs.items():
-        points = []
-        for dials in grid.points():
-            name = point_id(dials)
-            entry: dict[str, Any] = {"nominal": dials, "measured": None}
-            if (world := worlds.get(name)) is not None:
-                entry["measured"] = world["measured"]
-            for measure in ("score", "density_per_1k_tokens", "length_tokens"):
-                test = ClaimComparison(
-                    measure=measure,
-                    on="ood",
-                    arm=f"{name}-{ours}",
-                    versus=f"{name}-{theirs}",
-                    expect="above",
-                )
-                compared = compare_arms(test, stores)
-                entry[measure] = None if compared is None else compared[2].as_dict()
-            points.append(entry)
-        found["pairs"][label] = points
-    return found
+
+    def compared(name: str, ours: str, theirs: str, measure: str) -> dict[str, Any] | None:
+        found = differences_to_baseline(
+            f"{name}-{ours}", f"{name}-{theirs}", {measure: (measure, "ood")}, runs
+        )
+        return None if found is None else found[measure]
+
+    return {
+        "dials": {name: list(values) for name, values in grid.dials.items()},
+        "pairs": {
+            label: [
+                {"nominal": dials, "measured": worlds.get(name := point_id(dials))}
+                | {measure: compared(name, ours, theirs, measure) for measure in COMPARED}
+                for dials in grid.points()
+            ]
+            for label, (ours, theirs) in grid.pairs.items()
+        },
+    }
 
 
 def _traces(spec: StudySpec, stores: Stores) -> list[dict[str, Any]]:
     """Responses to the same problems from every arm: the first ones, not the best ones."""
-    seed = spec.seeds[0]
     by_problem: dict[str, dict[str, Any]] = {}
+    shown = ("text", "correct", "n_tokens", "n_markers")
     for arm in spec.arms:
-        store = stores.get(arm.id, {}).get(seed)
-        for name, summary in (
-            ((store.result if store else None) or {}).get("evaluations", {}).items()
-        ):
+        store = stores.get(arm.id, {}).get(spec.seeds[0])
+        result = (store.result if store else None) or {}
+        for name, summary in result.get("evaluations", {}).items():
             assert store is not None
             rows = store.read_records("evaluations", f"final-{name}") or []
-            kept = [row for row in rows if row["text"] is not None][:TRACES_SHOWN]
-            for row in kept:
-                entry = by_problem.setdefault(
-                    row["problem_id"],
-                    {"problem_id": row["problem_id"], "set": name, "kind": summary["kind"]}
-                    | {"responses": []},
-                )
-                entry["responses"].append(
-                    {
-                        "arm": arm.id,
-                        "text": row["text"],
-                        "correct": row["correct"],
-                        "n_tokens": row["n_tokens"],
-                        "n_markers": row["n_markers"],
-                    }
-                )
+            for row in [row for row in rows if row["text"] is not None][:TRACES_SHOWN]:
+                entry = {"problem_id": row["problem_id"], "set": name, "kind": summary["kind"]}
+                entry = by_problem.setdefault(row["problem_id"], {**entry, "responses": []})
+                response = {"arm": arm.id, **{column: row[column] for column in shown}}
+                entry["responses"].append(response)
     return [entry for entry in by_problem.values() if len(entry["responses"]) > 1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from epistill.errors import EpistillError
-from epistill.studies.probe import run_probe
+from epistill.studies.jobs import carry_out
 from epistill.studies.spec import Probe
 
 
@@ -19,6 +19,10 @@ def probe(**settings) -> Probe:
     )  # fmt: skip
 
 
+def measured(folder, **settings):
+    return carry_out({"probe": probe(**settings).model_dump(mode="json"), "seed": 0}, folder)
+
+
 def problems(store) -> list[str]:
     rows = store.read_records("evaluations", "final-none")
     return sorted({row["problem_id"] for row in rows})
@@ -28,7 +32,7 @@ def test_problems_are_chosen_by_how_often_the_model_solves_them(tmp_path):
     found = {}
     for name, accuracy in (("never", (0.0, 0.0)), ("always", (1.0, 1.0))):
         settings = {"candidates": 24, "problems": 2, "accuracy": accuracy}
-        found[name] = problems(run_probe(probe(**settings), 0, tmp_path / name))
+        found[name] = problems(measured(tmp_path / name, **settings))
         assert len(found[name]) == 2
     assert not set(found["never"]) & set(found["always"])
 
@@ -36,4 +40,4 @@ def test_problems_are_chosen_by_how_often_the_model_solves_them(tmp_path):
 def test_too_few_of_them_is_one_line(tmp_path):
     settings = {"candidates": 3, "problems": 3, "accuracy": (0.4, 0.6)}
     with pytest.raises(EpistillError, match="expected 3; raise its candidates"):
-        run_probe(probe(**settings), 0, tmp_path)
+        measured(tmp_path, **settings)
