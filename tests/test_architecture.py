@@ -124,6 +124,7 @@ ALLOWED = {
     "studies": FREE
     | {
         "store",
+        "integrity",
         "interrupts",
         "tasks",
         "rollouts",
@@ -340,6 +341,7 @@ TESTS_OF_MORE = {
     "report/test_committed_results": "the committed data",
     "report/test_hostile_traces": "every page, with hostile names",
     "rollouts/test_families": "every family of models",
+    "studies/test_damaged_study": "the folder of a study, damaged",
     "studies/test_killed": "a study, killed",
     "studies/test_recipes": "the shipped TOML files",
     "tasks/test_linear_time": "every grader, with hostile texts",

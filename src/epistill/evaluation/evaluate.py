@@ -173,8 +173,10 @@ def problem_outcomes(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
 def per_problem(outcomes: Outcomes, measure: str) -> dict[str, float]:
     """A measure (one of MEASURES) for each problem of `problem_outcomes` of which it is known."""
     above, below, factor = _RATIOS[measure]
-    columns = (outcomes.get(name, ()) for name in ("problem_id", above, below))
-    return {problem: factor * a / b for problem, a, b in zip(*columns, strict=False) if b}
+    if above not in outcomes:
+        return {}
+    columns = (outcomes[name] for name in ("problem_id", above, below))
+    return {problem: factor * a / b for problem, a, b in zip(*columns, strict=True) if b}
 
 
 def summarise_outcomes(outcomes: Outcomes, *, seed: int = 0) -> dict[str, Estimate]:
@@ -190,7 +192,7 @@ def summarise_outcomes(outcomes: Outcomes, *, seed: int = 0) -> dict[str, Estima
     columns[f"pass@{k}"] = [pass_at_k(n, correct, k) for n, correct in pairs]
     columns[f"maj@{k}"] = list(outcomes["majority"])
     return {
-        name: bootstrap_mean(np.array(column), seed=seed)
+        name: bootstrap_mean(np.array(column, dtype=np.float64), seed=seed)
         for name, column in columns.items()
         if column
     }

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from epistill.errors import damaged
 from epistill.evaluation.evaluate import problem_outcomes
 from epistill.store import RunStore
 from epistill.studies.check_names import TRAINING_MEASURES
@@ -24,7 +25,10 @@ def outcomes_of(store: RunStore) -> dict[str, Any]:
     """Of one finished run."""
     sets: dict[str, Any] = {}
     for name, summary in (store.result or {}).get("evaluations", {}).items():
-        rows = store.read_records("evaluations", f"final-{name}") or []
+        rows = store.read_records("evaluations", f"final-{name}")
+        if not rows:
+            path = store.folder / "evaluations" / f"final-{name}.jsonl"
+            raise damaged(path, "it has no records, but the result is of some", store.folder)
         sets[name] = {"kind": summary["kind"], **problem_outcomes(rows)}
     return {"training": _training(store.metrics()), "sets": sets}
 

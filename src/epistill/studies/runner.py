@@ -26,6 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from epistill.config import TaskConfig
 from epistill.errors import EpistillError, damaged, first_line
 from epistill.inputs import read_settings
+from epistill.integrity import MANIFEST
 from epistill.method_import import without_folders
 from epistill.report.study_page import write_report
 from epistill.rollouts.load_model import model_source
@@ -320,6 +321,11 @@ def draw_again(folder: Path, out: Path | None = None) -> Path:
     if not source.is_file():
         raise EpistillError(
             f"no report.json in {folder}; expected a study's folder; run `epistill study` first"
+        )
+    if (folder / "study.json").is_file() and not (folder / MANIFEST).is_file():
+        raise EpistillError(
+            f"{folder} has no {MANIFEST} to check {source.name} against; `epistill study` writes "
+            "both anew"
         )
     store.check(source.name)
     data = read_settings(source)

@@ -306,9 +306,11 @@ def world_of(settings: Mapping[str, Any]) -> str | None:
 def without_analysis(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of a study, or of a probe's or preflight's run, without what only pages show."""
 
-    def kept(key: str, value: Any) -> Any:
-        if key in ("arms", "probes", "preflights"):
-            return [without_analysis(item) for item in value]
-        return without_analysis(value) if key in ("probe", "preflight") else value
+    def kept(value: Any) -> Any:
+        if isinstance(value, list):
+            return [kept(item) for item in value]
+        return without_analysis(value) if isinstance(value, Mapping) else value
 
-    return {key: kept(key, value) for key, value in settings.items() if key not in ANALYSIS}
+    items = ("arms", "probes", "preflights", "probe", "preflight")
+    chosen = {key: value for key, value in settings.items() if key not in ANALYSIS}
+    return {key: kept(value) if key in items else value for key, value in chosen.items()}
