@@ -14,18 +14,16 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor.debug import _clear_sharding_prop_cache
+from torch.distributed.device_mesh import DeviceMesh
 
 from epistill.errors import EpistillError, StoppedElsewhere
 
 Item = TypeVar("Item")
-_Cached = type(lru_cache(int))
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,11 +151,10 @@ def joined() -> Iterator[World]:
         yield current_world()
     finally:
         dist.destroy_process_group()
-        # A sharded network leaves its groups in DTensor's caches, and with them gloo's threads run on.
-        # One that frees a tensor once Python is finalizing cannot have the interpreter's lock and
-        # aborts the process; without the caches the groups end here and wait for their threads.
-        _clear_sharding_prop_cache()
-        for kept in gc.get_objects():
-            if type(kept) is _Cached and kept.__module__.startswith("torch.distributed"):
-                kept.cache_clear()
+        # DTensor's caches keep the mesh of a sharded network, the mesh its groups, and a group its
+        # threads. One that frees a tensor once Python is finalizing cannot have the interpreter's
+        # lock and aborts the process; a group that nobody holds ends here, after its threads.
+        for mesh in gc.get_objects():
+            if type(mesh) is DeviceMesh:
+                getattr(mesh, "_pg_registry", {}).clear()
         gc.collect()
