@@ -171,6 +171,8 @@ class EvalRecord:
         truncated: The response hit the token limit.
         text: The response; None where it was not kept.
         n_forced: Tokens that a rule decided (`word_rules`); None where there was no rule.
+        verified, committed, candidates: As of `metrics.verification.Checked`; None also where an
+            older version wrote the record.
     """
 
     problem_id: str
@@ -184,3 +186,6 @@ class EvalRecord:
     truncated: bool
     text: str | None = None
     n_forced: int | None = None
+    verified: bool | None = None
+    committed: bool | None = None
+    candidates: int | None = None

@@ -93,9 +93,9 @@ def test_the_family_is_corrected_and_controls_are_not_in_it(pair):
     rows = found["sets"][0]["measures"]
     tested = [row for row in rows if not row["control"]]
     assert [row["measure"] for row in rows if row["control"]] == ["control-en per 1,000 words"]
-    assert found["settings"]["family_sizes"]["measures"] == len(tested) == 5
+    assert found["settings"]["family_sizes"]["measures"] == len(tested) == 7
     smallest = min(tested, key=lambda row: row["p_value"])
-    assert smallest["p_holm"] == pytest.approx(min(1.0, 5 * smallest["p_value"]))
+    assert smallest["p_holm"] == pytest.approx(min(1.0, 7 * smallest["p_value"]))
     assert all(row["p_holm"] is None for row in rows if row["control"])
     assert row_of(found, "avg@k")["smallest_detectable"] > 0
 
@@ -283,7 +283,7 @@ def test_folders_of_equal_names_are_sets_and_can_be_pooled(tmp_path):
             write(tmp_path / side / f"{name}.jsonl", traces(seed=seed))
     found = compared(tmp_path / "a", tmp_path / "b").summary
     assert [one["set"] for one in found["sets"]] == ["aime", "math"]
-    assert found["settings"]["family_sizes"]["measures"] == 10
+    assert found["settings"]["family_sizes"]["measures"] == 14
     pooled = compared(tmp_path / "a", tmp_path / "b", replace(OPTIONS, pool=True)).summary
     assert [one["set"] for one in pooled["sets"]] == ["all"]
     assert pooled["sets"][0]["responses"]["a"] == 200
@@ -382,3 +382,20 @@ def test_one_id_for_two_questions_of_one_side_is_refused(tmp_path):
         EpistillError, match="3 of 3 problems have several questions under one id in A"
     ):
         compared(path, path)
+
+
+def test_unverified_answers_and_candidates_are_compared(tmp_path):
+    checked = "<think>so 7. Let me check: 7</think>\\boxed{7}"
+    a, b = (
+        write(
+            tmp_path / name,
+            [
+                {"problem_id": i, "response": checked if i in verified else "so \\boxed{7}", "score": 1}
+                for i in range(6)
+            ],
+        )
+        for name, verified in (("a.jsonl", range(6)), ("b.jsonl", range(2)))
+    )  # fmt: skip
+    row = row_of(compared(a, b).summary, "answers given unverified")
+    assert (row["a"]["value"], row["b"]["value"]) == (0, pytest.approx(4 / 6))
+    assert row_of(compared(a, b).summary, "candidates")["a"]["value"] == 1

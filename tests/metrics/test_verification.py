@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 
 from epistill.metrics import load_lexicon, total_markers
 from epistill.metrics.verification import (
+    Checked,
     Verification,
+    checked_response,
     reasoning_span,
     verification,
-    verified_answer,
 )
 from epistill.seeds import named_random
 from epistill.tasks.answers import extract_answer
@@ -28,12 +29,15 @@ def test_in_the_lab_it_is_exact(kind):
         star = make_star(5, 3, "verification", i)
         words = trace_for(kind, star, named_random("verification", kind, i), DEFAULT_DIALS).words
         text, answer = " ".join(words), words[-1]
-        found = verified_answer(text, split_thinking(text, opened_in_prompt=True), answer)
+        part = split_thinking(text, opened_in_prompt=True)
+        found = verification(text[slice(*reasoning_span(text, part, answer))], answer)
         thinking = words[: words.index("</think>")]
         gold = [*star.arms[star.gold], "gold"]
         walked = any(thinking[j : j + 4] == gold for j in range(len(thinking)))
         heads = {arm[0] for arm in star.arms} & set(thinking)
-        assert found is not None
+        assert checked_response(text, part, answer) == Checked(
+            found.verified, not found.verified, found.candidates
+        )
         assert found.verified == (walked and answer == star.answer)
         assert found.candidates == len(heads)
         assert found.stated == (answer in heads)
@@ -91,8 +95,10 @@ def test_reasoning_is_the_thinking_or_what_precedes_the_answer():
     text = "3*6 = 18, so the answer is 18."
     assert text[slice(*reasoning_span(text, split_thinking(text), "18"))].endswith("is ")
     cut = "<think>so 18"
-    assert verified_answer(cut, split_thinking(cut), "18") is None
-    assert verified_answer(text, split_thinking(text), None) is None
+    assert checked_response(cut, split_thinking(cut), "18") == Checked(False, False, None)
+    assert checked_response(text, split_thinking(text), None) == Checked(False, False, None)
+    letter = "so it is B. (B)"
+    assert checked_response(letter, split_thinking(letter), "B") == Checked(None, None, None)
 
 
 def test_long_reasoning_is_looked_at_from_its_end():

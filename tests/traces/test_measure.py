@@ -332,3 +332,28 @@ def test_truncation_is_inferred_from_one_largest_length(write):
         [n for n in range(40, 60) for _ in "12345678"],
     ):
         assert basis(lengths)["basis"].startswith("unclosed")
+
+
+def test_answers_given_unverified_are_counted_among_graded_responses(tmp_path):
+    said = [
+        ("<think>3*6 = 18. Let me check: 18/6 = 3, so 18.</think>\\boxed{18}", "18"),
+        ("<think>so it is 18</think>\\boxed{18}", "18"),
+        ("<think>no idea</think>\\boxed{18}", "18"),
+        ("<think>cut in", None),
+        ("<think>so B or C</think>B", "B"),
+    ]
+    rows = [{"problem": i, "response": t, "grade_extracted": a} for i, (t, a) in enumerate(said)]
+    path = tmp_path / "graded.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (result,) = measure_files([path], Options())
+    found = summarise_measured([result], Options())["files"][0]["groups"]["(all)"]["answers"]
+    assert found["responses"] == 4
+    assert found["verified_share"]["value"] == 0.25
+    assert found["committed_share"]["value"] == 0.5
+    assert found["candidates"]["value"] == pytest.approx(2 / 3)
+    path.write_text("".join(json.dumps({"response": text}) + "\n" for text, _ in said))
+    (result,) = measure_files([path], Options())
+    found = summarise_measured([result], Options())["files"][0]["groups"]["(all)"]["answers"]
+    assert found == {
+        "responses": 0, "verified_share": None, "committed_share": None, "candidates": None,
+    }  # fmt: skip

@@ -115,6 +115,9 @@ def _overview(groups: Mapping[str, Mapping[str, Any]]) -> Table:
     add("share truncated", "truncated.share")
     add("... as said by", "truncated.basis")
     add("share that ends in a loop", "looping.share")
+    add("answers verified before given", "answers.verified_share")
+    add("answers given unverified", "answers.committed_share")
+    add("candidates per response", "answers.candidates", 2)
     for lexicon in dict.fromkeys(name for group in each for name in group["markers"]):
         found = [group["markers"].get(lexicon) for group in each]
         for label, path, digits in (

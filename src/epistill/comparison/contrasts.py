@@ -97,6 +97,7 @@ def contrasts_of(
         ],
         [np.ones(matched.problems)] * 2,
     )
+    yield from _checks(matched)
     controls = {lexicon.control for lexicon in lexicons}
     everything = matched.all_responses()
     for j, lexicon in enumerate(lexicons):
@@ -114,6 +115,22 @@ def contrasts_of(
                 [half.sums(half.lengths, matched.problems) for half in matched.halves],
                 control=lexicon.name in controls,
             )
+
+
+def _checks(matched: Matched) -> Iterator[Contrast]:
+    """Answers given unverified, and candidates, over the responses of which text can tell."""
+    for measure, name in (("answers given unverified", "committed"), ("candidates", "candidates")):
+        above, below = [], []
+        for half in matched.halves:
+            values = [getattr(response.checked, name) for response in half.responses]
+            known = np.array([value is not None for value in values], np.float64)
+            counts = np.array([float(value or 0) for value in values])
+            above.append(half.sums(counts, matched.problems))
+            below.append(half.sums(known, matched.problems))
+        if all(counted.any() for counted in below):
+            yield _contrast(measure, above, below)
+        else:
+            matched.reasons[measure] = "no text of one side tells"
 
 
 def markers_of(half: Half, lexicon: int) -> Floats:

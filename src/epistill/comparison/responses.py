@@ -19,6 +19,7 @@ import orjson
 
 from epistill.comparison.sources import Source
 from epistill.errors import EpistillError
+from epistill.metrics.verification import Checked, checked_response
 from epistill.readers.record_files import pieces_of, read_piece
 from epistill.records import GraderName
 from epistill.thinking import SplitResponse
@@ -35,6 +36,7 @@ from epistill.traces.measure import (
 )
 from epistill.traces.references import final_answer, grader_in, reference_in
 
+CHECKED = ("verified", "committed", "candidates")  # the fields of `Checked`
 NO_PROBLEM = "no problem named"
 # What decides how a response was drawn. `n` and `seed` do not: they decide which were drawn.
 SETTINGS = ("temperature", "top_p", "top_k", "min_p", "max_tokens", "max_new_tokens",
@@ -62,6 +64,7 @@ class Response:
         markers: By lexicon, None where the text was not kept and only the paper's were counted.
         looping: Its end only repeats itself; None where the text was not kept.
         has_text: The text was kept.
+        checked: Whether its answer was verified before it was given.
     """
 
     problem: str
@@ -75,6 +78,7 @@ class Response:
     markers: tuple[int | None, ...]
     looping: bool | None
     has_text: bool
+    checked: Checked
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +236,7 @@ def _add(
             Response(
                 problem=problem,
                 score=score,
-                answer=final_answer(trace, part),
+                answer=(answer := final_answer(trace, part)),
                 reference=_reference(trace),
                 grader=grader_in(trace, ("grade_grader", "grader")),
                 question=None if question is None else hash64(" ".join(question.split())),
@@ -241,6 +245,9 @@ def _add(
                 markers=counts,
                 looping=bool(looping[i]) if counted is None else None,
                 has_text=counted is None,
+                checked=checked_response(trace.text, part, answer)
+                if counted is None
+                else Checked(*(counted.get(name) for name in CHECKED)),
             )
         )
         if options.keep and counted is None:

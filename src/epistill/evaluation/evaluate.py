@@ -15,8 +15,9 @@ import numpy as np
 from epistill.config import EvalSet, SamplingConfig
 from epistill.evaluation.stats import Estimate, bootstrap_mean, maj_at_k, pass_at_k
 from epistill.metrics.epistemic import total_markers
+from epistill.metrics.verification import checked_response
 from epistill.metrics.words import count_words
-from epistill.records import EvalRecord, Grade, GradedRollout, Rollout
+from epistill.records import EvalRecord, GradedRollout
 from epistill.rollouts.collect import sample_and_grade
 from epistill.rollouts.engine import Engine
 from epistill.rollouts.model import LanguageModel
@@ -24,6 +25,7 @@ from epistill.rollouts.prompts import render_prompt
 from epistill.seeds import derive_seed
 from epistill.tasks.coverage import load_eval_problems
 from epistill.tasks.grading import Grader
+from epistill.thinking import split_thinking
 
 
 def evaluate_model(
@@ -57,8 +59,10 @@ def evaluate_model(
     return eval_records(graded, keep_texts=keep_texts)
 
 
-def eval_record(rollout: Rollout, grade: Grade, *, keep_text: bool) -> EvalRecord:
+def eval_record(item: GradedRollout, *, keep_text: bool) -> EvalRecord:
     """What one graded response contributes."""
+    rollout, grade = item.rollout, item.grade
+    part = split_thinking(rollout.text, opened_in_prompt=item.opened_thinking)
     return EvalRecord(
         problem_id=rollout.problem_id,
         sample=rollout.sample,
@@ -71,15 +75,13 @@ def eval_record(rollout: Rollout, grade: Grade, *, keep_text: bool) -> EvalRecor
         truncated=rollout.stop_reason == "length",
         text=rollout.text if keep_text else None,
         n_forced=None if rollout.forced is None else sum(rollout.forced),
+        **asdict(checked_response(rollout.text, part, grade.extracted)),
     )
 
 
 def eval_records(graded: Sequence[GradedRollout], *, keep_texts: int) -> list[EvalRecord]:
     """Records of graded rollouts; the first `keep_texts` samples of a problem keep their text."""
-    return [
-        eval_record(item.rollout, item.grade, keep_text=item.rollout.sample < keep_texts)
-        for item in graded
-    ]
+    return [eval_record(item, keep_text=item.rollout.sample < keep_texts) for item in graded]
 
 
 def as_rows(records: Sequence[EvalRecord]) -> list[dict[str, Any]]:
@@ -131,7 +133,10 @@ _RATIOS = {
     "markers_per_response": ("n_markers", "samples", 1.0),
     "truncated_share": ("truncated", "samples", 1.0),
     "unreadable_share": ("unreadable", "samples", 1.0),
-    "forced_tokens": ("n_forced", "forced_samples", 1.0),
+    "verified_share": ("verified", "verified_samples", 1.0),
+    "committed_share": ("committed", "committed_samples", 1.0),
+    "candidates": ("candidates", "candidates_samples", 1.0),
+    "forced_tokens": ("n_forced", "n_forced_samples", 1.0),
     "density_per_1k_tokens": ("n_markers", "n_tokens", 1000.0),
 }
 MEASURES = tuple(_RATIOS)
@@ -145,8 +150,8 @@ def problem_outcomes(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     Returns:
         Columns of equal length, in order of first appearance: problem_id, samples; sums over the
         samples of correct, n_tokens, n_markers, truncated, unreadable; majority (maj@k, where k is
-        the least number of samples). Where something was forced also n_forced and forced_samples,
-        of how many samples it is known.
+        the least number of samples). Of n_forced, verified, committed and candidates, where they
+        are known, also of how many samples (n_forced_samples...).
     """
     groups = grouped(rows)
     k = min(map(len, groups.values()), default=0)
@@ -163,10 +168,10 @@ def problem_outcomes(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     }
     for name in ("correct", "n_tokens", "n_markers", "truncated"):
         columns[name] = [sum(r[name] for r in g) for g in groups.values()]
-    known = [[f for r in g if (f := r.get("n_forced")) is not None] for g in groups.values()]
-    if any(known):
-        columns["n_forced"] = list(map(sum, known))
-        columns["forced_samples"] = list(map(len, known))
+    for name in ("n_forced", "verified", "committed", "candidates"):
+        known = [[v for r in g if (v := r.get(name)) is not None] for g in groups.values()]
+        if any(known):
+            columns |= {name: list(map(sum, known)), f"{name}_samples": list(map(len, known))}
     return columns
 
 

@@ -17,9 +17,8 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import islice
 
-from epistill.metrics.epistemic import marker_spans
 from epistill.metrics.lexicon import PAPER, load_lexicon
-from epistill.metrics.words import WORD
+from epistill.metrics.words import WORD, fold, on_word_boundaries
 from epistill.thinking import SplitResponse
 
 WINDOW = 80
@@ -87,7 +86,7 @@ def verification(reasoning: str, answer: str) -> Verification | None:
         return Verification(False, False, len(named))
     named.add(_plain(answer).replace(",", ""))
     (_, stated), *later = places
-    checks = [span for span in _checks(reasoning) if span[0] >= stated]
+    checks = _checks(reasoning, stated)
     again = [start for start, _ in later if _is_result(reasoning, start)]
     verified = bool(again) or any(_beside(reasoning, check, later) for check in checks)
     begins = min([*(start for start, _ in checks), *again], default=None)
@@ -116,21 +115,44 @@ def reasoning_span(text: str, part: SplitResponse, answer: str | None) -> tuple[
     return (0, places[-1]) if places else None
 
 
-def verified_answer(text: str, part: SplitResponse, answer: str | None) -> Verification | None:
-    """`verification` of a whole response; None without an answer, or where nothing tells."""
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What one response contributes; None where its text cannot tell.
+
+    Attributes:
+        verified, committed: Its final answer was verified before it was given, or was not; neither
+            where there is no final answer.
+        candidates: As of `Verification`.
+    """
+
+    verified: bool | None
+    committed: bool | None
+    candidates: int | None
+
+
+def checked_response(text: str, part: SplitResponse, answer: str | None) -> Checked:
+    """`verification` of a whole response.
+
+    Args:
+        text: The response.
+        part: It, split.
+        answer: Its final answer; None without one.
+    """
     if answer is None or part.form == "unclosed":
-        return None
+        return Checked(False, False, None)
     span = reasoning_span(text, part, answer)
-    return None if span is None else verification(text[slice(*span)], answer)
+    found = None if span is None else verification(text[slice(*span)], answer)
+    if found is None:
+        return Checked(None, None, None)
+    return Checked(found.verified, not found.verified, found.candidates)
 
 
 def _star(reasoning: str, answer: str) -> Verification | None:
     """In the lab's world a walk is the names of an arm and then gold or dust."""
-    words = list(re.finditer(r"\S+", reasoning))
-    if not words or not _NAME.fullmatch(answer):
+    if not _NAME.fullmatch(answer) or not reasoning.strip():
         return None
     names, found, recheck, head = set[str](), False, None, None
-    for word in words:
+    for word in re.finditer(r"\S+", reasoning):
         if _NAME.fullmatch(word[0]):
             if head is None:
                 head = word[0]
@@ -183,8 +205,31 @@ def _is_result(reasoning: str, start: int) -> bool:
     return reasoning[max(0, start - 24) : start].rstrip(" $({\\").endswith(("=", "≈", "approx"))
 
 
-def _checks(reasoning: str) -> list[tuple[int, int]]:
-    return sorted(span for name in CHECKING for span in marker_spans(reasoning, load_lexicon(name)))
+def _checks(reasoning: str, begin: int) -> list[tuple[int, int]]:
+    """Where phrases of the checking lists stand from a place on, in order.
+
+    Each is looked for by itself: so many alternatives in one pattern take a hundred times as long.
+    """
+    text = fold(reasoning)
+    found: list[tuple[int, int]] = []
+    for phrase, pattern, counts in _phrases():
+        at = text.find(phrase, begin)
+        while at >= 0:
+            if pattern.match(text, at):
+                found.append((at, at + len(phrase) if counts else -1))
+            at = text.find(phrase, at + 1)
+    excepted = {start for start, stop in found if stop < 0}
+    return sorted(span for span in found if span[1] > 0 and span[0] not in excepted)
+
+
+@cache
+def _phrases() -> list[tuple[str, re.Pattern[str], bool]]:
+    """Phrase, its pattern, and whether it counts: where an exception begins, no phrase does."""
+    return [
+        (phrase, re.compile(on_word_boundaries(phrase)), phrase in lexicon.words)
+        for lexicon in map(load_lexicon, CHECKING)
+        for phrase in (*lexicon.words, *lexicon.exceptions)
+    ]
 
 
 def _beside(reasoning: str, check: tuple[int, int], places: Sequence[tuple[int, int]]) -> bool:

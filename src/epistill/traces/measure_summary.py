@@ -159,7 +159,17 @@ class _Group:
             "thinking": thinking,
             "truncated": self._truncated(),
             "looping": looping,
+            "answers": self._answers(),
         }
+
+    def _answers(self) -> dict[str, Any]:
+        """Over graded responses of which text can tell; all None without any."""
+        checkable, asked = self._column("checkable"), self._column("with_candidates")
+        found: dict[str, Any] = {"responses": self._total("checkable")}
+        self._ratio(found, "verified_share", self._column("verified"), checkable)
+        self._ratio(found, "committed_share", self._column("committed"), checkable)
+        self._ratio(found, "candidates", self._column("candidates"), asked)
+        return found
 
     def _truncated(self) -> dict[str, Any]:
         """From a field where every response has one, else from what cutting leaves behind."""

@@ -24,10 +24,7 @@ from epistill.traces.fields import Trace
 from epistill.traces.file_counts import Reading
 from epistill.traces.problem_keys import filter_of
 
-REFERENCE_FIELDS = fields.NAMES["reference"]
-EXTRACTED_FIELDS = (
-    "grade_extracted", "extracted", "extracted_answer", "predicted_answer", "pred",
-)  # fmt: skip
+REFERENCE_FIELDS, EXTRACTED_FIELDS = fields.NAMES["reference"], fields.NAMES["extracted"]
 _LIMITS = ("max_new_tokens", "max_tokens", "max_completion_tokens", "max_gen_toks")
 LIMIT_FIELDS = _LIMITS + tuple(
     f"{place}.{name}"
@@ -169,6 +166,12 @@ def final_answer(trace: Trace, part: SplitResponse) -> str | None:
         value = trace.record.get("answer")
         return None if value is None else str(value)
     return str(value) if isinstance(value, str | int | float) else extract_answer(part.answer)
+
+
+def is_graded(trace: Trace) -> bool:
+    """Whether the record says which final answer was read, be it none."""
+    shape = trace.shape or fields.shape_of(trace.record)
+    return bool(fields.present(shape, EXTRACTED_FIELDS)) or is_evaluation(trace.record)
 
 
 def grader_in(trace: Trace, names: Sequence[str] = ("grader",)) -> GraderName | None:

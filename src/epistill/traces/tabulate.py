@@ -21,9 +21,11 @@ from epistill.metrics.corrections import correction_episodes, correction_evidenc
 from epistill.metrics.lexicon import load_lexicon
 from epistill.metrics.loops import is_looping
 from epistill.metrics.scan import Hits, Scanner
+from epistill.metrics.verification import checked_response
 from epistill.metrics.words import Buffer, Ints, make_buffer
 from epistill.thinking import SplitResponse, split_thinking
 from epistill.traces.fields import Trace, cut_of, opened_in_prompt, tokens_of
+from epistill.traces.references import final_answer, is_graded
 
 Floats = NDArray[np.float64]
 DECILES = 10
@@ -35,6 +37,7 @@ _COLUMNS = (
     "responses", "empty", "words", "chinese_words", "thinking_words", "with_thinking", "unclosed",
     "tokens", "with_tokens", "thinking_tokens", "cut", "with_stop",
     "looping", "settled_words", "settled_tokens",
+    "checkable", "verified", "committed", "with_candidates", "candidates",
 )  # fmt: skip
 
 
@@ -122,7 +125,24 @@ class Tabulator:
         self._count_tokens(table, traces, segments)
         self._count_markers(table, buffer, total)
         self._leave_out_loops(table, [is_looping(trace.text) for trace in traces])
+        self._look_for_checks(table, traces, parts)
         return table, parts
+
+    def _look_for_checks(
+        self, table: Floats, traces: Sequence[Trace], parts: Sequence[SplitResponse]
+    ) -> None:
+        """Of graded responses: was the answer verified before it was given?"""
+        for row, trace, part in zip(table, traces, parts, strict=True):
+            if is_graded(trace):
+                found = checked_response(trace.text, part, final_answer(trace, part))
+                for name, number in (
+                    ("checkable", found.verified is not None),
+                    ("verified", found.verified or 0),
+                    ("committed", found.committed or 0),
+                    ("with_candidates", found.candidates is not None),
+                    ("candidates", found.candidates or 0),
+                ):
+                    row[self.columns[name]] = number
 
     def _leave_out_loops(self, table: Floats, looping: Sequence[bool]) -> None:
         """The same sums over responses that do not loop."""
