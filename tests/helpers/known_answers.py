@@ -5,9 +5,13 @@ What a small model learns, and so what it draws, depends on the rounding of the 
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
+import pytest
+import torch
+
 from epistill.records import Rollout
 from epistill.rollouts.sampler import decode_text
-from epistill.rollouts.scoring import score_completions
 from epistill.studies import tiny
 from epistill.tasks.star_search import star_problem
 
@@ -28,17 +32,30 @@ def answer_with(patch, responses_of):
         texts = [responses_of(r.problem_id, policy_version)[i % 2] for r, i in asked]
         written = [(*model.tokenizer.encode(text, add_special_tokens=False), end) for text in texts]
         assert max(map(len, written)) <= sampling.max_new_tokens
-        scores = score_completions(model, prompts, written, temperature=sampling.temperature)
+        scored = [
+            own_scores(model, prompt, ids, sampling.temperature)
+            for prompt, ids in zip(prompts, written, strict=True)
+        ]
         return [
             Rollout(
-                request.problem_id, i, request.ids, ids, tuple(found.log_probs.tolist()), "eos",
-                decode_text(model.tokenizer, model.eos_ids, ids), policy_version,
-                tuple(found.entropies.tolist()),
+                request.problem_id, i, request.ids, ids, log_probs, "eos",
+                decode_text(model.tokenizer, model.eos_ids, ids), policy_version, entropies,
             )
-            for (request, i), ids, found in zip(asked, written, scores, strict=True)
+            for (request, i), ids, (log_probs, entropies) in zip(asked, written, scored, strict=True)
         ]  # fmt: skip
 
     patch.setattr("epistill.rollouts.in_process_engine.sample", answer)
+
+
+@torch.no_grad()
+def own_scores(model, prompt, ids, temperature):
+    """Log-probs and entropies of one response, by this process alone: each has its own prompts."""
+    read = torch.tensor([[*prompt, *ids]], device=model.device)
+    logits = model.network(read).logits[0, len(prompt) - 1 : -1].float() / temperature
+    log_p = logits.log_softmax(-1)
+    chosen = log_p.gather(-1, torch.tensor(ids, device=model.device).unsqueeze(-1)).squeeze(-1)
+    entropies = -(log_p.exp() * log_p).sum(-1)
+    return tuple(chosen.tolist()), tuple(entropies.tolist())
 
 
 def know_toy_answers(patch):
@@ -67,3 +84,12 @@ def know_star_answers(patch):
         return tuple(f"{waits}so {a} </think> answer {a}" for a in (problem.answer, wrong))
 
     answer_with(patch, responses_of)
+
+
+@contextmanager
+def known_where_watched(config):
+    """A run whose monitor has rules of its own gets known answers: each step's are shorter."""
+    with pytest.MonkeyPatch.context() as patch:
+        if "rules" in config.get("monitor", {}):
+            know_star_answers(patch)
+        yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 
 import pytest
@@ -66,6 +67,18 @@ def grpo(folder, monitor, reward, **changes):
     )
 
 
+def shorter(hooked):
+    """The monitor is told of responses that get shorter at every step, whatever is learned."""
+
+    @functools.wraps(hooked)
+    def reward(*args, completion_ids, trainer_state, **rest):
+        length = 30 - trainer_state.global_step
+        known = [(list(ids) * length)[:length] for ids in completion_ids]
+        return hooked(*args, completion_ids=known, trainer_state=trainer_state, **rest)
+
+    return reward
+
+
 def rows_of(folder):
     path = folder / "monitor" / "metrics.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()]
@@ -105,7 +118,7 @@ def test_a_grpo_run_of_trl(tmp_path):
 
 def test_an_alarm_stops_trl_and_a_resumed_run_has_its_rows(tmp_path):
     monitor = EpistemicMonitor(Monitor(action="stop", **EASY))
-    trainer = grpo(tmp_path, monitor, monitor.reward_hook(solved), max_steps=30, save_strategy="steps", save_steps=1)  # fmt: skip
+    trainer = grpo(tmp_path, monitor, shorter(monitor.reward_hook(solved)), max_steps=30, save_strategy="steps", save_steps=1)  # fmt: skip
     trainer.train()
     stopped = trainer.state.global_step
     assert 4 <= stopped < 30
@@ -114,7 +127,7 @@ def test_an_alarm_stops_trl_and_a_resumed_run_has_its_rows(tmp_path):
     assert recorded["rule"] == "fall:length_tokens"
     before = rows_of(tmp_path)
     again = EpistemicMonitor(Monitor(**EASY))
-    trainer = grpo(tmp_path, again, again.reward_hook(solved), max_steps=stopped + 1)
+    trainer = grpo(tmp_path, again, shorter(again.reward_hook(solved)), max_steps=stopped + 1)
     trainer.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{stopped - 1}"))
     after = rows_of(tmp_path)
     assert [row["step"] for row in after] == list(range(1, stopped + 2))
@@ -136,7 +149,7 @@ def test_an_alarm_lowers_the_distillation_weight_of_trls_sdpo(tmp_path):
     trainer = SDPOTrainer(
         model=model.network,
         processing_class=model.tokenizer,
-        reward_funcs=monitor.reward_hook(reward),
+        reward_funcs=shorter(monitor.reward_hook(reward)),
         args=SDPOConfig(distillation_weight=0.8, **trl_settings(tmp_path, max_steps=8)),
         train_dataset=dataset(),
         callbacks=[monitor],

@@ -24,6 +24,7 @@ from epistill.store import RunStore
 from epistill.studies.run_arm import run
 from epistill.world import World
 from tests.helpers.drivers.steps import write_step
+from tests.helpers.known_answers import known_where_watched
 from tests.helpers.two_processes import LIMIT_S, on_two, start_two
 
 METHODS = {
@@ -35,7 +36,8 @@ METHODS = {
 
 def on_one(runs):
     for folder, config in runs:
-        run(RunConfig.model_validate(config), folder)
+        with known_where_watched(config):
+            run(RunConfig.model_validate(config), folder)
 
 
 def settings(name, **changes):
@@ -62,7 +64,10 @@ EASY = {"rules": [{"type": "fall", "measure": "length_tokens", "share": 1e-6}],
 
 
 def watched(action, **changes):
-    """A run whose monitor fires after a few steps, and does something about it."""
+    """A run whose monitor fires after a few steps, and does something about it.
+
+    Its responses are known, and shorter at every step (`known_where_watched`).
+    """
     return settings("sdpo", steps=8, evaluations=[], monitor={**EASY, "action": action}, **changes)
 
 

@@ -27,7 +27,8 @@ torch.set_num_threads(1)
 from pathlib import Path
 from epistill.config import RunConfig
 from epistill.studies.run_arm import run
-run(RunConfig.model_validate_json(sys.argv[2]), Path(sys.argv[1]))
+for folder, config in zip(sys.argv[1::2], sys.argv[2::2], strict=True):
+    run(RunConfig.model_validate_json(config), Path(folder))
 """
 
 
@@ -59,32 +60,45 @@ def config(name):
     )
 
 
-def start(folder, settings):
-    return subprocess.Popen([sys.executable, "-c", CHILD, str(folder), settings.model_dump_json()])
+def start(*runs):
+    told = [word for folder, settings in runs for word in (str(folder), settings.model_dump_json())]
+    return subprocess.Popen([sys.executable, "-c", CHILD, *told])
 
 
-def finish(folder, settings):
-    assert start(folder, settings).wait(timeout=300) == 0
-
-
-@pytest.mark.parametrize("name", list(METHOD_SETTINGS))
-def test_a_killed_and_resumed_run_is_bit_identical(name, tmp_path):
-    settings = config(name)
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    finish(whole, settings)
-    process = start(broken, settings)
-    metrics = broken / "metrics.jsonl"
+def kill_on_the_way(folder, settings):
+    """Past the first checkpoint (3 steps) and into steps that must be done again."""
+    process, metrics = start((folder, settings)), folder / "metrics.jsonl"
     deadline = time.monotonic() + 240
-    # Past the first checkpoint (3 steps) and into steps that must be done again.
     while not (metrics.is_file() and metrics.read_bytes().count(b"\n") >= 5):
         assert process.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert RunStore(broken).result is None
-    finish(broken, settings)
-    assert metrics.read_bytes() == (whole / "metrics.jsonl").read_bytes()
+    assert RunStore(folder).result is None
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Undisturbed ones by one process; a killed process each, and one that goes on with all."""
+    root = tmp_path_factory.mktemp("resume")
+    settings = {name: config(name) for name in METHOD_SETTINGS}
+    other = settings["sdpo"].model_copy(update={"seed": 1})
+    wholes = start(*((root / f"whole-{name}", one) for name, one in settings.items()))
+    for name, one in settings.items():
+        kill_on_the_way(root / f"broken-{name}", one)
+    broken = [(root / f"broken-{name}", one) for name, one in settings.items()]
+    resumed = start(*broken, (root / "again", settings["sdpo"]), (root / "other", other))
+    assert wholes.wait(timeout=300) == 0
+    assert resumed.wait(timeout=300) == 0
+    return root
+
+
+@pytest.mark.parametrize("name", list(METHOD_SETTINGS))
+def test_a_killed_and_resumed_run_is_bit_identical(name, runs):
+    whole, broken = runs / f"whole-{name}", runs / f"broken-{name}"
+    first, second = ((f / "metrics.jsonl").read_bytes() for f in (whole, broken))
+    assert first == second
     one, other = (load_file(f / "model" / "model.safetensors") for f in (whole, broken))
     assert one.keys() == other.keys()
     assert all((one[k] == other[k]).all() for k in one)
@@ -94,12 +108,8 @@ def test_a_killed_and_resumed_run_is_bit_identical(name, tmp_path):
         )
 
 
-def test_two_runs_of_one_configuration_give_identical_metrics(tmp_path):
-    settings = config("sdpo")
-    for name in ("a", "b"):
-        finish(tmp_path / name, settings)
-    first, second = ((tmp_path / n / "metrics.jsonl").read_bytes() for n in ("a", "b"))
+def test_two_runs_of_one_configuration_give_identical_metrics(runs):
+    names = ("whole-sdpo", "again", "other")
+    first, second, other = ((runs / n / "metrics.jsonl").read_bytes() for n in names)
     assert first == second
-    other = settings.model_copy(update={"seed": 1})
-    finish(tmp_path / "c", other)
-    assert (tmp_path / "c" / "metrics.jsonl").read_bytes() != first
+    assert other != first

@@ -21,6 +21,7 @@ from epistill.errors import EpistillError, StoppedElsewhere
 from epistill.store import RunStore
 from epistill.studies.run_arm import run
 from epistill.world import joined
+from tests.helpers.known_answers import known_where_watched
 
 
 def see_otherwise():
@@ -56,7 +57,8 @@ with joined() as world:
     for folder, config, *spoiled in json.loads(Path(sys.argv[1]).read_text()):
         spoil(() if world.first else spoiled, gradients)
         try:
-            run(RunConfig.model_validate(config), Path(folder))
+            with known_where_watched(config):
+                run(RunConfig.model_validate(config), Path(folder))
         except (EpistillError, StoppedElsewhere) as error:
             if not spoiled:
                 raise
