@@ -8,9 +8,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, TypeVar
-
-from pydantic import ValidationError
+from typing import Any
 
 from epistill.axes import Method
 from epistill.config import (
@@ -26,33 +24,32 @@ from epistill.errors import EpistillError, first_line
 from epistill.method_import import with_methods_of
 from epistill.methods import method
 from epistill.preflights.preflight_config import PreflightConfig
-from epistill.settings import Settings, first_fault
+from epistill.settings import Settings, checked
 
-_STAR = re.compile(r"star-search(?::(\d+)x(\d+))?")
-
-
-_PAIRS = re.compile(r"number-pairs(?::(\d+)x(\d+))?(?::(sum|difference))?(?::(plain|story))?")
+_GENERATED: tuple[tuple[str, str, type[StarSearchTask | NumberPairsTask], str], ...] = (
+    (
+        "star-search",
+        r"(?::(?P<arms>\d+)x(?P<depth>\d+))?",
+        StarSearchTask,
+        "star-search:ARMSxDEPTH, as star-search:5x3",
+    ),
+    (
+        "number-pairs",
+        r"(?::(?P<numbers>\d+)x(?P<largest>\d+))?(?::(?P<operation>sum|difference))?"
+        r"(?::(?P<wording>plain|story))?",
+        NumberPairsTask,
+        "number-pairs:NUMBERSxLARGEST, as number-pairs:4x20, then :difference and :story if wanted",
+    ),
+)
 
 
 def task_from_name(name: str) -> TaskConfig:
     """Read "star-search:6x3", "number-pairs:5x20:difference:story", a file, or a dataset name."""
-    if found := _STAR.fullmatch(name):
-        arms, depth = found.groups()
-        size = {} if arms is None else {"arms": int(arms), "depth": int(depth)}
-        return _validated(StarSearchTask, size)
-    if name.startswith("star-search"):
-        raise EpistillError(
-            f"no task {name!r}; expected star-search:ARMSxDEPTH, as star-search:5x3"
-        )
-    if found := _PAIRS.fullmatch(name):
-        names = ("numbers", "largest", "operation", "wording")
-        knobs = zip(names, found.groups(), strict=True)
-        return _validated(NumberPairsTask, {n: v for n, v in knobs if v is not None})
-    if name.startswith("number-pairs"):
-        raise EpistillError(
-            f"no task {name!r}; expected number-pairs:NUMBERSxLARGEST, as number-pairs:4x20, then "
-            ":difference and :story if wanted"
-        )
+    for stem, knobs, kind, expected in _GENERATED:
+        if found := re.fullmatch(stem + knobs, name):
+            return checked(kind, {n: v for n, v in found.groupdict().items() if v is not None})
+        if name.startswith(stem):
+            raise EpistillError(f"no task {name!r}; expected {expected}")
     return FileTask(path=name)
 
 
@@ -70,7 +67,7 @@ def with_prompt(task: TaskConfig, prompt: str | None) -> TaskConfig:
         return task
     if not isinstance(task, FileTask):
         raise EpistillError("--prompt changes what a file asks; expected data from a file")
-    return _validated(FileTask, {**task.model_dump(), "prompt": prompt})
+    return checked(FileTask, {**task.model_dump(), "prompt": prompt})
 
 
 def describe_task(source: str, split: str) -> dict[str, Any]:
@@ -141,7 +138,7 @@ def load_run_config(config: RunConfig | str | Path | None, flags: Mapping[str, A
         settings.pop("data", None)
         task = task_from_name(task)
     if (prompt := flags.pop("prompt", None)) is not None and task is not None:
-        task = with_prompt(_validated(_Task, {"task": task}).task, prompt)
+        task = with_prompt(checked(_Task, {"task": task}).task, prompt)
     if task is not None:
         settings["task"] = task
     drawn = {name: flags.pop(name) for name in tuple(flags) if name in SamplingConfig.model_fields}
@@ -163,7 +160,7 @@ def load_run_config(config: RunConfig | str | Path | None, flags: Mapping[str, A
     if not isinstance(chosen, Method):
         changes = dict(chosen or {})
         chosen = method(changes.pop("name"), **changes)
-    return _validated(RunConfig, {**settings, **flags, "method": chosen})
+    return checked(RunConfig, {**settings, **flags, "method": chosen})
 
 
 def evaluation_settings(
@@ -173,16 +170,8 @@ def evaluation_settings(
     task = with_prompt(task_from_name(data), prompt)
     if not isinstance(task, FileTask):
         task = task.model_copy(update={"split": "test"})
-    chosen = _validated(
-        EvalSet,
-        {
-            "name": data,
-            "task": task.model_dump(),
-            "samples": samples,
-            "problems": problems,
-        },
-    )
-    return chosen, _validated(SamplingConfig, sampling)
+    settings = {"name": data, "task": task.model_dump(), "samples": samples, "problems": problems}
+    return checked(EvalSet, settings), checked(SamplingConfig, sampling)
 
 
 def preflight_settings(
@@ -198,14 +187,4 @@ def preflight_settings(
         settings["sampling"] = {**dict(settings.get("sampling") or {}), **drawn}
     names = tuple(name.strip() for name in contexts or () if name.strip())
     task = with_prompt(task_from_name(data), prompt).model_dump()
-    return _validated(PreflightConfig, {**settings, "task": task, "contexts": names})
-
-
-_Record = TypeVar("_Record", bound=Settings)
-
-
-def _validated(kind: type[_Record], settings: Mapping[str, Any]) -> _Record:
-    try:
-        return kind.model_validate(settings)
-    except ValidationError as error:
-        raise EpistillError(first_fault(error)) from error
+    return checked(PreflightConfig, {**settings, "task": task, "contexts": names})

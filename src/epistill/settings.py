@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from inspect import isabstract
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -22,7 +22,9 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from epistill.errors import did_you_mean
+from epistill.errors import EpistillError, did_you_mean
+
+_Record = TypeVar("_Record", bound="Settings")
 
 # What other trainers call it; nothing that these names resemble would be found by their letters.
 _ELSEWHERE = {
@@ -66,6 +68,18 @@ def first_fault(error: ValidationError) -> str:
     scalar = isinstance(first.get("input"), str | int | float | bool)
     found = f" (found {first['input']!r})"[:120] if where and scalar else ""
     return " ".join(f"{where}{': ' if where else ''}{message}{found}".split())
+
+
+def checked(kind: type[_Record], settings: Mapping[str, Any], what: str = "") -> _Record:
+    """A record of settings that anybody wrote.
+
+    Raises:
+        EpistillError: The first that does not fit, after `what`.
+    """
+    try:
+        return kind.model_validate(settings)
+    except ValidationError as error:
+        raise EpistillError(f"{what}{first_fault(error)}") from error
 
 
 def merged(old: Any, new: Any) -> Any:
