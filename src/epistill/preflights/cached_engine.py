@@ -41,14 +41,11 @@ class CachedEngine:
 
     def __init__(self, engine: Engine, folder: Path) -> None:
         self._engine, self._folder = engine, folder
-        self.tokenizer, self.eos_ids = engine.tokenizer, engine.eos_ids
+        self.identity: Mapping[str, Any] = engine.identity
+        self.tokenizer = engine.tokenizer
+        self.eos_ids = engine.eos_ids
         self.max_positions = engine.max_positions
         self.found = self.asked = 0
-
-    @property
-    def identity(self) -> Mapping[str, Any]:
-        """The engine's."""
-        return self._engine.identity
 
     def sample(
         self, requests: Sequence[PromptRequest], **drawing: Unpack[Drawing]
@@ -79,9 +76,11 @@ class CachedEngine:
             key["mass_of"] = None if mass_of is None else list(mass_of)
 
             def ask(pair: Sequence[Sequence[Ids]] = pair) -> list[dict[str, Any]]:
+                found = self._engine.score(pair[0], pair[1], mass_of=mass_of)
+                names = [field.name for field in fields(TokenScores)]
                 return [
-                    {field.name: _listed(getattr(row, field.name)) for field in fields(row)}
-                    for row in self._engine.score(pair[0], pair[1], mass_of=mass_of)
+                    {n: v if (v := getattr(r, n)) is None else v.tolist() for n in names}
+                    for r in found
                 ]
 
             for row in self._rows(key, ask):
@@ -122,7 +121,3 @@ def _stored(path: Path) -> list[dict[str, Any]] | None:
         logging.getLogger("epistill").warning("%s is damaged; it is asked for again", path)
         return None
     return pl.read_parquet(io.BytesIO(content)).to_dicts()
-
-
-def _listed(column: torch.Tensor | None) -> list[float] | None:
-    return None if column is None else column.tolist()

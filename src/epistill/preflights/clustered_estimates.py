@@ -13,10 +13,7 @@ Floats = NDArray[np.float64]
 
 
 def ratios(
-    problems: Sequence[str],
-    columns: Mapping[str, tuple[Sequence[float], Sequence[float]]],
-    *,
-    scale: float = 1.0,
+    problems: Sequence[str], columns: Mapping[str, tuple[Floats, Floats]], *, scale: float = 1.0
 ) -> dict[str, Estimate | None]:
     """Ratios of sums over rows, problems resampled; None where the denominator is 0.
 
@@ -27,24 +24,22 @@ def ratios(
     """
     if not problems:
         return dict.fromkeys(columns, None)
-    above = sums_by_problem(problems, [[scale * v for v in n] for n, _ in columns.values()])
-    below = sums_by_problem(problems, [list(d) for _, d in columns.values()])
+    above = sums_by_problem(problems, [scale * numerators for numerators, _ in columns.values()])
+    below = sums_by_problem(problems, [denominators for _, denominators in columns.values()])
     return dict(zip(columns, bootstrap_ratio(above, below), strict=True))
 
 
-def sums_by_problem(problems: Sequence[str], columns: Sequence[Sequence[float] | Floats]) -> Floats:
+def sums_by_problem(problems: Sequence[str], columns: Sequence[Floats]) -> Floats:
     """[clusters, columns] sums, clusters in order of first appearance."""
     index = {name: i for i, name in enumerate(dict.fromkeys(problems))}
     sums = np.zeros((len(index), len(columns)))
-    rows = np.array([index[name] for name in problems])
-    for k, column in enumerate(columns):
-        np.add.at(sums[:, k], rows, np.asarray(column, dtype=np.float64))
+    np.add.at(sums, [index[name] for name in problems], np.stack(columns, axis=1))
     return sums
 
 
-def mean_of_means(problems: Sequence[str], values: Sequence[float]) -> Estimate | None:
+def mean_of_means(problems: Sequence[str], values: Floats) -> Estimate | None:
     """Mean over problems of each problem's mean over its rows."""
     if not problems:
         return None
-    sums = sums_by_problem(problems, [values, [1.0] * len(values)])
+    sums = sums_by_problem(problems, [values, np.ones(len(values))])
     return bootstrap_mean(sums[:, 0] / sums[:, 1])

@@ -9,14 +9,14 @@ measured, so that no response is a context of itself or of its own score.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from epistill.axes import Context
-from epistill.config import SamplingConfig
 from epistill.errors import EpistillError
 from epistill.metrics.lexicon import Lexicon
 from epistill.preflights.clustered_estimates import Floats
+from epistill.preflights.preflight_config import PreflightConfig
 from epistill.preflights.token_classes import FirstTokens, TokenClasses, classify
 from epistill.records import GradedRollout, Message, Problem
 from epistill.rollouts.collect import sample_and_grade
@@ -32,32 +32,12 @@ Ids = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class MeasurementSettings:
-    """How much is drawn and how it is read.
+class MarkerWords:
+    """Words of doubt, ordinary words beside them, and the tokens whose probability is the mass."""
 
-    Attributes:
-        samples: Responses per problem, of the student and of every teacher.
-        sampling: The student's; its `thinking` is the student's mode.
-        teacher_thinking: The teacher's mode.
-        seed: Names every draw.
-        markers, control: Words of doubt, and ordinary words beside them.
-        first: The tokens whose probability is the marker mass.
-        allow_mode_mismatch: Measure although student and teacher think in different modes.
-    """
-
-    samples: int
-    sampling: SamplingConfig
-    teacher_thinking: bool | None
-    seed: int
     markers: Lexicon
     control: Lexicon | None
     first: FirstTokens
-    allow_mode_mismatch: bool = False
-
-    @property
-    def teacher_sampling(self) -> SamplingConfig:
-        """The student's, in the teacher's mode."""
-        return self.sampling.model_copy(update={"thinking": self.teacher_thinking})
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +104,11 @@ def u_nats(guided: TokenScores, bare: TokenScores) -> Floats:
 
 
 def measure_student(
-    engine: Engine, problems: Sequence[Problem], settings: MeasurementSettings, grader: Grader
+    engine: Engine,
+    problems: Sequence[Problem],
+    config: PreflightConfig,
+    words: MarkerWords,
+    grader: Grader,
 ) -> Student:
     """Draw, grade, classify and score the student's rollouts."""
     asked = [(problem, problem.messages) for problem in problems]
@@ -133,28 +117,32 @@ def measure_student(
             engine,
             asked,
             grader,
-            samples=settings.samples,
-            sampling=settings.sampling,
-            seed=derive_seed("preflight", name, settings.seed),
+            samples=config.samples,
+            sampling=config.sampling,
+            seed=derive_seed("preflight", name, config.seed),
         )
         for name in ("source", "student")
     )
-    bare = engine.score(
-        [item.rollout.prompt_ids for item in graded],
-        [item.rollout.completion_ids for item in graded],
-        mass_of=settings.first.ids,
-    )
-    tokens = [_classes(engine, item, settings) for item in graded]
+    completions = [item.rollout.completion_ids for item in graded]
+    prompts = [item.rollout.prompt_ids for item in graded]
+    bare = engine.score(prompts, completions, mass_of=words.first.ids)
+    told: Any = {"markers": words.markers, "control": words.control, "ends": engine.eos_ids}
+    tokens = (classify(engine.tokenizer, ids, **told) for ids in completions)
     return Student(tuple(source), tuple(graded), tuple(tokens), tuple(bare))
 
 
-def check_modes(engine: Engine, problem: Problem, settings: MeasurementSettings) -> None:
+def check_modes(engine: Engine, problem: Problem, config: PreflightConfig) -> None:
     """Refuse at once where the two modes render the bare question differently."""
-    _Prompts(engine, settings).pair(problem, problem.messages, "none")
+    _Teacher(engine, config, "none").prompt(problem, problem.messages)
 
 
 def measure_context(
-    engine: Engine, name: str, student: Student, settings: MeasurementSettings, grader: Grader
+    engine: Engine,
+    name: str,
+    student: Student,
+    config: PreflightConfig,
+    words: MarkerWords,
+    grader: Grader,
 ) -> ContextMeasurement:
     """Everything about one context.
 
@@ -162,168 +150,115 @@ def measure_context(
         engine: Samples and scores.
         name: One of NAMED_CONTEXTS.
         student: `measure_student`'s.
-        settings: As for the student.
+        config, words: As for the student.
         grader: Grades the teacher's own responses.
 
     Raises:
         EpistillError: Student and teacher think in different modes.
     """
-    context = NAMED_CONTEXTS[name]
-    prompts = _Prompts(engine, settings)
-    seed = derive_seed("preflight", name, settings.seed)
+    context, graded, teacher = (
+        NAMED_CONTEXTS[name],
+        student.graded,
+        _Teacher(engine, config, name),
+    )
+    drawn: Any = {
+        "sampling": config.teacher_sampling,
+        "seed": derive_seed("preflight", name, config.seed),
+    }
 
-    def texts_of(graded: Sequence[GradedRollout]) -> list[str | None]:
-        return contexts_of(
-            engine, context, graded, grader, sampling=settings.teacher_sampling, seed=seed
-        )
+    def score(prompts: Sequence[Ids], responses: Sequence[GradedRollout]) -> list[TokenScores]:
+        completions = [item.rollout.completion_ids for item in responses]
+        return engine.score(prompts, completions, mass_of=words.first.ids)
 
-    teacher = _on_students(
-        engine, context, student, texts_of(student.graded), settings, prompts, name
-    )
-    chats = guided_chats(context, student.source, texts_of(student.source))
-    fitting = [
-        (problem, messages)
-        for problem, messages in chats
-        if prompts.fits(
-            prompts.pair(problem, messages, name)[1].ids, settings.sampling.max_new_tokens
-        )
-    ]
-    own = sample_and_grade(
-        engine,
-        fitting,
-        grader,
-        samples=settings.samples,
-        sampling=settings.teacher_sampling,
-        seed=seed,
-    )
-    bare_ids = {item.problem.id: item.rollout.prompt_ids for item in student.graded}
-    completions = [item.rollout.completion_ids for item in own]
-    own_guided = engine.score(
-        [item.rollout.prompt_ids for item in own], completions, mass_of=settings.first.ids
-    )
-    own_bare = engine.score(
-        [bare_ids[item.problem.id] for item in own], completions, mass_of=settings.first.ids
-    )
-    guided_ids = {problem.id: prompts.pair(problem, m, name)[1].ids for problem, m in fitting}
-    rows = _first_correct(student.graded, guided_ids, prompts)
-    trace_guided = engine.score(
-        [guided_ids[student.graded[i].problem.id] for i in rows],
-        [student.graded[i].rollout.completion_ids for i in rows],
-        mass_of=settings.first.ids,
-    )
-    return ContextMeasurement(
-        name,
-        tuple(teacher),
-        tuple(own),
-        tuple(own_guided),
-        tuple(own_bare),
-        tuple(rows),
-        tuple(trace_guided),
-        prompts.too_long,
-        prompts.example(),
-    )
-
-
-def _on_students(
-    engine: Engine,
-    context: Context,
-    student: Student,
-    texts: Sequence[str | None],
-    settings: MeasurementSettings,
-    prompts: _Prompts,
-    name: str,
-) -> list[TokenScores | None]:
-    """Scores of the student's rollouts under each row's own context, as training would see it."""
-    here: list[int] = []
-    ids: list[Ids] = []
-    for i, (item, text) in enumerate(zip(student.graded, texts, strict=True)):
-        if text is None and context.source != "none":
-            continue
-        messages = teacher_messages(item.problem, text, context)
-        prompt = prompts.pair(item.problem, messages, name)[1]
-        if prompts.fits(prompt.ids, len(item.rollout.completion_ids)):
-            here.append(i)
-            ids.append(prompt.ids)
+    # The student's rollouts under each row's own context, as training would see it.
+    texts = contexts_of(engine, context, graded, grader, **drawn)
+    here: dict[int, Ids] = {}
+    for i, (item, text) in enumerate(zip(graded, texts, strict=True)):
+        if text is not None or context.source == "none":
+            ids = teacher.prompt(item.problem, teacher_messages(item.problem, text, context)).ids
+            if teacher.fits(ids, len(item.rollout.completion_ids)):
+                here[i] = ids
     # In the opposite order of the student's own pass: "none" then meets other neighbours and
     # padding, so that its zero is a measurement and not a look-up.
-    here, ids = here[::-1], ids[::-1]
-    found = engine.score(
-        ids, [student.graded[i].rollout.completion_ids for i in here], mass_of=settings.first.ids
-    )
-    scored = dict(zip(here, found, strict=True))
-    return [scored.get(i) for i in range(len(student.graded))]
+    order = list(here)[::-1]
+    found = score([here[i] for i in order], [graded[i] for i in order])
+    guided = dict(zip(order, found, strict=True))
 
-
-def _first_correct(
-    graded: Sequence[GradedRollout], guided: Mapping[str, Ids], prompts: _Prompts
-) -> list[int]:
-    """Per problem with a context, the first correct rollout that fits behind it."""
-    chosen: dict[str, int] = {}
+    # The teacher's own responses, and the student's first correct one under the same contexts.
+    source = student.source
+    chats = guided_chats(context, source, contexts_of(engine, context, source, grader, **drawn))
+    prompts = {p.id: teacher.prompt(p, messages).ids for p, messages in chats}
+    room = config.sampling.max_new_tokens
+    fitting = [(p, messages) for p, messages in chats if teacher.fits(prompts[p.id], room)]
+    own = sample_and_grade(engine, fitting, grader, samples=config.samples, **drawn)
+    bare = {item.problem.id: item.rollout.prompt_ids for item in graded}
+    own_guided = score([item.rollout.prompt_ids for item in own], own)
+    own_bare = score([bare[item.problem.id] for item in own], own)
+    traces: dict[str, int] = {}
+    asked = {problem.id for problem, _ in fitting}
     for i, item in enumerate(graded):
-        name = item.problem.id
-        right = item.grade.score > SUCCESS_THRESHOLD and name in guided
-        if right and name not in chosen:
-            length = len(item.rollout.completion_ids)
-            if prompts.fits(guided[name], length):
-                chosen[name] = i
-    return list(chosen.values())
-
-
-def _classes(engine: Engine, item: GradedRollout, settings: MeasurementSettings) -> TokenClasses:
-    return classify(
-        engine.tokenizer,
-        item.rollout.completion_ids,
-        markers=settings.markers,
-        control=settings.control,
-        ends=engine.eos_ids,
+        problem, length = item.problem.id, len(item.rollout.completion_ids)
+        right = item.grade.score > SUCCESS_THRESHOLD and problem in asked - traces.keys()
+        if right and teacher.fits(prompts[problem], length):
+            traces[problem] = i
+    rows = list(traces.values())
+    return ContextMeasurement(
+        name=name,
+        teacher=tuple(guided.get(i) for i in range(len(graded))),
+        own=tuple(own),
+        own_guided=tuple(own_guided),
+        own_bare=tuple(own_bare),
+        trace_rows=tuple(rows),
+        trace_guided=tuple(score([prompts[p] for p in traces], [graded[i] for i in rows])),
+        too_long=teacher.too_long,
+        prompt=teacher.example(),
     )
 
 
-class _Prompts:
-    """Renders both sides of a problem, refuses unlike modes, remembers what was read."""
+class _Teacher:
+    """Renders the teacher's prompts, refuses unlike modes, remembers what was read."""
 
-    def __init__(self, engine: Engine, settings: MeasurementSettings) -> None:
-        self._engine, self._settings = engine, settings
+    def __init__(self, engine: Engine, config: PreflightConfig, context: str) -> None:
+        self._engine, self._config, self._context = engine, config, context
         self._known: dict[tuple[Message, ...], RenderedPrompt] = {}
-        self._digest = hashlib.sha256()
         self._shown: tuple[str, RenderedPrompt, RenderedPrompt] | None = None
         self.too_long = 0
 
-    def pair(
-        self, problem: Problem, messages: tuple[Message, ...], context: str
-    ) -> tuple[RenderedPrompt, RenderedPrompt]:
-        """(student's prompt, teacher's prompt)."""
-        tokenizer = self._engine.tokenizer
-        student = render_prompt(
-            tokenizer, problem.messages, thinking=self._settings.sampling.thinking
+    def prompt(self, problem: Problem, messages: tuple[Message, ...]) -> RenderedPrompt:
+        if messages in self._known:
+            return self._known[messages]
+        config = self._config
+        student, teacher = (
+            render_prompt(self._engine.tokenizer, chat, thinking=thinking)
+            for chat, thinking in (
+                (problem.messages, config.sampling.thinking),
+                (messages, config.teacher_sampling.thinking),
+            )
         )
-        if messages not in self._known:
-            teacher = render_prompt(tokenizer, messages, thinking=self._settings.teacher_thinking)
-            modes = thinking_mode(student.text), thinking_mode(teacher.text)
-            if modes[0] != modes[1] and not self._settings.allow_mode_mismatch:
-                raise EpistillError(
-                    f"context {context!r}: the student's prompt leaves thinking {modes[0]} but the "
-                    f"teacher's {modes[1]} (problem {problem.id!r}); differences would be those of "
-                    "the modes; use the same mode for both, or pass --allow-mode-mismatch"
-                )
-            self._known[messages] = teacher
-            self._digest.update(teacher.sha256.encode())
-            self._shown = self._shown or (problem.id, student, teacher)
-        return student, self._known[messages]
+        modes = thinking_mode(student.text), thinking_mode(teacher.text)
+        if modes[0] != modes[1] and not config.allow_mode_mismatch:
+            raise EpistillError(
+                f"context {self._context!r}: the student's prompt leaves thinking {modes[0]} but "
+                f"the teacher's {modes[1]} (problem {problem.id!r}); differences would be those of "
+                "the modes; use the same mode for both, or pass --allow-mode-mismatch"
+            )
+        self._known[messages] = teacher
+        self._shown = self._shown or (problem.id, student, teacher)
+        return teacher
 
     def fits(self, prompt: Ids, length: int) -> bool:
         """Whether a response of that length fits behind the prompt; counts those that do not."""
         limit = self._engine.max_positions
-        if limit is not None and len(prompt) + length > limit:
-            self.too_long += 1
-            return False
-        return True
+        fits = limit is None or len(prompt) + length <= limit
+        self.too_long += not fits
+        return fits
 
     def example(self) -> PromptExample | None:
         """The first problem's prompts."""
         if self._shown is None:
             return None
         problem_id, student, teacher = self._shown
+        every = "".join(prompt.sha256 for prompt in self._known.values())
         return PromptExample(
             problem_id,
             student.text,
@@ -332,5 +267,5 @@ class _Prompts:
             teacher.sha256,
             thinking_mode(student.text),
             thinking_mode(teacher.text),
-            self._digest.hexdigest(),
+            hashlib.sha256(every.encode()).hexdigest(),
         )

@@ -45,6 +45,13 @@ class PreflightConfig(Settings):
     chat_template: str | None = None
     seed: int = 0
 
+    @property
+    def teacher_sampling(self) -> SamplingConfig:
+        """The student's, in the teacher's mode."""
+        asked = self.teacher_thinking
+        thinking = self.sampling.thinking if asked == "same" else asked
+        return self.sampling.model_copy(update={"thinking": thinking})
+
     @field_validator("engine")
     @classmethod
     def _a_known_engine(cls, engine: str) -> str:

@@ -22,7 +22,7 @@ from epistill.metrics.lexicon import load_lexicon
 from epistill.preflights.cached_engine import CachedEngine
 from epistill.preflights.context_scores import (
     ContextMeasurement,
-    MeasurementSettings,
+    MarkerWords,
     Student,
     check_modes,
     measure_context,
@@ -31,7 +31,6 @@ from epistill.preflights.context_scores import (
 )
 from epistill.preflights.preflight_config import PreflightConfig
 from epistill.preflights.pressure import (
-    GuidedResponse,
     fork_threshold,
     forks,
     pressure,
@@ -75,43 +74,46 @@ def run_preflight(
     problems = load_eval_problems(config.task, config.problems)
     if not problems:
         raise EpistillError(f"no problems in {config.task}; expected at least one")
-    names = chosen_contexts(config, problems)
-    settings = measurement_settings(config, engine)
+    names = _chosen_contexts(config, problems)
+    markers = load_lexicon(config.markers)
+    control = None if markers.control is None else load_lexicon(markers.control)
+    words = MarkerWords(markers, control, first_tokens(engine.tokenizer, markers))
     remembering = CachedEngine(engine, cache)
-    check_modes(remembering, problems[0], settings)
+    check_modes(remembering, problems[0], config)
     with Grader() as grader:
-        say(f"student: {len(problems)} problems x {settings.samples} responses, twice")
-        student = measure_student(remembering, problems, settings, grader)
+        say(f"student: {len(problems)} problems x {config.samples} responses, twice")
+        student = measure_student(remembering, problems, config, words, grader)
         guided: dict[str, ContextMeasurement] = {}
         for name in names:
             say(f"context {name} ({len(guided) + 1} of {len(names)})")
-            guided[name] = measure_context(remembering, name, student, settings, grader)
+            guided[name] = measure_context(remembering, name, student, config, words, grader)
     threshold = fork_threshold(student, config.fork_quantile)
     contexts = {
         name: _context(name, found, student, threshold, len(problems))
         for name, found in guided.items()
     }
-    plain = summarise_evaluation(as_rows(eval_records(student.graded, keep_texts=0)))
-    exact = contexts["none"]["largest_u_nats"]
+    exact, tolerance = contexts["none"]["largest_u_nats"], ZERO[config.dtype]
     return {
         "format": 1,
         "settings": config.model_dump(mode="json"),
         "identity": dict(engine.identity),
         "problems": len(problems),
-        "samples": settings.samples,
-        "student": {name: value.as_dict() for name, value in plain.items()},
+        "samples": config.samples,
+        "student": _dicts(
+            summarise_evaluation(as_rows(eval_records(student.graded, keep_texts=0)))
+        ),
         "fork_threshold_nats": threshold,
         "markers": {
-            "lexicon": settings.markers.name,
-            "first_tokens": len(settings.first.ids),
-            "missing": list(settings.first.missing),
+            "lexicon": markers.name,
+            "first_tokens": len(words.first.ids),
+            "missing": list(words.first.missing),
         },
         "contexts": contexts,
         "advice": advice(contexts),
         "control": {
             "largest_u_nats": exact,
-            "tolerance_nats": ZERO[config.dtype],
-            "holds": exact is not None and exact <= ZERO[config.dtype],
+            "tolerance_nats": tolerance,
+            "holds": exact is not None and exact <= tolerance,
         },
         "trace": _trace(student, guided),
         "chunks": {"reused": remembering.found, "computed": remembering.asked},
@@ -120,28 +122,8 @@ def run_preflight(
     }
 
 
-def measurement_settings(config: PreflightConfig, engine: Engine) -> MeasurementSettings:
-    """The settings that measuring needs, resolved."""
-    markers = load_lexicon(config.markers)
-    thinking = config.teacher_thinking
-    return MeasurementSettings(
-        samples=config.samples,
-        sampling=config.sampling,
-        teacher_thinking=config.sampling.thinking if thinking == "same" else thinking,
-        seed=config.seed,
-        markers=markers,
-        control=None if markers.control is None else load_lexicon(markers.control),
-        first=first_tokens(engine.tokenizer, markers),
-        allow_mode_mismatch=config.allow_mode_mismatch,
-    )
-
-
-def chosen_contexts(config: PreflightConfig, problems: Sequence[Problem]) -> list[str]:
-    """The contexts asked for, or all that the problems allow; then the controls.
-
-    Raises:
-        EpistillError: An unknown name.
-    """
+def _chosen_contexts(config: PreflightConfig, problems: Sequence[Problem]) -> list[str]:
+    """The contexts asked for, or all that the problems allow; then the controls."""
     solved = any(problem.solution is not None for problem in problems)
     controls = ["none", "wrong-answer"]
     controls += (
@@ -161,9 +143,15 @@ def chosen_contexts(config: PreflightConfig, problems: Sequence[Problem]) -> lis
 def _context(
     name: str, guided: ContextMeasurement, student: Student, threshold: float, problems: int
 ) -> dict[str, Any]:
-    rows = rows_of(guided, student)
+    rows, context = rows_of(guided, student), NAMED_CONTEXTS[name]
+    # Over the student's responses and the held-out ones, which were scored in other batches.
+    u = [row.u for row in rows]
+    for i, scores in zip(guided.trace_rows, guided.trace_guided, strict=True):
+        u.append(u_nats(scores, student.bare[i]))
+    slack = np.concatenate([row.entropy_slack for row in rows]) if rows else None
+    bare = context.source in ("none", "wrong_answer")
     found: dict[str, Any] = {
-        "control": _is_control(name),
+        "control": bare or context.problem == "other" or context.shuffled,
         "problems": len({item.problem.id for item in guided.own}),
         "problems_asked": problems,
         "rows": len(rows),
@@ -174,39 +162,14 @@ def _context(
         "u_by_class": {kind: _dicts(parts) for kind, parts in u_by_class(rows).items()},
         "forks": _dicts(forks(rows, threshold)),
         "reweighted": _dicts(reweighted(rows)),
-        "largest_u_nats": _largest_u(rows, guided, student),
-        "entropy_slack_nats": _entropy_slack(rows),
+        "largest_u_nats": max((float(np.abs(values).max()) for values in u), default=None),
+        # By which entropies may be too low on average: 0.0 with the full vocabulary.
+        "entropy_slack_nats": None if slack is None else float(slack.mean() / 2),
         "prompt": None if guided.prompt is None else asdict(guided.prompt),
     }
     found["verdict"] = verdict_of(found, load_thresholds())
     found["headline"] = headline(found)
     return found
-
-
-def _largest_u(
-    rows: Sequence[GuidedResponse], guided: ContextMeasurement, student: Student
-) -> float | None:
-    """Over the student's responses and the held-out ones, which were scored in other batches."""
-    found = [row.u for row in rows]
-    found += [
-        u_nats(scores, student.bare[i])
-        for i, scores in zip(guided.trace_rows, guided.trace_guided, strict=True)
-    ]
-    return max((float(np.abs(u).max()) for u in found), default=None)
-
-
-def _is_control(name: str) -> bool:
-    context = NAMED_CONTEXTS[name]
-    return (
-        context.source in ("none", "wrong_answer") or context.problem == "other" or context.shuffled
-    )
-
-
-def _entropy_slack(rows: Sequence[GuidedResponse]) -> float | None:
-    """Mean nats by which entropies may be too low: 0.0 with the full vocabulary."""
-    if not rows:
-        return None
-    return float(np.concatenate([row.entropy_slack for row in rows]).mean() / 2)
 
 
 def _trace(student: Student, guided: Mapping[str, ContextMeasurement]) -> dict[str, Any]:

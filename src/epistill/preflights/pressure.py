@@ -11,11 +11,14 @@ weights from the student to the teacher on the student's own support.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy.special import softmax
 from torch import Tensor
 
 from epistill.evaluation.stats import Estimate, bootstrap_mean
@@ -48,46 +51,46 @@ class GuidedResponse:
     mass_slack: Floats
     entropy_slack: Floats
 
-    @property
-    def problem(self) -> str:
-        """Its cluster."""
-        return self.item.problem.id
-
 
 def rows_of(guided: ContextMeasurement, student: Student) -> list[GuidedResponse]:
     """The responses that have this context."""
-    found: list[GuidedResponse] = []
-    for item, tokens, bare, teacher in zip(
-        student.graded, student.tokens, student.bare, guided.teacher, strict=True
-    ):
-        if teacher is not None:
-            mass, entropies, mass_slack, entropy_slack = (
-                (_floats(getattr(bare, name)), _floats(getattr(teacher, name)))
-                for name in ("mass", "entropies", "mass_slack", "entropy_slack")
-            )
-            found.append(
-                GuidedResponse(
-                    item,
-                    tokens,
-                    u_nats(teacher, bare),
-                    mass,
-                    entropies,
-                    mass_slack[0] + mass_slack[1],
-                    entropy_slack[0] + entropy_slack[1],
-                )
-            )
-    return found
+    aligned = zip(student.graded, student.tokens, student.bare, guided.teacher, strict=True)
+    return [
+        GuidedResponse(
+            item=item,
+            tokens=tokens,
+            u=u_nats(teacher, bare),
+            mass=(_floats(bare.mass), _floats(teacher.mass)),
+            entropies=(_floats(bare.entropies), _floats(teacher.entropies)),
+            mass_slack=_floats(bare.mass_slack) + _floats(teacher.mass_slack),
+            entropy_slack=_floats(bare.entropy_slack) + _floats(teacher.entropy_slack),
+        )
+        for item, tokens, bare, teacher in aligned
+        if teacher is not None
+    ]
 
 
-def _floats(column: Tensor) -> Floats:
+def _floats(column: Tensor | None) -> Floats:
+    assert column is not None  # `mass_of` was asked for
     return column.double().numpy()
+
+
+def _problems(rows: Sequence[GuidedResponse]) -> list[str]:
+    return [row.item.problem.id for row in rows]
+
+
+def _sums(columns: Iterable[Any]) -> Floats:
+    return np.array([float(column.sum()) for column in columns])
+
+
+def _lengths(rows: Sequence[GuidedResponse]) -> Floats:
+    return np.array([float(len(row.u)) for row in rows])
 
 
 def fork_threshold(student: Student, quantile: float) -> float:
     """Entropy (nats) that a share of 1 - quantile of the student's positions exceeds."""
-    return float(
-        np.quantile(np.concatenate([_floats(s.entropies) for s in student.bare]), quantile)
-    )
+    entropies = np.concatenate([_floats(scores.entropies) for scores in student.bare])
+    return float(np.quantile(entropies, quantile))
 
 
 def pressure(rows: Sequence[GuidedResponse]) -> dict[str, Any]:
@@ -100,30 +103,25 @@ def pressure(rows: Sequence[GuidedResponse]) -> dict[str, Any]:
         KL(student || teacher) over sampled tokens). `bound_per_1k_tokens`: what the vocabulary
         outside a server's top k could add to or take from any of these changes; 0.0 in process.
     """
-    names = [row.problem for row in rows]
+    names, lengths = _problems(rows), _lengths(rows)
     changes = [row.mass[1] - row.mass[0] for row in rows]
-    lengths = [float(len(change)) for change in changes]
-    total = [float(change.sum()) for change in changes]
-    written = [float(c[r.tokens.starts].sum()) for c, r in zip(changes, rows, strict=True)]
-    elsewhere = [a - b for a, b in zip(total, written, strict=True)]
-    mass = [float(row.mass[0].sum()) for row in rows]
+    mass, total = _sums(row.mass[0] for row in rows), _sums(changes)
+    written = _sums(c[row.tokens.starts] for c, row in zip(changes, rows, strict=True))
     per_1k = {
         "student_mass_per_1k_tokens": (mass, lengths),
         "change_per_1k_tokens": (total, lengths),
         "change_written_per_1k_tokens": (written, lengths),
-        "change_elsewhere_per_1k_tokens": (elsewhere, lengths),
+        "change_elsewhere_per_1k_tokens": (total - written, lengths),
     }
-    slack = sum(float(row.mass_slack.sum()) for row in rows)
+    shares = {
+        "mass_change_share": (total, mass),
+        "kl_nats_per_token": (-_sums(row.u for row in rows), lengths),
+    }
+    slack = float(_sums(row.mass_slack for row in rows).sum())
     return {
         **ratios(names, per_1k, scale=PER_1K),
-        **ratios(
-            names,
-            {
-                "mass_change_share": (total, mass),
-                "kl_nats_per_token": ([-float(row.u.sum()) for row in rows], lengths),
-            },
-        ),
-        "bound_per_1k_tokens": PER_1K * slack / sum(lengths) if rows else None,
+        **ratios(names, shares),
+        "bound_per_1k_tokens": PER_1K * slack / float(lengths.sum()) if rows else None,
     }
 
 
@@ -133,45 +131,30 @@ def u_by_class(rows: Sequence[GuidedResponse]) -> dict[str, dict[str, Estimate |
     Returns:
         {class: {"all", "q1", ..., "q4"}}; None where no token is of that class there.
     """
-    columns: dict[str, tuple[list[float], list[float]]] = {}
-    for kind, name in enumerate((*CLASSES, "any")):
-        for part in range(QUARTILES + 1):
-            chosen = [_chosen(row, kind, part) for row in rows]
-            columns[f"{name}/{part}"] = (
-                [float(row.u[here].sum()) for row, here in zip(rows, chosen, strict=True)],
-                [float(here.sum()) for here in chosen],
-            )
-    found = ratios([row.problem for row in rows], columns)
+
+    def sums(kind: int, part: int) -> tuple[Floats, Floats]:
+        chosen: list[NDArray[np.bool_]] = []
+        for row in rows:
+            kinds = row.tokens.classes
+            quarter = np.arange(len(kinds)) * QUARTILES // len(kinds) + 1
+            every_kind, every_part = kind == len(CLASSES), part == 0
+            chosen.append(((kinds == kind) | every_kind) & ((quarter == part) | every_part))
+        u = _sums(row.u[here] for row, here in zip(rows, chosen, strict=True))
+        return u, _sums(chosen)
+
     parts = ("all", *(f"q{i + 1}" for i in range(QUARTILES)))
     return {
-        name: {part: found[f"{name}/{i}"] for i, part in enumerate(parts)}
-        for name in (*CLASSES, "any")
+        name: ratios(_problems(rows), {part: sums(kind, i) for i, part in enumerate(parts)})
+        for kind, name in enumerate((*CLASSES, "any"))
     }
-
-
-def _chosen(row: GuidedResponse, kind: int, part: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    length = len(row.tokens.classes)
-    here = np.ones(length, dtype=np.bool_)
-    if kind < len(CLASSES):
-        here &= row.tokens.classes == kind
-    if part > 0:
-        here &= np.arange(length) * QUARTILES // length == part - 1
-    return here
 
 
 def forks(rows: Sequence[GuidedResponse], threshold: float) -> dict[str, Estimate | None]:
     """Share of positions above the threshold, under student and teacher, and the difference."""
-    lengths = [float(len(row.u)) for row in rows]
-    student = [float((row.entropies[0] > threshold).sum()) for row in rows]
-    teacher = [float((row.entropies[1] > threshold).sum()) for row in rows]
-    return ratios(
-        [row.problem for row in rows],
-        {
-            "student_share": (student, lengths),
-            "teacher_share": (teacher, lengths),
-            "change": ([t - s for t, s in zip(teacher, student, strict=True)], lengths),
-        },
-    )
+    student, teacher = (_sums(row.entropies[i] > threshold for row in rows) for i in (0, 1))
+    counts = {"student_share": student, "teacher_share": teacher, "change": teacher - student}
+    lengths = _lengths(rows)
+    return ratios(_problems(rows), {name: (count, lengths) for name, count in counts.items()})
 
 
 def reweighted(rows: Sequence[GuidedResponse]) -> dict[str, Estimate | None]:
@@ -182,41 +165,26 @@ def reweighted(rows: Sequence[GuidedResponse]) -> dict[str, Estimate | None]:
         number of responses over their number (near 1/k, one response has all the weight). Problems
         with a single response that has a context are left out.
     """
-    names = [row.problem for row in rows]
+    names = _problems(rows)
     measures = {
-        "gain_score": [row.item.grade.score for row in rows],
-        "gain_length_tokens": [float(len(row.u)) for row in rows],
-        "gain_markers_per_response": [float(total_markers(row.item.rollout.text)) for row in rows],
+        "gain_score": np.array([row.item.grade.score for row in rows]),
+        "gain_length_tokens": _lengths(rows),
+        "gain_markers_per_response": np.array(
+            [float(total_markers(row.item.rollout.text)) for row in rows]
+        ),
     }
-    counts = sums_by_problem(names, [[1.0] * len(rows)])[:, 0] if rows else np.zeros(0)
-    if not (counts > 1).any():
+    several = Counter(names).most_common(1)
+    if not several or several[0][1] == 1:
         return dict.fromkeys((*measures, "effective_share"), None)
-    weights = np.concatenate(
-        [
-            _softmax(np.array([rows[i].u.sum() for i in members]))
-            for members in _groups(names).values()
-        ]
-    )
-    order = [i for members in _groups(names).values() for i in members]
-    ordered = [names[i] for i in order]
-    several = counts > 1
+    weights, totals = np.zeros(len(rows)), _sums(row.u for row in rows)
+    for name in dict.fromkeys(names):
+        here = np.array(names) == name
+        weights[here] = softmax(totals[here])
+    counts = sums_by_problem(names, [np.ones(len(rows))])[:, 0]
     found: dict[str, Estimate | None] = {}
-    for name, values in measures.items():
-        column = np.array(values)[order]
-        sums = sums_by_problem(ordered, [weights * column, column])
-        found[name] = bootstrap_mean((sums[:, 0] - sums[:, 1] / counts)[several])
-    squares = sums_by_problem(ordered, [weights**2])[:, 0]
-    found["effective_share"] = bootstrap_mean((1 / squares / counts)[several])
+    for name, column in measures.items():
+        guided, plain = sums_by_problem(names, [weights * column, column]).T
+        found[name] = bootstrap_mean((guided - plain / counts)[counts > 1])
+    squares = sums_by_problem(names, [weights**2])[:, 0]
+    found["effective_share"] = bootstrap_mean((1 / squares / counts)[counts > 1])
     return found
-
-
-def _groups(names: Sequence[str]) -> dict[str, list[int]]:
-    groups: dict[str, list[int]] = {}
-    for i, name in enumerate(names):
-        groups.setdefault(name, []).append(i)
-    return groups
-
-
-def _softmax(values: Floats) -> Floats:
-    exps = np.exp(values - values.max())
-    return exps / exps.sum()

@@ -35,24 +35,22 @@ def richness(guided: ContextMeasurement, student: Student) -> dict[str, Estimate
         accuracy_gap; teacher_score, teacher_length_tokens, teacher_density_per_1k_tokens and their
         gaps to the student on the same problems. None where there was nothing to measure.
     """
-    own = [
-        float(u_nats(scores, bare).sum())
-        for scores, bare in zip(guided.own_guided, guided.own_bare, strict=True)
-    ]
-    traces = [
-        float(u_nats(scores, student.bare[i]).sum())
-        for i, scores in zip(guided.trace_rows, guided.trace_guided, strict=True)
-    ]
-    own_problems = [item.problem.id for item in guided.own]
-    trace_problems = [student.graded[i].problem.id for i in guided.trace_rows]
-    own_lengths = [len(item.rollout.completion_ids) for item in guided.own]
-    trace_lengths = [len(student.graded[i].rollout.completion_ids) for i in guided.trace_rows]
-    found: dict[str, Estimate | None] = {
-        "own_nats_per_response": mean_of_means(own_problems, own),
-        **ratios(own_problems, {"own_nats_per_token": (own, own_lengths)}),
-        "trace_nats_per_response": mean_of_means(trace_problems, traces),
-        **ratios(trace_problems, {"trace_nats_per_token": (traces, trace_lengths)}),
+    pairs = zip(guided.own_guided, guided.own_bare, strict=True)
+    scored = zip(guided.trace_rows, guided.trace_guided, strict=True)
+    sources = {
+        "own": (guided.own, [u_nats(scores, bare) for scores, bare in pairs]),
+        "trace": (
+            [student.graded[i] for i in guided.trace_rows],
+            [u_nats(scores, student.bare[i]) for i, scores in scored],
+        ),
     }
+    found: dict[str, Estimate | None] = {}
+    for name, (responses, u) in sources.items():
+        problems = [item.problem.id for item in responses]
+        nats = np.array([float(values.sum()) for values in u])
+        lengths = np.array([float(len(values)) for values in u])
+        found[f"{name}_nats_per_response"] = mean_of_means(problems, nats)
+        found |= ratios(problems, {f"{name}_nats_per_token": (nats, lengths)})
     rows, bare = (
         problem_outcomes(as_rows(eval_records(graded, keep_texts=0)))
         for graded in (guided.own, student.graded)

@@ -37,11 +37,8 @@ NEAREST = 3
 
 def predictors_of(context: Mapping[str, Any]) -> dict[str, float | None]:
     """The predictors of one measured context; None where one was not measured."""
-    found: dict[str, float | None] = {}
-    for name, (part, key) in PREDICTORS.items():
-        estimate = context[part][key]
-        found[name] = None if estimate is None else estimate["value"]
-    return found
+    found = {name: context[part][key] for name, (part, key) in PREDICTORS.items()}
+    return {name: estimate and estimate["value"] for name, estimate in found.items()}
 
 
 @cache

@@ -6,7 +6,7 @@ other where it is narrow), draws them in its own colours (dark or light), and of
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,17 +61,21 @@ def heat_panel(
     )
 
 
-def error_bars(values: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Intervals of estimates as bars; None where one has none."""
-    if any(value["low"] is None for value in values):
-        return None
-    return {
-        "type": "data",
-        "symmetric": False,
-        "array": [value["high"] - value["value"] for value in values],
-        "arrayminus": [value["value"] - value["low"] for value in values],
-        "thickness": 1.2,
-    }
+def with_bars(kind: Callable[..., Any], x: Sequence[Any], y: Sequence[Any], **look: Any) -> Any:
+    """A trace (go.Scatter, go.Bar); estimates on an axis become values with their intervals."""
+    axes: dict[str, Any] = {}
+    for axis, values in (("x", x), ("y", y)):
+        estimates = bool(values) and isinstance(values[0], Mapping)
+        axes[axis] = [value["value"] for value in values] if estimates else list(values)
+        if estimates and all(value["low"] is not None for value in values):
+            axes[f"error_{axis}"] = {
+                "type": "data",
+                "symmetric": False,
+                "array": [value["high"] - value["value"] for value in values],
+                "arrayminus": [value["value"] - value["low"] for value in values],
+                "thickness": 1.2,
+            }
+    return kind(**axes, **look)
 
 
 def curve(

@@ -6,6 +6,7 @@ escaped, no requests).
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from epistill.report.format import format_signed
-from epistill.report.panels import PALETTE, Plot, error_bars, heat_panel, panel
+from epistill.report.panels import PALETTE, Plot, heat_panel, panel, with_bars
 from epistill.report.study_page import render_page
 
 CLASSES = ("marker", "control", "number", "other")
@@ -23,13 +24,6 @@ LIMIT_NATS = 3.0  # of the heat-map's colours
 
 def write_preflight(report: Mapping[str, Any], path: Path) -> Path:
     """Write the page, whole or not at all; returns its path."""
-    return render_page(
-        "preflight.html.j2", path, preflight_plots(report), traces=None, report=report
-    )
-
-
-def preflight_plots(report: Mapping[str, Any]) -> list[Plot]:
-    """The figures that have data."""
     trace_words = (
         f"The first student response with a marker (problem {report['trace']['problem_id']}), not "
         f"a chosen one; {len(report['trace']['pieces'])} of {report['trace']['tokens']} tokens. "
@@ -40,51 +34,39 @@ def preflight_plots(report: Mapping[str, Any]) -> list[Plot]:
             "ladder",
             "The ladder: richness against pressure",
             "Each context with both 95 % intervals; crosses are controls.",
-            (ladder(report["contexts"]),),
+            (_ladder(report["contexts"]),),
         ),
         Plot(
             "classes",
             "Where the teacher pulls",
             "Mean u (teacher minus student log-probability, nats) per class of token and quarter "
             "of the response; empty where there is no such token.",
-            (classes(report["contexts"]),),
+            (_classes(report["contexts"]),),
         ),
-        Plot("trace", "One response, token by token", trace_words, (trace(report["trace"]),)),
+        Plot("trace", "One response, token by token", trace_words, (_trace(report["trace"]),)),
     )
-    return [plot for plot in made if plot.panels[0].data]
+    plots = [plot for plot in made if plot.panels[0].data]
+    return render_page("preflight.html.j2", path, plots, traces=None, report=report)
 
 
-def ladder(contexts: Mapping[str, Mapping[str, Any]]) -> go.Figure:
-    """Richness against pressure, one point per context, both intervals."""
-    figure = panel(
+def _ladder(contexts: Mapping[str, Mapping[str, Any]]) -> go.Figure:
+    points: list[go.Scatter] = []
+    for (name, context), colour in zip(contexts.items(), itertools.cycle(PALETTE), strict=False):
+        x = context["richness"]["own_nats_per_response"]
+        y = context["pressure"]["change_per_1k_tokens"]
+        symbol = "x" if context["control"] else "circle"
+        look = {"mode": "markers", "marker": {"size": 11, "color": colour, "symbol": symbol}}
+        if x is not None and y is not None:
+            points.append(with_bars(go.Scatter, [x], [y], name=name, **look))
+    return panel(
+        *points,
         x="richness: nats per response of the teacher's own writing",
         y="change of marker mass per 1,000 student tokens",
         height=460,
     )
-    for i, (name, context) in enumerate(contexts.items()):
-        x = context["richness"]["own_nats_per_response"]
-        y = context["pressure"]["change_per_1k_tokens"]
-        if x is None or y is None:
-            continue
-        figure.add_trace(
-            go.Scatter(
-                x=[x["value"]],
-                y=[y["value"]],
-                error_x=error_bars([x]),
-                error_y=error_bars([y]),
-                name=name,
-                mode="markers",
-                marker={
-                    "size": 11,
-                    "color": PALETTE[i % len(PALETTE)],
-                    "symbol": "x" if context["control"] else "circle",
-                },
-            )
-        )
-    return figure
 
 
-def classes(contexts: Mapping[str, Mapping[str, Any]]) -> go.Figure:
+def _classes(contexts: Mapping[str, Mapping[str, Any]]) -> go.Figure:
     """Mean u per class of token and quarter of the response, one row per context."""
     columns = [(kind, part) for kind in CLASSES for part in PARTS]
     rows = {
@@ -105,7 +87,7 @@ def classes(contexts: Mapping[str, Mapping[str, Any]]) -> go.Figure:
     return panel(heat, height=160 + 30 * len(rows)).update_yaxes(autorange="reversed")
 
 
-def trace(found: Mapping[str, Any]) -> go.Figure:
+def _trace(found: Mapping[str, Any]) -> go.Figure:
     """U of every token of one student response, one row per context."""
     u = found["u_nats"]
     if not u:

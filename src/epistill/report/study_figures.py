@@ -6,14 +6,13 @@ plot on the page has some. Colour is the method, dash (or the number at a point)
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
 
-from epistill.report.panels import PALETTE, Plot, curve, error_bars, panel
-from epistill.report.prediction_figure import prediction_plot
-from epistill.report.surface_figure import surface_plot
+from epistill.report.panels import PALETTE, Plot, curve, heat_panel, panel, with_bars
 
 CURVE_TITLES = {
     "reward": "score on training problems",
@@ -28,6 +27,7 @@ MEASURE_TITLES = {
     "length_tokens": "length (tokens)",
     "density_per_1k_tokens": "markers per 1,000 tokens",
 }
+SURFACE_TITLES = {"score": "OOD score", "density_per_1k_tokens": "markers per 1,000 tokens"}
 UNTRAINED = "#8a8a8a"
 DASHES = ("solid", "longdash", "dash", "dashdot", "dot")  # from all problems to the fewest
 
@@ -41,46 +41,48 @@ def study_plots(report: Mapping[str, Any]) -> list[Plot]:
     colours = {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(names)} | {None: UNTRAINED}
     made = [
         *(_probe_plot(probe) for probe in report["probes"]),
-        surface_plot(report["surface"]),
+        _surface_plot(report["surface"]),
         _learning_curves(arms, colours),
         _evaluation_curves(arms, colours),
         _change_plot(arms, colours),
         _coverage_plot(arms, colours),
-        *(prediction_plot(preflight["prediction"]) for preflight in report["preflights"]),
+        *(_prediction_plot(preflight["prediction"]) for preflight in report["preflights"]),
     ]
     return [plot for plot in made if plot is not None]
 
 
 def _probe_plot(probe: Mapping[str, Any]) -> Plot | None:
-    contexts = list(probe["contexts"])
+    contexts = probe["contexts"]
     if not contexts:
         return None
-    panels: list[go.Figure] = []
-    for measure, title in MEASURE_TITLES.items():
-        values = [probe["contexts"][context][measure] for context in contexts]
-        heights = [value["value"] for value in values]
-        bars = go.Bar(
-            x=contexts, y=heights, error_y=error_bars(values), marker_color=PALETTE[0], name=title
-        )
-        panels.append(panel(bars, title=title))
+
+    def bars(measure: str, title: str) -> go.Figure:
+        values = [found[measure] for found in contexts.values()]
+        look = {"marker_color": PALETTE[0], "name": title}
+        return panel(with_bars(go.Bar, list(contexts), values, **look), title=title)
+
     return Plot(
         f"probe-{probe['id']}",
         probe["label"],
         "The same model, the same problems; only what it sees beyond the question differs. Bars "
         "are means with 95 % intervals.",
-        tuple(panels),
+        tuple(bars(measure, title) for measure, title in MEASURE_TITLES.items()),
     )
 
 
 def _variants(arms: Sequence[Arm]) -> dict[str, list[tuple[Arm, str]]]:
     """Arms that differ in coverage only, each with its dash, by what they have in common."""
-    amounts = sorted({arm["coverage"] or float("inf") for arm in arms}, reverse=True)
-    dashes = {amount: DASHES[i % len(DASHES)] for i, amount in enumerate(amounts)}
+    amounts = sorted(set(map(_coverage, arms)), reverse=True)
+    dashes = dict(zip(amounts, itertools.cycle(DASHES), strict=False))
     variants: dict[str, list[tuple[Arm, str]]] = {}
     for arm in arms:
-        drawn = (arm, dashes[arm["coverage"] or float("inf")])
+        drawn = (arm, dashes[_coverage(arm)])
         variants.setdefault(arm["series"] or arm["label"], []).append(drawn)
     return variants
+
+
+def _coverage(arm: Arm) -> float:
+    return arm["coverage"] or float("inf")
 
 
 def _amount(arm: Arm) -> str:
@@ -156,53 +158,41 @@ def _evaluation_curves(arms: Sequence[Arm], colours: Mapping[str | None, str]) -
 
 def _change_plot(arms: Sequence[Arm], colours: Mapping[str | None, str]) -> Plot | None:
     """OOD score change against marker change, one point per arm with both intervals."""
-    traces: list[go.Scatter] = []
-    named: set[str] = set()
+    traces: dict[str, list[go.Scatter]] = {}
     for arm in arms:
         change = arm["difference_to_baseline"].get("ood")
         if change is None:
             continue
-        x, y, name = change["density_per_1k_tokens"], change["score"], arm["method"] or "untrained"
-        traces.append(
-            go.Scatter(
-                x=[x["value"]],
-                y=[y["value"]],
-                error_x=error_bars([x]),
-                error_y=error_bars([y]),
-                name=name,
-                legendgroup=name,
-                showlegend=name not in named,
-                hovertext=arm["label"],
-                text=str(arm["coverage"] or ""),
-                textposition="top right",
-                mode="markers+text",
-                marker={"color": colours[arm["method"]], "size": 10},
-            )
-        )
-        named.add(name)
+        name = arm["method"] or "untrained"
+        look = {
+            "legendgroup": name,
+            "showlegend": name not in traces,
+            "hovertext": arm["label"],
+            "text": str(arm["coverage"] or ""),
+            "textposition": "top right",
+            "mode": "markers+text",
+            "marker": {"color": colours[arm["method"]], "size": 10},
+        }
+        x, y = [change["density_per_1k_tokens"]], [change["score"]]
+        traces.setdefault(name, []).append(with_bars(go.Scatter, x, y, name=name, **look))
     if not traces:
         return None
+    every = [trace for of_name in traces.values() for trace in of_name]
+    labels = {"x": "change of markers per 1,000 tokens", "y": "change of OOD score"}
     return Plot(
         "change",
         "What happened to doubt, and what happened to OOD",
         "Change against the untrained base on the out-of-distribution sets, 95 % intervals. Colour "
         "is the method; a number is the training problems where they were not all; hover for the "
         "arm.",
-        (
-            panel(
-                *traces,
-                x="change of markers per 1,000 tokens",
-                y="change of OOD score",
-                height=480,
-            ),
-        ),
+        (panel(*every, **labels, height=480),),
     )
 
 
 def _coverage_plot(arms: Sequence[Arm], colours: Mapping[str | None, str]) -> Plot | None:
     """Scores over coverage, one line per series that was trained at two or more coverages."""
     lines: dict[str, list[Arm]] = {}
-    for arm in arms:
+    for arm in sorted(arms, key=_coverage):
         if arm["series"] is not None and all(arm["evaluations"].values()):
             lines.setdefault(arm["series"], []).append(arm)
     lines = {series: line for series, line in lines.items() if len(line) >= 2}
@@ -210,23 +200,101 @@ def _coverage_plot(arms: Sequence[Arm], colours: Mapping[str | None, str]) -> Pl
         return None
     panels: list[go.Figure] = []
     for kind, title in {"in_domain": "in-domain (held out)", "ood": "OOD"}.items():
-        figure = panel(title=f"{title}: score", x="distinct training problems", height=340)
-        for series, line in lines.items():
-            line = sorted(line, key=lambda arm: arm["coverage"] or float("inf"))
-            values = [arm["evaluations"][kind]["score"] for arm in line]
-            figure.add_trace(
-                go.Scatter(
-                    x=[str(arm["coverage"] or "all") for arm in line],
-                    y=[value["value"] for value in values],
-                    error_y=error_bars(values),
-                    name=series,
-                    line={"color": colours[line[-1]["method"]], "width": 2},
-                )
+        traces = [
+            with_bars(
+                go.Scatter,
+                [str(arm["coverage"] or "all") for arm in line],
+                [arm["evaluations"][kind]["score"] for arm in line],
+                name=series,
+                line={"color": colours[line[-1]["method"]], "width": 2},
             )
-        panels.append(figure.update_xaxes(type="category"))
+            for series, line in lines.items()
+        ]
+        look = {"title": f"{title}: score", "x": "distinct training problems", "height": 340}
+        panels.append(panel(*traces, **look).update_xaxes(type="category"))
     return Plot(
         "coverage",
         "Task coverage",
         "Final score against the number of distinct training problems, 95 % intervals.",
         tuple(panels),
     )
+
+
+def _prediction_plot(prediction: Mapping[str, Any] | None) -> Plot | None:
+    """The predictions that verdicts use against their outcomes; one point per arm."""
+    if prediction is None:
+        return None
+    panels: list[go.Figure] = []
+    arms = prediction["arms"]
+    for name, found in prediction["outcomes"].items():
+        points = with_bars(
+            go.Scatter,
+            [arm["predictions"][found["predictor"]] for arm in arms],
+            [arm["outcomes"][name] for arm in arms],
+            text=[arm["label"] for arm in arms],
+            mode="markers",
+            marker={"color": PALETTE[0]},
+            name=name,
+        )
+        title = f"{name}: rho {found['rho']['value']:+.2f}"
+        panels.append(panel(points, title=title, x=found["predictor"], y="change"))
+    return Plot(
+        "prediction-plot",
+        "Prediction and outcome, arm by arm",
+        "Across: what preflight measured before training; up: the change that training brought, "
+        "with its 95 % interval. Hover for the arm.",
+        tuple(panels),
+    )
+
+
+def _surface_plot(surface: Mapping[str, Any] | None) -> Plot | None:
+    """Heat maps of differences, a panel per pair of arms; None before the first point is there.
+
+    The axes are nominal dials; the measured ones are in the hover text and in report.json.
+    """
+    if surface is None or len(surface["dials"]) != 2:
+        return None
+    (x_name, x_values), (y_name, y_values) = surface["dials"].items()
+    every = [point for points in surface["pairs"].values() for point in points]
+    if not any(point["score"] for point in every):
+        return None
+    panels: list[go.Figure] = []
+    for measure, title in SURFACE_TITLES.items():
+        limit = max(abs(p[measure]["value"]) for p in every if p[measure]) or 1.0
+        for label, points in surface["pairs"].items():
+            by_place = {(p["nominal"][x_name], p["nominal"][y_name]): p for p in points}
+            cells = [[by_place[(x, y)] for x in x_values] for y in y_values]
+            heat = heat_panel(
+                [f"{x:g}" for x in x_values],
+                [f"{y:g}" for y in y_values],
+                [[p[measure] and p[measure]["value"] for p in line] for line in cells],
+                limit,
+                title,
+                text=[[_label(p[measure], measure) for p in line] for line in cells],
+                texttemplate="%{text}",
+                customdata=[[_measured(point) for point in line] for line in cells],
+                hovertemplate="%{text}<br>%{customdata}<extra></extra>",
+            )
+            figure = panel(heat, title=label, x=x_name, y=y_name, height=380)
+            panels.append(figure.update_xaxes(type="category").update_yaxes(type="category"))
+    return Plot(
+        "surface",
+        "The surface",
+        "Difference of the two methods on the out-of-distribution sets at every setting of the "
+        "dials; * where the 95 % interval excludes zero. Red: worse, or fewer markers. Panels of "
+        "one measure have one scale.",
+        tuple(panels),
+    )
+
+
+def _label(cell: Mapping[str, Any] | None, measure: str) -> str:
+    if cell is None:
+        return ""
+    sure = cell["low"] is not None and cell["low"] * cell["high"] > 0
+    return f"{cell['value']:+.{2 if measure == 'score' else 0}f}{'*' if sure else ''}"
+
+
+def _measured(point: Mapping[str, Any]) -> str:
+    if point["measured"] is None:
+        return "dials not measured yet"
+    return "measured: " + ", ".join(f"{n} {value:.2f}" for n, value in point["measured"].items())

@@ -12,7 +12,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from epistill.report.format import bounds_text
-from epistill.report.panels import PALETTE, Plot, error_bars, panel
+from epistill.report.panels import PALETTE, Plot, panel, with_bars
 
 MAX_WORDS = 30
 COLOURS = {"a": PALETTE[0], "b": PALETTE[1]}
@@ -37,20 +37,10 @@ def _budget_plot(found: Mapping[str, Any], number: int, suffix: str) -> Plot | N
     score, cut = panel(title="score (avg@k)"), panel(title="share of responses cut")
     budgets = [row["budget"] for row in rows]
     for side, colour in COLOURS.items():
-        values = [row[side] for row in rows]
-        score.add_trace(
-            go.Scatter(
-                x=budgets,
-                y=[value["value"] for value in values],
-                error_y=error_bars(values),
-                name=side.upper(),
-                mode="lines+markers",
-                line={"color": colour, "width": 2},
-            )
-        )
-        shares = [row["cut_share"][side] for row in rows]
-        line = {"color": colour, "width": 2}
-        cut.add_trace(go.Scatter(x=budgets, y=shares, name=side.upper(), line=line))
+        look = {"name": side.upper(), "line": {"color": colour, "width": 2}}
+        values, shares = [row[side] for row in rows], [row["cut_share"][side] for row in rows]
+        score.add_trace(with_bars(go.Scatter, budgets, values, mode="lines+markers", **look))
+        cut.add_trace(with_bars(go.Scatter, budgets, shares, **look))
     ticks = {"tickvals": budgets, "ticktext": [f"{budget:,}" for budget in budgets]}
     for figure in (score, cut):
         figure.update_xaxes(title=f"budget ({found['budget_unit']})", type="log", **ticks)
@@ -79,16 +69,15 @@ def _strata_plot(found: Mapping[str, Any], number: int, suffix: str) -> Plot | N
         labels = [f"{row['label']}<br>{bounds_text(row, '').strip()}" for row in strata[kind]]
         for side, colour in COLOURS.items():
             known = [(n, row) for n, row in zip(labels, strata[kind], strict=True) if row[side]]
+            look = {"textposition": "inside", "insidetextanchor": "start", "marker_color": colour}
             figure.add_trace(
-                go.Bar(
-                    x=[name for name, _ in known],
-                    y=[row[side]["value"] for _, row in known],
-                    error_y=error_bars([row[side] for _, row in known]),
+                with_bars(
+                    go.Bar,
+                    [name for name, _ in known],
+                    [row[side] for _, row in known],
                     text=[f"n = {row['responses'][side]:,}" for _, row in known],
-                    textposition="inside",
-                    insidetextanchor="start",
                     name=side.upper(),
-                    marker_color=colour,
+                    **look,
                 )
             )
         figure.update_yaxes(range=[0, 1.05])
@@ -121,10 +110,10 @@ def shift_plot(shift: Mapping[str, Any]) -> Plot | None:
         for marker, colour in ((False, PALETTE[7]), (True, PALETTE[1])):
             own = [row for row in words if (row["lexicon"] is not None) == marker]
             figure.add_trace(
-                go.Scatter(
-                    x=[row["delta_per_1k_words"]["value"] for row in own],
-                    y=[f"{row['word']} ({row['rank']})" for row in own],
-                    error_x=error_bars([row["delta_per_1k_words"] for row in own]),
+                with_bars(
+                    go.Scatter,
+                    [row["delta_per_1k_words"] for row in own],
+                    [f"{row['word']} ({row['rank']})" for row in own],
                     mode="markers",
                     name="word of a lexicon" if marker else "other word",
                     marker={"color": colour, "size": 7},
@@ -166,15 +155,10 @@ def decile_plots(summary: Mapping[str, Any]) -> list[Plot]:
                 figure = panels.setdefault(
                     name, panel(title=f"{name}, per 1,000 words", x="place in the response")
                 )
+                places = [row["from"] + 0.05 for row in rows]
+                look = {"name": owner, "line": {"color": colour, "width": 2}}
                 figure.add_trace(
-                    go.Scatter(
-                        x=[row["from"] + 0.05 for row in rows],
-                        y=[value["value"] for value in values],
-                        error_y=error_bars(values),
-                        mode="lines+markers",
-                        name=owner,
-                        line={"color": colour, "width": 2},
-                    )
+                    with_bars(go.Scatter, places, values, mode="lines+markers", **look)
                 )
     for figure in panels.values():
         figure.update_xaxes(tickformat=".0%", range=[0, 1]).update_yaxes(rangemode="tozero")

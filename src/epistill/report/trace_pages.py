@@ -27,33 +27,22 @@ def write_compared_page(
     *,
     lexicons: Sequence[str],
 ) -> Path:
-    """Write the page of a comparison.
+    """Write the page of a comparison, whole or not at all; returns its path.
 
     Args:
-        summary: What `traces.compare` found, with `shift` beside it where that was asked for.
-        traces: From `traces.shown`.
+        summary: What `compare` found, with `shift` beside it where that was asked for.
+        traces: Those to browse.
         total: Responses compared; where `traces` are fewer, the page says that it shows a sample.
-        path: Where; written whole or not at all.
+        path: Where.
         lexicons: Whose words are highlighted.
-
-    Returns:
-        The path.
     """
-    return _write(
-        "compare.html.j2",
-        path,
-        compared_plots(summary),
-        traces,
-        total,
-        lexicons,
-        summary=summary,
-        side_name="side",
-        seed=summary["settings"]["seed"],
-        decompositions={
-            found["set"]: [] if found["strata"] is None else decomposition_lines(found["strata"])
-            for found in summary["sets"]
-        },
-    )
+    strata = {found["set"]: found["strata"] for found in summary["sets"]}
+    own = {
+        "side_name": "side",
+        "decompositions": {n: decomposition_lines(s) if s else [] for n, s in strata.items()},
+    }
+    plots = compared_plots(summary)
+    return _write("compare.html.j2", path, plots, traces, total, lexicons, summary, **own)
 
 
 def write_measured_page(
@@ -65,25 +54,10 @@ def write_measured_page(
     lexicons: Sequence[str],
     warnings: Sequence[str] = (),
 ) -> Path:
-    """Write the page of what `measure` found; arguments as for `write_compared_page`.
-
-    Args:
-        summary: From `traces.summary`.
-        traces, total, path, lexicons: As above.
-        warnings: Lines about what was skipped or repeated.
-    """
-    return _write(
-        "measure.html.j2",
-        path,
-        decile_plots(summary),
-        traces,
-        total,
-        lexicons,
-        summary=summary,
-        side_name="file or group",
-        seed=summary["settings"]["seed"],
-        warnings=warnings,
-    )
+    """The same of what `measure` found; `warnings` are lines about what was skipped or repeated."""
+    own = {"side_name": "file or group", "warnings": warnings}
+    plots = decile_plots(summary)
+    return _write("measure.html.j2", path, plots, traces, total, lexicons, summary, **own)
 
 
 def _write(
@@ -93,15 +67,12 @@ def _write(
     traces: Sequence[Trace],
     total: int,
     lexicons: Sequence[str],
+    summary: Mapping[str, Any],
     **values: Any,
 ) -> Path:
     lists = [load_lexicon(name) for name in lexicons]
     marked = [
-        {
-            **trace,
-            "thinking": str(highlight_markers(trace["thinking"], lists)),
-            "answer": str(highlight_markers(trace["answer"], lists)),
-        }
+        {**trace, **{p: str(highlight_markers(trace[p], lists)) for p in ("thinking", "answer")}}
         for trace in traces
     ]
     return render_page(
@@ -112,5 +83,7 @@ def _write(
         shown=len(traces),
         total=total,
         lexicons=[one.name for one in lists],
+        summary=summary,
+        seed=summary["settings"]["seed"],
         **values,
     )
