@@ -10,6 +10,7 @@ import difflib
 from collections.abc import Iterable
 from pathlib import Path
 
+LINE = 400  # a library's message may hold a whole file
 _REMEDY = "; restore it from a copy, or remove "
 
 
@@ -42,8 +43,9 @@ class StoppedElsewhere(EpistillError):
 
 
 def first_line(error: Exception) -> str:
-    """What went wrong, on one line."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    """What went wrong, on one line of at most LINE characters."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0] if len(lines[0]) <= LINE else lines[0][: LINE - 3] + "..."
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:

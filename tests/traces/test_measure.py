@@ -289,7 +289,7 @@ def test_docstring_of_the_page_names_every_number():
 def test_the_sample_for_the_page_keeps_whole_problems(write):
     path = write("a.jsonl", [{"problem_id": i // 10, "response": f"a {i}"} for i in range(300)])
     (found,) = measure_files([path], Options(keep=95))
-    kept = Counter(shown.problem for shown in found.shown)
+    kept = Counter(shown["problem"] for _, shown in found.sample)
     assert sorted(kept.values()) == [5] + [10] * 9
 
 

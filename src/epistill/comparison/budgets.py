@@ -8,14 +8,11 @@ complete, it earns nothing. The files are walked again; no text stays in memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from epistill.comparison.responses import Side, walk
+from epistill.comparison.responses import Response, Side, walk
 from epistill.comparison.sources import Source
 from epistill.config import EvalSet
 from epistill.metrics.words import WORD
@@ -30,26 +27,7 @@ from epistill.traces.tabulate import split, token_counter_of
 
 MAX_BUDGETS = 8
 BATCH = 256
-
-
-@dataclass(frozen=True, slots=True)
-class Regraded:
-    """What the grader says about the responses of one set, in their order.
-
-    Attributes:
-        scores: [responses], 1 or 0; NaN where there is no text or no reference answer.
-        answers: The extracted answers.
-        prefixes: [responses, budgets] scores of prefixes; a response within the budget keeps its
-            own. NaN where `scores` is.
-        within: [responses, budgets], whether the response ended within the budget.
-        timeouts: Responses and prefixes whose grading was cut off; they count as wrong.
-    """
-
-    scores: NDArray[np.float64]
-    answers: list[str | None]
-    prefixes: NDArray[np.float64]
-    within: NDArray[np.bool_]
-    timeouts: int
+WHOLE = -1
 
 
 def default_budgets(longest: int) -> tuple[int, ...]:
@@ -131,8 +109,8 @@ def regrade(
     budgets: Sequence[int],
     references: Lookup,
     grader: Grader,
-) -> Regraded:
-    """Grade a set of one side, whole and cut.
+) -> int:
+    """Grade a set of one side, whole and cut; `graded`, `prefixes` and `within` are filled in.
 
     Args:
         side: Read before.
@@ -141,59 +119,43 @@ def regrade(
         budgets: In tokens where `options.tokenizer` is given, else in words.
         references: By problem, for records that hold none.
         grader: The package's.
+
+    Returns:
+        Responses and prefixes whose grading was cut off; they count as wrong.
     """
-    responses = side.sets[name]
-    fallback = grader_of(r.reference for r in responses if r.reference is not None)
+    fallback = grader_of(r.reference for r in side.sets[name] if r.reference is not None)
     tokenizer = None if options.tokenizer is None else token_counter_of(options.tokenizer)
-    scores = np.full(len(responses), np.nan)
-    prefixes = np.full((len(responses), len(budgets)), np.nan)
-    within = np.zeros((len(responses), len(budgets)), bool)
-    answers: list[str | None] = [response.answer for response in responses]
+    walked = (trace for _, batch in walk(side.files(name)) for _, trace in batch)
+    # Without text there is nothing to grade, whether it loops or not.
+    texts = (
+        pair for pair in zip(side.sets[name], walked, strict=True) if pair[0].looping is not None
+    )
     timeouts = 0
-    for batch in _with_texts(side, name, options):
+    while batch := list(islice(texts, BATCH)):
         lengths, cuts = cut_points([trace.text for _, trace in batch], budgets, tokenizer)
         tasks: list[tuple[GraderName, str, str]] = []
-        places: list[tuple[int, int]] = []
+        places: list[tuple[Response, int]] = []
         cut: list[bool] = []
-        for (place, trace), length, stops in zip(batch, lengths, cuts, strict=True):
-            response = responses[place]
+        for (response, trace), length, stops in zip(batch, lengths, cuts, strict=True):
+            gold = references.get(response.problem)
             if response.reference is not None:
-                gold: tuple[str, GraderName] = response.reference, response.grader or fallback
-            elif response.problem in references:
-                gold = references[response.problem]
-            else:
+                gold = response.reference, response.grader or fallback
+            if gold is None:
                 continue
-            within[place] = [length <= budget for budget in budgets]
-            prefixes[place] = 0.0
-            for column, stop in ((-1, len(trace.text)), *enumerate(stops)):
-                if column >= 0 and within[place, column]:
-                    continue
+            response.within = [length <= budget for budget in budgets]
+            response.prefixes = [0.0] * len(budgets)
+            for column, stop in ((WHOLE, len(trace.text)), *enumerate(stops)):
                 answer = answer_of_prefix(trace, stop, opened=options.opened)
                 # Grading what is still thinking would only say that there is no answer.
-                if column < 0 or answer:
+                if column == WHOLE or (answer and not response.within[column]):
                     tasks.append((gold[1], gold[0], answer))
-                    places.append((place, column))
-                    cut.append(column >= 0 or is_cut(trace))
-        for (place, column), grade in zip(places, grader.grade(tasks, cut=cut), strict=True):
+                    places.append((response, column))
+                    cut.append(column != WHOLE or is_cut(trace))
+        for (response, column), grade in zip(places, grader.grade(tasks, cut=cut), strict=True):
             timeouts += grade.status == "timeout"
-            if column >= 0:
-                prefixes[place, column] = grade.score
+            if column == WHOLE:  # comes before its prefixes; one within the budget is the whole
+                response.graded, response.answer = grade.score, grade.extracted
+                response.prefixes = [grade.score * inside for inside in response.within]
             else:
-                scores[place], answers[place] = grade.score, grade.extracted
-    prefixes = np.where(within, scores[:, None], prefixes)
-    return Regraded(scores, answers, prefixes, within, timeouts)
-
-
-def _with_texts(side: Side, name: str, options: Options) -> Iterator[list[tuple[int, Trace]]]:
-    """Places and traces of the responses whose text was kept, BATCH at a time."""
-    held: list[tuple[int, Trace]] = []
-    place = 0
-    for _, batch in walk(side.source, name, options):
-        for _, trace in batch:
-            if side.sets[name][place].has_text:
-                held.append((place, trace))
-            place += 1
-            if len(held) == BATCH:
-                yield held
-                held = []
-    yield held
+                response.prefixes[column] = grade.score
+    return timeouts

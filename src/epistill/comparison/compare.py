@@ -18,8 +18,8 @@ import numpy as np
 
 from epistill.comparison.budgets import default_budgets, references_of_run, regrade
 from epistill.comparison.comparable import Agreement, agree
-from epistill.comparison.contrasts import budget_contrasts, contrasts_of, judged, markers_of
-from epistill.comparison.paired_problems import Matched, match
+from epistill.comparison.contrasts import budget_contrasts, contrasts_of, judged
+from epistill.comparison.paired_problems import PairedProblems, pair_problems
 from epistill.comparison.responses import Response, Side, read_side
 from epistill.comparison.sources import Source, find_sources
 from epistill.comparison.strata import Outcomes, accuracy_strata
@@ -46,7 +46,7 @@ class CompareOptions:
         references: Answers and graders by problem, for records that hold none.
         regrade: The grader's scores count although the records hold some.
         pool: Treat all files of a folder or run as one set.
-        allow_different_settings, common_problems: See `agreement.agree`.
+        allow_different_settings, common_problems: See `comparable.agree`.
     """
 
     reading: Options
@@ -65,13 +65,13 @@ class Comparison:
 
     Attributes:
         summary: Every number, ready for JSON.
-        sides: A, B, with the traces kept for a page.
-        matched: The arrays behind each set.
+        sides: A, B.
+        paired: The arrays behind each set.
     """
 
     summary: dict[str, Any]
     sides: tuple[Side, Side]
-    matched: Mapping[str, Matched]
+    paired: Mapping[str, PairedProblems]
 
 
 def compare_sides(a: Path, b: Path, options: CompareOptions, grader: Grader) -> Comparison:
@@ -86,18 +86,18 @@ def compare_sides(a: Path, b: Path, options: CompareOptions, grader: Grader) -> 
         EpistillError: Nothing to compare, or the sides differ in what was not allowed.
     """
     first, second = find_sources(a, b, pool=options.pool)
-    options = replace(options, reading=_same_problem_key(first, second, options.reading))
-    sides = read_side(first, options.reading), read_side(second, options.reading)
+    settled = _settled((first, second), options.reading)
+    sides = tuple(read_side(source, settled, options.reading) for source in (first, second))
     agreement = agree(
         *sides,
         allow_different_settings=options.allow_different_settings,
         common_problems=options.common_problems,
     )
-    matched: dict[str, Matched] = {}
+    paired: dict[str, PairedProblems] = {}
     sets: list[dict[str, Any]] = []
     for name, problems in agreement.problems.items():
         budgets = options.budgets or _budgets(sides, name, options)
-        regraded = [
+        timeouts = [
             regrade(
                 side,
                 name,
@@ -109,18 +109,20 @@ def compare_sides(a: Path, b: Path, options: CompareOptions, grader: Grader) -> 
             for side in sides
         ]
         responses = [side.sets[name] for side in sides]
-        matched[name] = match(problems, responses, regraded, regrade=options.regrade)
-        sets.append({"set": name} | _summary(matched[name], budgets, options))
+        paired[name] = pair_problems(problems, responses, timeouts, regrade=options.regrade)
+        sets.append({"set": name} | _summary(paired[name], budgets, options))
     for family in ("measures", "budgets"):
         _correct([row for found in sets for row in found[family]])
-    return Comparison(_described(sides, agreement, options, sets), sides, matched)
+    return Comparison(_described(sides, agreement, options, sets), sides, paired)
 
 
-def _same_problem_key(a: Source, b: Source, reading: Options) -> Options:
-    """The question's text on both sides, where one has no problem field that can be believed."""
-    files = (file for source in (a, b) for paths in source.sets.values() for file in paths)
-    keys = [settle(file, reading).problem_field for file in files]
-    return replace(reading, problem_field=BY_QUESTION) if BY_QUESTION in keys else reading
+def _settled(sources: Sequence[Source], reading: Options) -> dict[Path, Options]:
+    """How each file is read: by the question's text if any has no problem field to believe."""
+    files = (file for source in sources for paths in source.sets.values() for file in paths)
+    found = {file: settle(file, reading) for file in files}
+    if any(one.problem_field == BY_QUESTION for one in found.values()):
+        return {file: replace(one, problem_field=BY_QUESTION) for file, one in found.items()}
+    return found
 
 
 def _budgets(sides: Sequence[Side], name: str, options: CompareOptions) -> tuple[int, ...]:
@@ -130,58 +132,60 @@ def _budgets(sides: Sequence[Side], name: str, options: CompareOptions) -> tuple
     return default_budgets(max(response.tokens or 0 for response in responses))
 
 
-def _summary(matched: Matched, budgets: Sequence[int], options: CompareOptions) -> dict[str, Any]:
+def _summary(
+    paired: PairedProblems, budgets: Sequence[int], options: CompareOptions
+) -> dict[str, Any]:
     lexicons, seed = tabulator(options.reading).lexicons, options.reading.seed
-    contrasts = list(contrasts_of(matched, lexicons, options.k))
-    cut = list(budget_contrasts(matched, budgets))
+    contrasts = list(contrasts_of(paired, lexicons, options.k))
+    cut = list(budget_contrasts(paired, budgets))
     rows = judged([*contrasts, *cut], seed=seed)
-    samples = [np.bincount(h.problems, minlength=matched.problems) for h in matched.halves]
-    if matched.problems < FEW_PROBLEMS:
-        matched.warnings.append(
-            f"{matched.problems} problems: with fewer than {FEW_PROBLEMS} the intervals are too "
+    samples = [np.bincount(h.problems, minlength=paired.problems) for h in paired.halves]
+    if paired.problems < FEW_PROBLEMS:
+        paired.warnings.append(
+            f"{paired.problems} problems: with fewer than {FEW_PROBLEMS} the intervals are too "
             "narrow"
         )
     return {
-        "problems": matched.problems,
-        "responses": _pair(len(half.responses) for half in matched.halves),
-        "graded": _pair(int(np.count_nonzero(~np.isnan(h.scores))) for h in matched.halves),
+        "problems": paired.problems,
+        "responses": _pair(len(half.responses) for half in paired.halves),
+        "graded": _pair(int(np.count_nonzero(~np.isnan(h.scores))) for h in paired.halves),
         "samples_per_problem": _pair(
             {"fewest": int(counts.min()), "most": int(counts.max())} for counts in samples
         ),
-        "looping": _pair(_looping(h.responses) for h in matched.halves),
-        "unit": matched.unit,
+        "looping": _pair(_looping(h.responses) for h in paired.halves),
+        "unit": paired.unit,
         "measures": rows[: len(contrasts)],
         "budget_unit": "words" if options.reading.tokenizer is None else "tokens",
         "budgets": rows[len(contrasts) :],
-        "strata": _strata(matched, lexicons[0].name, seed),
-        "warnings": matched.warnings,
-        "reasons": matched.reasons,
+        "strata": _strata(paired, lexicons[0].name, seed),
+        "warnings": paired.warnings,
+        "reasons": paired.reasons,
     }
 
 
 def _looping(responses: Sequence[Response]) -> dict[str, Any] | None:
     """Responses whose end only repeats itself; None where no text was kept."""
-    known = [one.looping for one in responses if one.looping is not None]
-    return {"count": sum(known), "share": sum(known) / len(known)} if known else None
+    told = [one.looping for one in responses if one.looping is not None]
+    return {"count": sum(told), "share": sum(told) / len(told)} if told else None
 
 
 def _pair(values: Any) -> dict[str, Any]:
     return dict(zip("ab", values, strict=True))
 
 
-def _strata(matched: Matched, lexicon: str, seed: int) -> dict[str, Any] | None:
+def _strata(paired: PairedProblems, lexicon: str, seed: int) -> dict[str, Any] | None:
     """Accuracy by length and density, over the problems that are graded on both sides."""
-    if "avg@k" in matched.reasons:
-        matched.reasons["strata"] = "nothing is graded on both sides"
+    if "avg@k" in paired.reasons:
+        paired.reasons["strata"] = "nothing is graded on both sides"
         return None
-    if any(response.markers[0] is None for response in matched.all_responses()):
-        matched.reasons["strata"] = "some records hold no text, and no count of markers"
+    if any(np.isnan(half.markers[:, 0]).any() for half in paired.halves):
+        paired.reasons["strata"] = "some records hold no text, and no count of markers"
         return None
-    graded = [~np.isnan(half.scores) for half in matched.halves]
-    ours, theirs = (h.problems[g] for h, g in zip(matched.halves, graded, strict=True))
+    graded = [~np.isnan(half.scores) for half in paired.halves]
+    ours, theirs = (h.problems[g] for h, g in zip(paired.halves, graded, strict=True))
     both = np.intersect1d(ours, theirs)
     sides: list[Outcomes] = []
-    for half, there in zip(matched.halves, graded, strict=True):
+    for half, there in zip(paired.halves, graded, strict=True):
         kept = there & np.isin(half.problems, both)
         lengths = half.lengths[kept]
         sides.append(
@@ -189,11 +193,11 @@ def _strata(matched: Matched, lexicon: str, seed: int) -> dict[str, Any] | None:
                 np.searchsorted(both, half.problems[kept]),
                 half.scores[kept],
                 lengths,
-                1000 * markers_of(half, 0)[kept] / np.maximum(lengths, 1),
+                1000 * half.markers[kept, 0] / np.maximum(lengths, 1),
             )
         )
     found = accuracy_strata(sides[0], sides[1], len(both), seed=seed)
-    return {"unit": matched.unit, "lexicon": lexicon} | found
+    return {"unit": paired.unit, "lexicon": lexicon} | found
 
 
 def _correct(rows: Sequence[dict[str, Any]]) -> None:
@@ -258,29 +262,30 @@ def compared_traces(found: Comparison) -> tuple[list[dict[str, Any]], int]:
         of responses compared, of which they are all or a sample.
     """
     records: list[dict[str, Any]] = []
-    for side, i in (("A", 0), ("B", 1)):
+    for i, (label, side) in enumerate(zip("AB", found.sides, strict=True)):
         place_of = {
-            name: {place: j for j, place in enumerate(matched.halves[i].places)}
-            for name, matched in found.matched.items()
+            id(response): (name, j)
+            for name, paired in found.paired.items()
+            for j, response in enumerate(paired.halves[i].responses)
         }
-        for kept in found.sides[i].kept:
-            j = place_of.get(kept.set, {}).get(kept.place)
-            if j is None:
+        for _, response in side.sample:
+            if response.shown is None or id(response) not in place_of:
                 continue
-            half = found.matched[kept.set].halves[i]
+            name, j = place_of[id(response)]
+            half = found.paired[name].halves[i]
             score, length = half.scores[j], int(half.lengths[j])
+            row, thinking, answer = response.shown
             records.append(
                 {
-                    "side": side,
-                    "set": kept.set,
-                    "problem": kept.problem[:200],
-                    "row": kept.row,
+                    "side": label,
+                    "set": name,
+                    "problem": response.problem[:200],
+                    "row": row,
                     "score": None if np.isnan(score) else int(score),
                     "length": length,
-                    "density": density(half.responses[j].markers[0] or 0, length),
-                    "thinking": kept.thinking,
-                    "answer": kept.answer,
+                    "density": density(response.markers[0] or 0, length),
+                    "thinking": thinking,
+                    "answer": answer,
                 }
             )
-    total = sum(len(matched.all_responses()) for matched in found.matched.values())
-    return records, total
+    return records, sum(len(h.responses) for paired in found.paired.values() for h in paired.halves)

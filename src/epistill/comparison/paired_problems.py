@@ -1,6 +1,6 @@
 """Two sides of one evaluation set as arrays, restricted to the problems of both.
 
-Enters: two `Side`s, the problems they share, and what grading again found. Leaves: a `Matched`. A
+Enters: two `Side`s that were graded again, and the problems they share. Leaves: `PairedProblems`. A
 recorded score counts before one of the grader's, unless told otherwise; disagreements are said.
 """
 
@@ -10,9 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
-from epistill.comparison.budgets import Regraded
 from epistill.comparison.responses import Response
 from epistill.evaluation.intervals import Floats
 from epistill.metrics.words import Ints
@@ -24,23 +22,17 @@ class Half:
 
     Attributes:
         responses: Those to shared problems.
-        places: Their places among all responses of the side's set.
         problems: Index of the problem, the same numbering on both sides.
         scores: 1 or 0; NaN without a grade.
-        answers: Extracted answers.
-        lengths: In the unit of `Matched`.
-        prefixes: [responses, budgets] scores of cut responses, NaN where they cannot be graded.
-        within: [responses, budgets], whether the response ended within the budget.
+        lengths: In the unit of `PairedProblems`.
+        markers: [responses, lexicons]; NaN where the text was not kept.
     """
 
     responses: Sequence[Response]
-    places: Sequence[int]
     problems: Ints
     scores: Floats
-    answers: Sequence[str | None]
     lengths: Floats
-    prefixes: Floats
-    within: NDArray[np.bool_]
+    markers: Floats
 
     def sums(self, values: Floats, count: int) -> Floats:
         """[problems] sums of [responses] values."""
@@ -48,7 +40,7 @@ class Half:
 
 
 @dataclass(frozen=True, slots=True)
-class Matched:
+class PairedProblems:
     """Both sides of a set.
 
     Attributes:
@@ -65,58 +57,48 @@ class Matched:
     warnings: list[str] = field(default_factory=list)
     reasons: dict[str, str] = field(default_factory=dict)
 
-    def all_responses(self) -> list[Response]:
-        """Of both sides."""
-        return [*self.halves[0].responses, *self.halves[1].responses]
 
-
-def match(
+def pair_problems(
     problems: Sequence[str],
     sides: Sequence[Sequence[Response]],
-    regraded: Sequence[Regraded],
+    timeouts: Sequence[int],
     *,
     regrade: bool = False,
-) -> Matched:
+) -> PairedProblems:
     """Restrict both sides to problems and turn them into arrays.
 
     Args:
         problems: Those of both sides.
         sides: Responses of A, of B.
-        regraded: What the grader found for them.
+        timeouts: From `budgets.regrade`.
         regrade: The grader's scores count before the recorded ones.
     """
     index = {problem: i for i, problem in enumerate(problems)}
-    places = [[i for i, r in enumerate(side) if r.problem in index] for side in sides]
-    unit = "tokens"
-    if any(sides[i][p].tokens is None for i in (0, 1) for p in places[i]):
-        unit = "words"
+    kept = [[r for r in side if r.problem in index] for side in sides]
+    unit = "words" if any(r.tokens is None for side in kept for r in side) else "tokens"
     warnings: list[str] = []
     halves: list[Half] = []
-    for label, side, found, kept in zip("AB", sides, regraded, places, strict=True):
-        responses = [side[place] for place in kept]
-        lengths = [(r.words if unit == "words" else r.tokens) or 0 for r in responses]
+    for label, side, cut_off in zip("AB", kept, timeouts, strict=True):
         halves.append(
             Half(
-                responses=responses,
-                places=kept,
-                problems=np.array([index[r.problem] for r in responses]),
-                scores=_scores(label, responses, found.scores[kept], regrade, warnings),
-                answers=[found.answers[place] for place in kept],
-                lengths=np.array(lengths, dtype=np.float64),
-                prefixes=found.prefixes[kept],
-                within=found.within[kept],
+                responses=side,
+                problems=np.array([index[r.problem] for r in side]),
+                scores=_scores(label, side, regrade, warnings),
+                lengths=np.array([getattr(r, unit) for r in side], np.float64),
+                markers=np.array([r.markers for r in side], np.float64),
             )
         )
-        if found.timeouts:
+        if cut_off:
             warnings.append(
-                f"{label}: grading took too long for {found.timeouts} answers; they count as wrong"
+                f"{label}: grading took too long for {cut_off} answers; they count as wrong"
             )
-    return Matched(len(problems), unit, (halves[0], halves[1]), warnings)
+    return PairedProblems(len(problems), unit, (halves[0], halves[1]), warnings)
 
 
 def _scores(
-    label: str, responses: Sequence[Response], ours: Floats, regrade: bool, warnings: list[str]
+    label: str, responses: Sequence[Response], regrade: bool, warnings: list[str]
 ) -> Floats:
+    ours = np.array([r.graded for r in responses], np.float64)
     recorded = np.array([np.nan if r.score is None else float(r.score > 0.5) for r in responses])
     both = ~np.isnan(recorded) & ~np.isnan(ours)
     apart = int(np.count_nonzero(recorded[both] != ours[both]))

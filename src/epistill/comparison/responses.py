@@ -7,7 +7,6 @@ are not kept but for the page's sample; what must look at them again walks the f
 
 from __future__ import annotations
 
-import heapq
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -22,14 +21,11 @@ from epistill.errors import EpistillError
 from epistill.metrics.verification import Checked, checked_response
 from epistill.readers.record_files import pieces_of, read_piece
 from epistill.records import GraderName
-from epistill.thinking import SplitResponse
 from epistill.traces import fields
 from epistill.traces.fields import Trace
 from epistill.traces.file_counts import Reading, hash64, identity_key
 from epistill.traces.measure import (
     Options,
-    note_problem_key,
-    settle,
     shorten,
     tabulator,
     usable,
@@ -48,7 +44,7 @@ _SAME = {"max_new_tokens": "max_tokens", "max_completion_tokens": "max_tokens",
 _NOT_SETTINGS = {"n", "seed", "stop", "num_return_sequences"}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Response:
     """What one response contributes.
 
@@ -63,8 +59,11 @@ class Response:
         tokens: Length; None where neither tokenizer nor record says.
         markers: By lexicon, None where the text was not kept and only the paper's were counted.
         looping: Its end only repeats itself; None where the text was not kept.
-        has_text: The text was kept.
         checked: Whether its answer was verified before it was given.
+        shown: Row, thinking and answer, for the page; None where it is not in the sample.
+        graded: The grader's score; None where there is no text or no reference answer.
+        prefixes: The same of its first so many tokens, for each budget; empty without `graded`.
+        within: Whether it ended within the budget.
     """
 
     problem: str
@@ -77,25 +76,11 @@ class Response:
     tokens: int | None
     markers: tuple[int | None, ...]
     looping: bool | None
-    has_text: bool
     checked: Checked
-
-
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """A trace for the page: the sample is made of the lowest priorities, problem first.
-
-    Attributes:
-        set, place: Its evaluation set, and its place among the responses of that set.
-    """
-
-    priority: tuple[int, int]
-    set: str
-    place: int
-    row: int
-    problem: str
-    thinking: str
-    answer: str
+    shown: tuple[int, str, str] | None = None
+    graded: float | None = None
+    prefixes: list[float] = field(default_factory=list)
+    within: list[bool] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -103,61 +88,62 @@ class Side:
     """One side, read."""
 
     source: Source
+    settled: Mapping[Path, Options]
     sets: dict[str, list[Response]] = field(default_factory=dict)
     readings: dict[Path, Reading] = field(default_factory=dict)
     formats: dict[Path, str] = field(default_factory=dict)
     settings: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
-    kept: list[Kept] = field(default_factory=list)
+    sample: list[tuple[tuple[int, int], Response]] = field(default_factory=list)
+
+    def files(self, name: str) -> dict[Path, Options]:
+        """Of a set, with what was settled for each."""
+        return {path: self.settled[path] for path in self.source.sets[name]}
+
+    def draw(self, count: int) -> None:
+        """Show on the page only the responses of lowest priority."""
+        self.sample.sort(key=lambda one: one[0])
+        for _, response in self.sample[count:]:
+            response.shown = None
+        del self.sample[count:]
 
 
 def walk(
-    source: Source, name: str, options: Options, readings: dict[Path, Reading] | None = None
+    files: Mapping[Path, Options], readings: dict[Path, Reading] | None = None
 ) -> Iterator[tuple[Reading, list[tuple[str, Trace]]]]:
     """The responses of a set with their problems, in batches, in the same order every time.
 
     With each batch comes the bookkeeping of the piece that it is from.
 
     Args:
-        source: From `find_sources`.
-        name: The set.
-        options: Which fields to read.
-        readings: Filled with what was read, used and skipped; None where that is known already.
+        files: Of the set, with what `settle` found for each.
+        readings: Filled with what was read, used and skipped; None where that is there already.
     """
-    for path in source.sets[name]:
-        whole = Reading()
-        settled = settle(path, options)
+    for path, options in files.items():
+        whole = Reading.begun(options.note)
         for piece in pieces_of(path):
             part = Reading()
             for rows in read_piece(piece):
-                batch: list[tuple[str, Trace]] = []
-                for row in rows:
-                    counted = _counted_record(row.record)
-                    if counted is not None:
-                        part.rows, part.records = row.number, part.records + 1
-                        part.read, part.used = part.read + 1, part.used + 1
-                        traces = [Trace("", counted, row.number)]
-                    else:
-                        traces = usable([row], part, settled)
-                    for trace in traces:
-                        problem = _problem(trace, part, settled)
-                        if problem is not None:
-                            # Rows of a piece are counted from its start, rows of a file from 1.
-                            place = replace(trace, row=trace.row + whole.rows)
-                            batch.append((problem, place))
+                # Rows of a piece are counted from its start, rows of a file from 1.
+                batch = [
+                    (problem, replace(trace, row=trace.row + whole.rows))
+                    for trace in usable(rows, part, options, counted=counted_record)
+                    if (problem := _problem(trace, part, options)) is not None
+                ]
                 if batch:
                     yield part, batch
             whole.merge(part)
         if readings is not None:
-            note_problem_key(path, whole, options)
             readings[path] = whole
 
 
-def _counted_record(record: Any) -> Mapping[str, Any] | None:
-    """An evaluation's record whose text was not kept: its counts stand in for it."""
-    if not isinstance(record, Mapping) or record.get("text", "") is not None:
-        return None
+def counted_record(record: Any) -> bool:
+    """Whether it is of an evaluation whose text was not kept: its counts stand in for it."""
     needed = ("problem_id", "n_tokens", "n_words", "n_markers", "correct")
-    return record if all(record.get(name) is not None for name in needed) else None
+    return (
+        isinstance(record, Mapping)
+        and record.get("text", "") is None
+        and all(record.get(name) is not None for name in needed)
+    )
 
 
 def _problem(trace: Trace, reading: Reading, options: Options) -> str | None:
@@ -173,18 +159,18 @@ def _problem(trace: Trace, reading: Reading, options: Options) -> str | None:
     return problem
 
 
-def read_side(source: Source, options: Options) -> Side:
-    """Read one side.
+def read_side(source: Source, settled: Mapping[Path, Options], options: Options) -> Side:
+    """Read one side, each file as it was settled.
 
     Raises:
         EpistillError: A file without one usable response.
     """
-    side = Side(source)
+    side = Side(source, settled)
     for name, files in source.sets.items():
         for path in files:
             side.formats[path] = next((piece.format for piece in pieces_of(path)), "parquet")
         responses = side.sets.setdefault(name, [])
-        for reading, batch in walk(source, name, options, side.readings):
+        for reading, batch in walk(side.files(name), side.readings):
             try:
                 _add(side, name, responses, batch, reading, options)
             except EpistillError as error:
@@ -196,10 +182,9 @@ def read_side(source: Source, options: Options) -> Side:
                 "responses and what tells their problems apart; name the fields with "
                 "--response-field and --problem-field"
             )
-    side.kept = heapq.nsmallest(options.keep, side.kept, key=lambda k: k.priority)
-    if source.settings is not None:
-        for setting, value in source.settings.items():
-            side.settings[_SAME.get(setting, setting)].add(_shown_value(value))
+    side.draw(options.keep)
+    for setting, value in (source.settings or {}).items():
+        side.settings[_SAME.get(setting, setting)].add(_shown_value(value))
     return side
 
 
@@ -213,66 +198,46 @@ def _add(
 ) -> None:
     counter = tabulator(options)
     table, parts = counter.tabulate([trace for _, trace in batch])
-    place = {one: counter.columns[f"{one.name}.words"] for one in counter.lexicons}
-    words = table[:, counter.columns["words"]].sum(axis=1)
-    tokens = table[:, counter.columns["tokens"]].sum(axis=1)
-    known = table[:, counter.columns["with_tokens"]].sum(axis=1)
-    looping = table[:, counter.columns["looping"]].sum(axis=1)
-    markers = np.stack([table[:, columns].sum(axis=1) for columns in place.values()], axis=1)
+    columns = ("words", "tokens", "with_tokens", "looping")
+    counts = [table[:, counter.columns[column]].sum(axis=1) for column in columns]
+    lists = [counter.columns[f"{one.name}.words"] for one in counter.lexicons]
+    markers = np.stack([table[:, columns].sum(axis=1) for columns in lists], axis=1).astype(int)
     for i, ((problem, trace), part) in enumerate(zip(batch, parts, strict=True)):
         _note_settings(trace, side.settings)
-        counted = trace.record if _counted_record(trace.record) is not None else None
         if (stop := reading.note(trace, part)) is not None:
             reading.fields["stop"][stop] += 1
-        counts: tuple[int | None, ...] = tuple(int(count) for count in markers[i])
-        if counted is not None:
-            counts = tuple(
-                counted["n_markers"] if j == 0 and options.lexicons[0] == "paper-en" else None
-                for j in range(len(counts))
-            )
-        score, _ = fields.number_of(trace, fields.SCORE_FIELDS, "score")
+        words, tokens, with_tokens, looping = (int(count[i]) for count in counts)
+        own: tuple[int | None, ...] = tuple(markers[i].tolist())
+        if counted := counted_record(trace.record):
+            words, own = trace.record["n_words"], (None,) * len(own)
+            if options.lexicons[0] == "paper-en":
+                own = (trace.record["n_markers"], *own[1:])
         question, _ = fields.question_of(trace)
-        responses.append(
-            Response(
-                problem=problem,
-                score=score,
-                answer=(answer := final_answer(trace, part)),
-                reference=_reference(trace),
-                grader=grader_in(trace, ("grade_grader", "grader")),
-                question=None if question is None else hash64(" ".join(question.split())),
-                words=int(words[i]) if counted is None else counted["n_words"],
-                tokens=int(tokens[i]) if known[i] else None,
-                markers=counts,
-                looping=bool(looping[i]) if counted is None else None,
-                has_text=counted is None,
-                checked=checked_response(trace.text, part, answer)
-                if counted is None
-                else Checked(*(counted.get(name) for name in CHECKED)),
-            )
+        answer = final_answer(trace, part)
+        response = Response(
+            problem=problem,
+            score=fields.number_of(trace, fields.SCORE_FIELDS, "score")[0],
+            answer=answer,
+            reference=_reference(trace),
+            grader=grader_in(trace, ("grade_grader", "grader")),
+            question=None if question is None else hash64(" ".join(question.split())),
+            words=words,
+            tokens=tokens if with_tokens else None,
+            markers=own,
+            looping=None if counted else bool(looping),
+            checked=Checked(*map(trace.record.get, CHECKED))
+            if counted
+            else checked_response(trace.text, part, answer),
         )
-        if options.keep and counted is None:
-            _keep(side, name, len(responses) - 1, problem, trace, part, options)
-
-
-def _keep(
-    side: Side,
-    name: str,
-    place: int,
-    problem: str,
-    trace: Trace,
-    part: SplitResponse,
-    options: Options,
-) -> None:
-    # Equal on both sides for a problem, so that traces of the same problems are kept.
-    first = hash64(f"{options.seed}\0{name}\0{problem}")
-    second = hash64(f"{options.seed}\0{trace.row}\0{trace.index}\0{trace.text[:99]}")
-    kept = Kept(
-        (first, second), name, place, trace.row, problem, shorten(part.thinking),
-        shorten(part.answer),
-    )  # fmt: skip
-    side.kept.append(kept)
-    if len(side.kept) > 2 * options.keep:
-        side.kept = heapq.nsmallest(options.keep, side.kept, key=lambda k: k.priority)
+        responses.append(response)
+        if options.keep and not counted:
+            response.shown = trace.row, shorten(part.thinking), shorten(part.answer)
+            # Equal on both sides for a problem, so that traces of the same problems are shown.
+            first = hash64(f"{options.seed}\0{name}\0{problem}")
+            second = hash64(f"{options.seed}\0{trace.row}\0{trace.index}\0{trace.text[:99]}")
+            side.sample.append(((first, second), response))
+    if len(side.sample) > 2 * options.keep:
+        side.draw(options.keep)
 
 
 def _reference(trace: Trace) -> str | None:

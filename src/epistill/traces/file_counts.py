@@ -42,6 +42,11 @@ class Reading:
     keys: list[NDArray[np.uint64]] = field(default_factory=list)
     notes: Counter[str] = field(default_factory=Counter)
 
+    @classmethod
+    def begun(cls, note: str | None) -> Reading:
+        """Of a file about which this is known already."""
+        return cls(notes=Counter({} if note is None else {note: 0}))
+
     def skip(self, reason: str, row: int, count: int = 1) -> None:
         """Count skipped responses."""
         before, first = self.skipped.get(reason, (0, row))

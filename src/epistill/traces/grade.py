@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -53,21 +53,11 @@ BATCH = 2_000  # responses that are graded together
 RESAMPLES = 1_000
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """One response of a record: its trace and reference, or why it is not graded."""
-
-    place: int
-    trace: Trace | None
-    reference: str | None
-    grader: GraderName | None
-
-
 @dataclass(slots=True)
 class _Totals:
     """What a file's grading adds up to."""
 
-    reading: Reading = field(default_factory=Reading)
+    reading: Reading
     statuses: Counter[str] = field(default_factory=Counter)
     graders: Counter[str] = field(default_factory=Counter)
     sums: ClusterSums = field(default_factory=lambda: ClusterSums(3))
@@ -128,10 +118,8 @@ def _grade_file(
     lookup: Lookup | None,
     grader: Grader,
 ) -> dict[str, Any]:
-    totals = _Totals()
     key = problem_key(path, options.response_field, options.problem_field)
-    if key.note is not None:
-        totals.reading.notes[key.note] = 0
+    totals = _Totals(Reading.begun(key.note))
     chosen = options.grader or ("math" if lookup is not None else choose_grader(path, options))
     temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
     records = records_of(path, totals.reading)
@@ -174,6 +162,9 @@ def _nothing_graded(path: Path, reading: Reading) -> EpistillError:
     )
 
 
+_Asked = tuple[Trace, str, GraderName]  # what is graded, against what, by whom
+
+
 def _grade_batch(
     batch: Sequence[tuple[int, Mapping[str, Any]]],
     chosen: GraderName,
@@ -182,106 +173,83 @@ def _grade_batch(
     grader: Grader,
     totals: _Totals,
 ) -> Iterator[dict[str, Any]]:
-    entries: dict[int, list[_Entry]] = defaultdict(list)
-    items: list[tuple[GraderName, str, str]] = []
-    cut: list[bool] = []
-    for i, (row, record) in enumerate(batch):
-        for place, found in enumerate(_traces(record, row, options, totals.reading)):
-            entry = _entry(place, found, chosen, options, lookup, totals.reading, row)
-            entries[i].append(entry)
-            if entry.trace is not None and entry.reference is not None and entry.grader is not None:
-                answer = split(entry.trace, opened=options.opened).answer
-                items.append((entry.grader, entry.reference, answer))
-                cut.append(is_cut(entry.trace))
-    grades = iter(grader.grade(items, cut=cut, lenient=True))
-    for i, (_, record) in enumerate(batch):
-        values = [
-            None if entry.trace is None else _verdict(entry, next(grades), options, totals)
-            for entry in entries[i]
+    entries = [
+        _asked(row, record, chosen, options, lookup, totals.reading) for row, record in batch
+    ]
+    asked = [one for found in entries for one in found if one is not None]
+    grades = iter(
+        grader.grade(
+            [(kind, gold, split(one, opened=options.opened).answer) for one, gold, kind in asked],
+            cut=[is_cut(trace) for trace, _, _ in asked],
+            lenient=True,
+        )
+    )
+    for (_, record), found in zip(batch, entries, strict=True):
+        verdicts = [
+            None if one is None else _verdict(one, place, next(grades), options, totals)
+            for place, one in enumerate(found)
         ]
-        several = len(values) > 1 or any(e.trace and e.trace.index is not None for e in entries[i])
-        added = {
-            name: [None if v is None else v[name] for v in values]
-            if several
-            else None if values[0] is None else values[0][name]
-            for name in COLUMNS
-        }  # fmt: skip
+        if len(found) > 1 or any(one is not None and one[0].index is not None for one in found):
+            added = {name: [v and v[name] for v in verdicts] for name in COLUMNS}
+        else:
+            added = verdicts[0] or dict.fromkeys(COLUMNS)
         yield {**record, **added}
 
 
-def _traces(
-    record: Mapping[str, Any], row: int, options: GradeOptions, reading: Reading
-) -> list[Trace | Unusable]:
-    found, name = fields.traces_of(record, row, options.response_field)
-    if name is not None:
-        reading.fields["response"][name] += len(found)
-    reading.read += len(found)
-    return found
-
-
-def _entry(
-    place: int,
-    found: Trace | Unusable,
+def _asked(
+    row: int,
+    record: Mapping[str, Any],
     chosen: GraderName,
     options: GradeOptions,
     lookup: Lookup | None,
     reading: Reading,
-    row: int,
-) -> _Entry:
-    """What a response is graded against; if it cannot be, the reason is counted."""
-    if isinstance(found, Unusable):
-        reading.skip(str(found), row)
-        return _Entry(place, None, None, None)
-    reference, grader, source = reference_of(found, options, lookup)
-    if reference is None:
-        reading.skip(source, row)
-        return _Entry(place, None, None, None)
-    reading.used += 1
-    reading.fields["reference"][source] += 1
-    return _Entry(place, found, reference, options.grader or grader or chosen)
+) -> list[_Asked | None]:
+    """The responses of a record; None for one that cannot be graded, whose reason is counted."""
+    found, name = fields.traces_of(record, row, options.response_field)
+    if name is not None:
+        reading.fields["response"][name] += len(found)
+    reading.read += len(found)
+    asked: list[_Asked | None] = []
+    for one in found:
+        reference, named, source = None, None, str(one)
+        if not isinstance(one, Unusable):
+            reference, named, source = reference_of(one, options, lookup)
+        if isinstance(one, Unusable) or reference is None:
+            reading.skip(source, row)
+            asked.append(None)
+            continue
+        reading.used += 1
+        reading.fields["reference"][source] += 1
+        asked.append((one, reference, options.grader or named or chosen))
+    return asked
 
 
-def _verdict(entry: _Entry, grade: Grade, options: GradeOptions, totals: _Totals) -> dict[str, Any]:
-    trace = entry.trace
-    assert trace is not None
-    assert entry.grader is not None
+def _verdict(
+    asked: _Asked, place: int, grade: Grade, options: GradeOptions, totals: _Totals
+) -> dict[str, Any]:
+    trace, reference, grader = asked
     with_unframed = grade.score
     if grade.frame == "search":
         grade = replace(grade, status=GradeStatus.UNREADABLE, reason=NO_FRAME)
     totals.frames[grade.frame or "none"] += 1
     totals.statuses[grade.status.value] += 1
-    totals.graders[entry.grader] += 1
+    totals.graders[grader] += 1
     problem, name = fields.problem_of(trace, options.problem_field)
     if name is not None:
         totals.reading.fields["problem"][name] += 1
-    key = f"{trace.row}\0{entry.place}" if problem is None else problem
+    key = f"{trace.row}\0{place}" if problem is None else problem
     totals.sums.add([hash64(key)], np.array([[grade.score, 1.0, with_unframed]]))
-    _compare_label(trace, entry, grade, with_unframed, options, totals)
-    return dict(
-        zip(
-            COLUMNS,
-            (
-                grade.score,
-                grade.status.value,
-                grade.extracted,
-                grade.reason or None,
-                entry.reference,
-                entry.grader,
-                grade.frame or None,
-                with_unframed,
-            ),
-            strict=True,
-        )
-    )
+    values = (
+        grade.score, grade.status.value, grade.extracted, grade.reason or None, reference, grader,
+        grade.frame or None, with_unframed,
+    )  # fmt: skip
+    verdict = dict(zip(COLUMNS, values, strict=True))
+    _compare_label(trace, place, verdict, options, totals)
+    return verdict
 
 
 def _compare_label(
-    trace: Trace,
-    entry: _Entry,
-    grade: Grade,
-    with_unframed: float,
-    options: GradeOptions,
-    totals: _Totals,
+    trace: Trace, place: int, verdict: dict[str, Any], options: GradeOptions, totals: _Totals
 ) -> None:
     names = LABEL_FIELDS if options.label_field is None else (options.label_field,)
     try:
@@ -291,19 +259,19 @@ def _compare_label(
     if label is None or name is None:
         return
     totals.reading.fields["label"][name] += 1
-    ours, theirs = grade.status is GradeStatus.CORRECT, label > 0.5
+    ours, theirs = verdict["grade_status"] == GradeStatus.CORRECT.value, label > 0.5
     totals.labels[ours, theirs] += 1
-    totals.agree_unframed += (with_unframed > 0) == theirs
+    totals.agree_unframed += (verdict["grade_score_unframed"] > 0) == theirs
     if ours != theirs and len(totals.disagreements) < MAX_LISTED:
         totals.disagreements.append(
             {
                 "row": trace.row,
-                "response": entry.place,
+                "response": place,
                 "label": label,
-                "grade": grade.status.value,
-                "extracted": grade.extracted,
-                "reference": (entry.reference or "")[:200],
-                "reason": grade.reason or None,
+                "grade": verdict["grade_status"],
+                "extracted": verdict["grade_extracted"],
+                "reference": verdict["grade_reference"][:200],
+                "reason": verdict["grade_reason"],
             }
         )
 
@@ -312,32 +280,25 @@ def _describe(path: Path, place: Path, totals: _Totals) -> dict[str, Any]:
     sums = totals.sums.sums
     score, unframed = bootstrap_ratio(sums[:, ::2], sums[:, [1, 1]], resamples=RESAMPLES)
     labels = totals.labels
-    agreement = None
-    if labels:
-        both, ours, theirs, neither = (
-            labels[True, True], labels[True, False], labels[False, True], labels[False, False]
-        )  # fmt: skip
-        agreement = {
-            "labelled": labels.total(),
-            "agree": both + neither,
-            "agree_with_unframed": totals.agree_unframed,
-            "correct_here_wrong_there": ours,
-            "wrong_here_correct_there": theirs,
-            "disagreements": totals.disagreements,
-        }
+    agreement = {
+        "labelled": labels.total(),
+        "agree": labels[True, True] + labels[False, False],
+        "agree_with_unframed": totals.agree_unframed,
+        "correct_here_wrong_there": labels[True, False],
+        "wrong_here_correct_there": labels[False, True],
+        "disagreements": totals.disagreements,
+    }
+    reading = describe_reading(totals.reading)
+    del reading["repeated_responses"]
     return {
         "file": str(path),
         "written": str(place),
-        "reading": {
-            name: value
-            for name, value in describe_reading(totals.reading).items()
-            if name != "repeated_responses"
-        },
+        "reading": reading,
         "statuses": {status.value: totals.statuses[status.value] for status in GradeStatus},
         "graders": dict(totals.graders),
         "problems": None if totals.sums.folded else len(sums),
-        "score": None if score is None else asdict(score),
-        "score_with_unframed": None if unframed is None else asdict(unframed),
+        "score": score and score.as_dict(),
+        "score_with_unframed": unframed and unframed.as_dict(),
         "frames": dict(totals.frames),
-        "agreement": agreement,
+        "agreement": agreement if labels else None,
     }

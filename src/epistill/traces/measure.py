@@ -9,7 +9,7 @@ depend on `workers`. `traces.summary` turns sums into numbers with intervals.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from epistill.errors import EpistillError, did_you_mean
+from epistill.metrics.epistemic import density
 from epistill.readers.record_files import FileRecord, Piece, find_files, pieces_of, read_piece
 from epistill.readers.text_records import Unusable
 from epistill.thinking import SplitResponse
@@ -47,6 +48,7 @@ class Options:
         opened: The prompts ended inside `<think>`, whatever the records say.
         keep: Traces to keep for the page, drawn by `seed`.
         filter: Of lm-evaluation-harness, whose rows count; `settle` finds it.
+        note: What a reader must know of the problems' key; `settle` finds it.
     """
 
     lexicons: tuple[str, ...] = DEFAULT_LEXICONS
@@ -58,37 +60,22 @@ class Options:
     keep: int = 0
     seed: int = 0
     filter: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Shown:
-    """A trace as the page shows it; long texts are cut in the middle.
-
-    Attributes:
-        priority: The sample is made of the lowest ones.
-        counts: Its row of the table.
-        score: As a field says; None where none does.
-    """
-
-    priority: int
-    row: int
-    group: str
-    problem: str | None
-    thinking: str
-    answer: str
-    counts: NDArray[np.float64]
-    score: float | None
+    note: str | None = None
 
 
 @dataclass(slots=True)
 class Measured:
-    """What one file (or piece of it) shows."""
+    """What one file (or piece of it) shows.
+
+    Attributes:
+        sample: Traces for a page, with their priorities: those of lowest priority are kept.
+    """
 
     path: Path
     format: str
     reading: Reading = field(default_factory=Reading)
     groups: dict[str, ClusterSums] = field(default_factory=dict)
-    shown: list[Shown] = field(default_factory=list)
+    sample: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
 
 
 def measure_files(paths: Sequence[Path], options: Options, *, workers: int = 1) -> list[Measured]:
@@ -121,13 +108,13 @@ def measure_files(paths: Sequence[Path], options: Options, *, workers: int = 1) 
         workers,
     )
     for path, pieces in files.items():
-        whole = Measured(path, pieces[0].format if pieces else "parquet")
+        reading = Reading.begun(settled[path].note)
+        whole = Measured(path, pieces[0].format if pieces else "parquet", reading)
         for _ in pieces:
             _merge(whole, next(parts), options)
         if not whole.reading.used:
             raise nothing_used(path, whole.reading)
         check_problem_field(path, whole.reading, options)
-        note_problem_key(path, whole.reading, options)
         if options.by is not None and set(whole.groups) == {NO_GROUP}:
             raise _no_field(path, "--by", options.by)
         results.append(whole)
@@ -137,15 +124,7 @@ def measure_files(paths: Sequence[Path], options: Options, *, workers: int = 1) 
 def settle(path: Path, options: Options) -> Options:
     """The options for one file: its problems may have to be told apart in another way."""
     key = problem_key(path, options.response_field, options.problem_field)
-    return replace(options, problem_field=key.field, filter=key.filter)
-
-
-def note_problem_key(path: Path, reading: Reading, options: Options) -> None:
-    """Add to a file's notes what was settled."""
-    named = None if options.problem_field == fields.BY_QUESTION else options.problem_field
-    key = problem_key(path, options.response_field, named)
-    if key.note is not None:
-        reading.notes[key.note] = 0
+    return replace(options, problem_field=key.field, filter=key.filter, note=key.note)
 
 
 def tabulator(options: Options) -> Tabulator:
@@ -176,17 +155,28 @@ def usable_traces(piece: Piece, reading: Reading, options: Options) -> Iterator[
             yield traces
 
 
-def usable(rows: Sequence[FileRecord], reading: Reading, options: Options) -> Iterator[Trace]:
-    """The responses of rows, one by one; what cannot be used is counted in `reading`."""
+def usable(
+    rows: Sequence[FileRecord],
+    reading: Reading,
+    options: Options,
+    counted: Callable[[Any], bool] = lambda record: False,
+) -> Iterator[Trace]:
+    """The responses of rows, one by one; what cannot be used is counted in `reading`.
+
+    Records that are `counted` are used without a text, since they say what it was.
+    """
     for row in rows:
         reading.rows = row.number
         if row.record is None:
             continue
         reading.records += 1
+        name = None
         if isinstance(row.record, Unusable):
-            entries, name = [row.record], None
+            entries: Sequence[Trace | Unusable] = [row.record]
+        elif counted(row.record):
+            entries = [Trace("", row.record, row.number)]
         elif filter_of(row.record) != options.filter:
-            entries, name = [Unusable(fields.OTHER_FILTER)], None
+            entries = [Unusable(fields.OTHER_FILTER)]
         else:
             entries, name = fields.traces_of(row.record, row.number, options.response_field)
         if name is not None:
@@ -232,13 +222,17 @@ def _add(traces: list[Trace], piece: Piece, found: Measured, options: Options) -
         sums.lengths.update(lengths.astype(int).tolist())
     _check_groups(found, options)
     if options.keep:
-        found.shown += [
-            _shown(trace, part, counts, group, problem, options)
-            for trace, part, counts, group, problem in zip(
-                traces, parts, table, groups, problems, strict=True
-            )
+        found.sample += [
+            _shown(*one, options)
+            for one in zip(traces, parts, table, groups, problems, strict=True)
         ]
-        found.shown = heapq.nsmallest(options.keep, found.shown, key=lambda s: s.priority)
+        found.sample = _lowest(found.sample, options)
+
+
+def _lowest(
+    sample: list[tuple[int, dict[str, Any]]], options: Options
+) -> list[tuple[int, dict[str, Any]]]:
+    return heapq.nsmallest(options.keep, sample, key=lambda one: one[0])
 
 
 def _group(trace: Trace, by: str | None) -> str:
@@ -252,24 +246,30 @@ def _group(trace: Trace, by: str | None) -> str:
 def _shown(
     trace: Trace,
     part: SplitResponse,
-    counts: Any,
+    counts: NDArray[np.float64],
     group: str,
     problem: str | None,
     options: Options,
-) -> Shown:
+) -> tuple[int, dict[str, Any]]:
+    """A trace, and its priority: that of its problem, so that whole problems are kept."""
     score, _ = trace.first(fields.SCORE_FIELDS)
     own = f"{trace.row}\0{trace.index}\0{trace.text[:99]}"
-    return Shown(
-        # Equal for all responses to a problem, so that whole problems are kept.
-        priority=hash64(f"{options.seed}\0{problem or own}"),
-        row=trace.row,
-        group=group,
-        problem=None if problem is None else problem[:200],
-        thinking=shorten(part.thinking),
-        answer=shorten(part.answer),
-        counts=counts,
-        score=float(score) if isinstance(score, int | float) else None,
+    counter = tabulator(options)
+    words, markers = (
+        int(counts[counter.columns[name]].sum())
+        for name in ("words", f"{counter.lexicons[0].name}.words")
     )
+    return hash64(f"{options.seed}\0{problem or own}"), {
+        "side": group,
+        "set": "",
+        "problem": (problem or "")[:200],
+        "row": trace.row,
+        "score": int(score > 0.5) if isinstance(score, int | float) else None,
+        "length": words,
+        "density": density(markers, words),
+        "thinking": shorten(part.thinking),
+        "answer": shorten(part.answer),
+    }
 
 
 def shorten(text: str) -> str:
@@ -282,11 +282,9 @@ def shorten(text: str) -> str:
 
 
 def _merge(whole: Measured, part: Measured, options: Options) -> None:
-    whole.shown = heapq.nsmallest(
-        options.keep,
-        [*whole.shown, *(replace(s, row=s.row + whole.reading.rows) for s in part.shown)],
-        key=lambda s: s.priority,
-    )
+    for _, shown in part.sample:  # rows of a piece are counted from its start
+        shown["row"] += whole.reading.rows
+    whole.sample = _lowest([*whole.sample, *part.sample], options)
     whole.reading.merge(part.reading)
     for group, sums in part.groups.items():
         if group in whole.groups:

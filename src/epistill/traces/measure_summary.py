@@ -8,15 +8,14 @@ formulas and limits are in `docs/metrics.md`. Numbers that cannot be known are N
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
-from epistill.evaluation.stats import Estimate, bootstrap_ratio
+from epistill.evaluation.stats import bootstrap_ratio
 from epistill.metrics.corrections import WINDOW
-from epistill.metrics.epistemic import density
 from epistill.metrics.lexicon import Lexicon
 from epistill.traces.file_counts import Reading
 from epistill.traces.measure import Measured, Options, tabulator
@@ -82,172 +81,149 @@ def describe_reading(reading: Reading) -> dict[str, Any]:
 
 
 class _Group:
-    """Ratios are asked for by column name, computed in one resampling, then put in their places."""
+    """The numbers of a group: of sums over its clusters, by the names of the table's columns.
+
+    All ratios are resampled together, so that the numbers are gone through twice: to collect what
+    is asked for, then to put the estimates in their places.
+    """
 
     def __init__(self, sums: ClusterSums, options: Options) -> None:
-        self.sums, self.folded = sums.sums, sums.folded
-        self.tabulator, self.seed = tabulator(options), options.seed
-        self.limit = _limit_in(sums.lengths)
-        self.totals = self.sums.sum(axis=0)
-        self.has_tokens = self._total("with_tokens") == self._total("responses")
-        self.thinking_tokens = options.tokenizer is not None
-        self._asked: list[tuple[dict[str, Any], str, Floats, Floats]] = []
+        self._sums, self._options = sums, options
+        self._tabulator = tabulator(options)
+        self._has_tokens = self._total("with_tokens") == self._total("responses")
+        self._ratio: Callable[[Floats, Floats], Any]
 
     def summary(self) -> dict[str, Any]:
-        """All numbers of the group."""
-        found = self._lengths() | {
-            "markers": {
-                one.name: self._markers(one)
-                for one in self.tabulator.lexicons
-                # A Chinese list says nothing about text without a Chinese character.
-                if one.language != "zh" or self._total("chinese_words")
-            }
-        }
-        above = np.stack([above for _, _, above, _ in self._asked], axis=1)
-        below = np.stack([below for _, _, _, below in self._asked], axis=1)
-        estimates = bootstrap_ratio(above, below, seed=self.seed, resamples=RESAMPLES)
-        for (place, name, *_), estimate in zip(self._asked, estimates, strict=True):
-            place[name] = None if estimate is None else self._describe(estimate)
-        return found
+        """All numbers; None where what one is divided by sums to 0."""
+        asked: list[tuple[Floats, Floats]] = []
+        self._ratio = lambda above, below: asked.append((above, below))
+        self._numbers()
+        above, below = (np.stack(columns, axis=1) for columns in zip(*asked, strict=True))
+        seed = self._options.seed
+        estimates = iter(bootstrap_ratio(above, below, seed=seed, resamples=RESAMPLES))
+        self._ratio = lambda above, below: (
+            None
+            if (one := next(estimates)) is None
+            else {"value": one.value, "low": one.low, "high": one.high}
+        )
+        return self._numbers()
 
-    def _describe(self, estimate: Estimate) -> dict[str, Any]:
-        return {"value": estimate.value, "low": estimate.low, "high": estimate.high}
-
-    def _column(self, name: str) -> Floats:
-        return self.sums[:, self.tabulator.columns[name]]
-
-    def _total(self, name: str) -> int:
-        return int(self.totals[self.tabulator.columns[name]].sum())
-
-    def _ratio(
-        self, place: dict[str, Any], name: str, above: Floats, below: Floats, factor: float = 1.0
-    ) -> None:
-        """Ask for a ratio of two columns; None where the second sums to 0."""
-        place[name] = None
-        self._asked.append((place, name, factor * above.sum(axis=1), below.sum(axis=1)))
-
-    def _lengths(self) -> dict[str, Any]:
-        responses, words = self._column("responses"), self._column("words")
-        answer_words = words - self._column("thinking_words")
-        length: dict[str, Any] = {
-            "total_words": self._total("words"),
-            "chinese_words": self._total("chinese_words"),
-            "total_tokens": None,
-        }
-        self._ratio(length, "words", words, responses)
-        self._ratio(length, "thinking_words", self._column("thinking_words"), responses)
-        self._ratio(length, "answer_words", answer_words, responses)
-        length["tokens"] = length["thinking_tokens"] = length["answer_tokens"] = None
-        if self.has_tokens:
-            tokens, inside = self._column("tokens"), self._column("thinking_tokens")
-            length["total_tokens"] = self._total("tokens")
-            self._ratio(length, "tokens", tokens, responses)
-            if self.thinking_tokens:
-                self._ratio(length, "thinking_tokens", inside, responses)
-                self._ratio(length, "answer_tokens", tokens - inside, responses)
-        thinking: dict[str, Any] = {}
-        self._ratio(thinking, "share", self._column("with_thinking"), responses)
-        self._ratio(thinking, "unclosed_share", self._column("unclosed"), responses)
-        looping: dict[str, Any] = {"count": self._total("looping")}
-        self._ratio(looping, "share", self._column("looping"), responses)
+    def _numbers(self) -> dict[str, Any]:
+        # A Chinese list says nothing about text without a Chinese character.
+        chinese = self._total("chinese_words") > 0
+        lexicons = [o for o in self._tabulator.lexicons if chinese or o.language != "zh"]
         return {
             "responses": self._total("responses"),
             "empty_responses": self._total("empty"),
-            "problems": None if self.folded else len(self.sums),
-            "clusters": len(self.sums),
-            "length": length,
-            "thinking": thinking,
+            "problems": None if self._sums.folded else len(self._sums.sums),
+            "clusters": len(self._sums.sums),
+            "length": self._lengths(),
+            "thinking": {
+                "share": self._share("with_thinking"),
+                "unclosed_share": self._share("unclosed"),
+            },
             "truncated": self._truncated(),
-            "looping": looping,
-            "answers": self._answers(),
+            "looping": {"count": self._total("looping"), "share": self._share("looping")},
+            "answers": {  # over graded responses of which text can tell
+                "responses": self._total("checkable"),
+                "verified_share": self._share("verified", "checkable"),
+                "committed_share": self._share("committed", "checkable"),
+                "candidates": self._share("candidates", "with_candidates"),
+            },
+            "markers": {one.name: self._markers(one) for one in lexicons},
         }
 
-    def _answers(self) -> dict[str, Any]:
-        """Over graded responses of which text can tell; all None without any."""
-        checkable, asked = self._column("checkable"), self._column("with_candidates")
-        found: dict[str, Any] = {"responses": self._total("checkable")}
-        self._ratio(found, "verified_share", self._column("verified"), checkable)
-        self._ratio(found, "committed_share", self._column("committed"), checkable)
-        self._ratio(found, "candidates", self._column("candidates"), asked)
+    def _each(self, name: str) -> Floats:
+        """[columns of the name, clusters]."""
+        return self._sums.sums[:, self._tabulator.columns[name]].T
+
+    def _column(self, name: str) -> Floats:
+        return self._each(name).sum(axis=0)
+
+    def _total(self, name: str) -> int:
+        return int(self._column(name).sum())
+
+    def _share(self, name: str, of: str = "responses") -> Any:
+        return self._ratio(self._column(name), self._column(of))
+
+    def _lengths(self) -> dict[str, Any]:
+        found: dict[str, Any] = {
+            "total_words": self._total("words"),
+            "chinese_words": self._total("chinese_words"),
+            "total_tokens": self._total("tokens") if self._has_tokens else None,
+            **dict.fromkeys(("tokens", "thinking_tokens", "answer_tokens")),
+        }
+        for unit in ("words", "tokens") if self._has_tokens else ("words",):
+            found[unit] = self._share(unit)
+            if unit == "words" or self._options.tokenizer is not None:
+                answer = self._column(unit) - self._column(f"thinking_{unit}")
+                found[f"thinking_{unit}"] = self._share(f"thinking_{unit}")
+                found[f"answer_{unit}"] = self._ratio(answer, self._column("responses"))
         return found
 
     def _truncated(self) -> dict[str, Any]:
         """From a field where every response has one, else from what cutting leaves behind."""
         said, responses = self._total("with_stop"), self._total("responses")
-        found: dict[str, Any] = {"responses_with_a_stop_field": said}
-        if said == responses:
-            found["basis"] = "field"
-            self._ratio(found, "share", self._column("cut"), self._column("responses"))
-        elif said:
-            found["basis"] = "field, over those responses that have one"
-            self._ratio(found, "share", self._column("cut"), self._column("with_stop"))
-        elif self.has_tokens and self.limit is not None:
-            tokens, there = self.limit
-            found["basis"] = (
-                f"at least: {there} responses end at one largest length, {tokens} tokens"
-            )
-            found["share"] = {"value": there / responses, "low": None, "high": None}
+        limit = _limit_in(self._sums.lengths) if self._has_tokens else None
+        if said:
+            basis = "field" if said == responses else "field, over those responses that have one"
+            share = self._share("cut", "with_stop")
+        elif limit is not None:
+            tokens, there = limit
+            basis = f"at least: {there} responses end at one largest length, {tokens} tokens"
+            share = {"value": there / responses, "low": None, "high": None}
         else:
-            found["basis"] = "unclosed thinking: a lower bound"
-            self._ratio(found, "share", self._column("unclosed"), self._column("responses"))
-        return found
+            basis, share = "unclosed thinking: a lower bound", self._share("unclosed")
+        return {"responses_with_a_stop_field": said, "basis": basis, "share": share}
+
+    def _counted(self, counts: Floats, words: Floats) -> dict[str, Any]:
+        density = self._ratio(1000 * counts, words)
+        return {"count": int(counts.sum()), "density_per_1k_words": density}
 
     def _markers(self, lexicon: Lexicon) -> dict[str, Any]:
-        name = lexicon.name
-        responses, words = self._column("responses"), self._column("words")
-        markers = self._column(f"{name}.words")
-        total = markers.sum(axis=1, keepdims=True)
-        inside = self._column(f"{name}.thinking")
+        name, words = lexicon.name, self._column("words")
+        markers, inside = self._column(f"{name}.words"), self._column(f"{name}.thinking")
+        settled, episodes = self._column(f"{name}.settled"), self._column(f"{name}.episodes")
         thinking_words = self._column("thinking_words")
-        found: dict[str, Any] = {"count": self._total(f"{name}.words"), "control": lexicon.control}
-        self._ratio(found, "per_response", markers, responses)
-        self._ratio(found, "density_per_1k_words", markers, words, 1000)
-        found["density_per_1k_tokens"] = None
-        if self.has_tokens:
-            self._ratio(found, "density_per_1k_tokens", markers, self._column("tokens"), 1000)
-        settled = self._column(f"{name}.settled")
-        rest = found["without_looping"] = {"count": int(settled.sum())}
-        self._ratio(rest, "density_per_1k_words", settled, self._column("settled_words"), 1000)
-        if self.has_tokens:
-            tokens = self._column("settled_tokens")
-            self._ratio(rest, "density_per_1k_tokens", settled, tokens, 1000)
-        self._ratio(found, "share_of_responses_with_any", self._column(f"{name}.any"), responses)
-        for part, count, length in (
-            ("thinking", inside, thinking_words),
-            ("answer", total - inside, words - thinking_words),
-        ):
-            found[part] = {"count": int(count.sum())}
-            self._ratio(found[part], "density_per_1k_words", count, length, 1000)
-        episodes = self._column(f"{name}.episodes")
-        found["self_correction"] = {"episodes": int(episodes.sum())}
-        self._ratio(found["self_correction"], "per_response", episodes, responses)
-        self._ratio(found["self_correction"], "per_1k_words", episodes, words, 1000)
-        found["official_substring_count"] = self._total(f"{name}.substrings")
-        found["deciles"] = self._deciles(name)
-        found["words"] = self._words(lexicon)
+        found = {
+            "control": lexicon.control,
+            **self._counted(markers, words),
+            "density_per_1k_tokens": None,
+            "per_response": self._share(f"{name}.words"),
+            "without_looping": self._counted(settled, self._column("settled_words")),
+            "share_of_responses_with_any": self._share(f"{name}.any"),
+            "thinking": self._counted(inside, thinking_words),
+            "answer": self._counted(markers - inside, words - thinking_words),
+            "self_correction": {
+                "episodes": int(episodes.sum()),
+                "per_response": self._share(f"{name}.episodes"),
+                "per_1k_words": self._ratio(1000 * episodes, words),
+            },
+            "official_substring_count": self._total(f"{name}.substrings"),
+            "deciles": [
+                {"from": i / DECILES, **self._counted(*place)}
+                for i, place in enumerate(
+                    zip(self._each(f"{name}.deciles"), self._each("deciles"), strict=True)
+                )
+            ],
+            "words": {
+                word: {"official_substring_count": int(official.sum())}
+                | self._counted(counts, words)
+                for word, counts, official in zip(
+                    lexicon.words,
+                    self._each(f"{name}.words"),
+                    self._each(f"{name}.substrings"),
+                    strict=True,
+                )
+            },
+        }
+        if self._has_tokens:
+            for place, counts, of in (
+                (found, markers, "tokens"),
+                (found["without_looping"], settled, "settled_tokens"),
+            ):
+                place["density_per_1k_tokens"] = self._ratio(1000 * counts, self._column(of))
         return found
-
-    def _deciles(self, name: str) -> list[dict[str, Any]]:
-        markers, words = self._column(f"{name}.deciles"), self._column("deciles")
-        rows: list[dict[str, Any]] = []
-        for i in range(DECILES):
-            rows.append({"from": i / DECILES, "count": int(markers[:, i].sum())})
-            place = markers[:, i : i + 1], words[:, i : i + 1]
-            self._ratio(rows[-1], "density_per_1k_words", *place, 1000)
-        return rows
-
-    def _words(self, lexicon: Lexicon) -> dict[str, Any]:
-        counts = self._column(f"{lexicon.name}.words")
-        substrings = self._column(f"{lexicon.name}.substrings")
-        rows: dict[str, Any] = {}
-        for i, word in enumerate(lexicon.words):
-            rows[word] = {
-                "count": int(counts[:, i].sum()),
-                "official_substring_count": int(substrings[:, i].sum()),
-            }
-            place = counts[:, i : i + 1], self._column("words")
-            self._ratio(rows[word], "density_per_1k_words", *place, 1000)
-        return rows
 
 
 def _limit_in(lengths: Mapping[int, int]) -> tuple[int, int] | None:
@@ -319,27 +295,14 @@ def measured_traces(
         Records (side, set, problem, row, score, length, density, thinking, answer), at most
         `options.keep`; and the number of responses used, of which they are all or a sample.
     """
-    counter = tabulator(options)
-    own = counter.columns[f"{counter.lexicons[0].name}.words"]
     kept = heapq.nsmallest(
         options.keep,
-        ((shown, result) for result in results for shown in result.shown),
-        key=lambda pair: pair[0].priority,
+        ((priority, shown, result) for result in results for priority, shown in result.sample),
+        key=lambda one: one[0],
     )
-    records = [
-        {
-            "side": f"{result.path.name} {shown.group}"
-            if len(result.groups) > 1
-            else result.path.name,
-            "set": "",
-            "problem": shown.problem or "",
-            "row": shown.row,
-            "score": None if shown.score is None else int(shown.score > 0.5),
-            "length": (length := int(shown.counts[counter.columns["words"]].sum())),
-            "density": density(int(shown.counts[own].sum()), length),
-            "thinking": shown.thinking,
-            "answer": shown.answer,
-        }
-        for shown, result in kept
-    ]
+    records: list[dict[str, Any]] = []
+    for _, shown, result in kept:
+        name = result.path.name
+        side = f"{name} {shown['side']}" if len(result.groups) > 1 else name
+        records.append({**shown, "side": side})
     return records, sum(result.reading.used for result in results)

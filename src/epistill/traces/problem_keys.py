@@ -48,9 +48,16 @@ class ProblemKey:
     note: str | None
 
 
-@lru_cache(maxsize=256)
 def problem_key(path: Path, response_field: str | None, problem_field: str | None) -> ProblemKey:
-    """Look at the first records of a file."""
+    """Look at the first records of a file, once for what it holds now."""
+    now = path.stat()
+    return _problem_key(path, (now.st_mtime_ns, now.st_size), response_field, problem_field)
+
+
+@lru_cache(maxsize=256)
+def _problem_key(
+    path: Path, version: tuple[int, int], response_field: str | None, problem_field: str | None
+) -> ProblemKey:
     named = tuple(name for name in (response_field, problem_field) if name)
     batches = (
         rows for piece in pieces_of(path) for rows in read_piece(piece, (*KNOWN_FIELDS, *named))

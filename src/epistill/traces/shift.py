@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -30,13 +30,12 @@ from epistill.metrics.vocabulary_shift import (
 )
 from epistill.metrics.words import WORD, fold
 from epistill.readers.record_files import Piece, find_files, pieces_of
-from epistill.traces.fields import Trace, problem_of
+from epistill.traces.fields import problem_of
 from epistill.traces.file_counts import Reading
 from epistill.traces.measure import (
     Options,
     check_problem_field,
     cluster_of,
-    note_problem_key,
     nothing_used,
     settle,
     usable_traces,
@@ -59,11 +58,11 @@ _DIGIT = re.compile(r"\d")
 class _Seen:
     """First pass: of one piece, or of a whole set."""
 
+    listed: frozenset[str]  # words of lexicons, never forgotten
     reading: Reading = field(default_factory=Reading)
     words: Counter[str] = field(default_factory=Counter)
     problems: set[int] = field(default_factory=set)
     overflow: bool = False  # more problems than can be told apart
-    listed: frozenset[str] = frozenset()  # words of lexicons, never forgotten
 
     def merge(self, other: _Seen) -> None:
         self.reading.merge(other.reading)
@@ -105,6 +104,41 @@ class _Counted:
     responses: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class _Set:
+    """Files of one set, each with its settled options, and the words that are looked for."""
+
+    settled: Mapping[Path, Options]
+    lexicons: tuple[Lexicon, ...]
+
+    def pieces(self) -> list[Piece]:
+        return [piece for path in self.settled for piece in pieces_of(path)]
+
+    def responses(
+        self, piece: Piece, reading: Reading
+    ) -> Iterator[list[tuple[int, str | None, Counter[str], int]]]:
+        """In batches: problem, the field that told it, counts of words, number of words."""
+        options = self.settled[piece.path]
+        for traces in usable_traces(piece, reading, options):
+            batch: list[tuple[int, str | None, Counter[str], int]] = []
+            for i, trace in enumerate(traces):
+                problem, name = problem_of(trace, options.problem_field)
+                part = split(trace)  # the tag between them is no word of the model's vocabulary
+                words = self._words(f"{part.thinking}\n{part.answer}")
+                batch.append((cluster_of(trace, piece, i, problem), name, *words))
+            yield batch
+
+    def _words(self, text: str) -> tuple[Counter[str], int]:
+        """Counts of all words and of the lexicons' words, and the number of words."""
+        words = WORD.findall(fold(text))
+        counts = Counter(words)
+        for lexicon in self.lexicons:
+            counts.update(dict.fromkeys(lexicon.words, 0))
+            for word, count in count_markers(text, lexicon).items():
+                counts[word] = count
+        return counts, len(words)
+
+
 def shift_files(
     a: Sequence[Path], b: Sequence[Path], options: Options, *, workers: int = 1
 ) -> dict[str, Any]:
@@ -133,14 +167,13 @@ def shift_files(
         [('wait', 'paper-en'), ('so', None)]
     """
     lexicons = tuple(load_lexicon(name) for name in options.lexicons)
-    files = [find_files(paths) for paths in (a, b)]
-    pieces = [[piece for path in paths for piece in pieces_of(path)] for paths in files]
-    seen = [
-        _first_pass(paths[0], part, options, lexicons, workers)
-        for paths, part in zip(files, pieces, strict=True)
+    sets = [
+        _Set({path: settle(path, options) for path in find_files(paths)}, lexicons)
+        for paths in (a, b)
     ]
+    seen = [_first_pass(one, options, workers) for one in sets]
     frame = _frame(seen, lexicons)
-    counted = [_second_pass(part, options, lexicons, frame, workers) for part in pieces]
+    counted = [_second_pass(one, frame, workers) for one in sets]
     for paths, found in zip((a, b), counted, strict=True):
         if not found.words.sum():
             raise EpistillError(
@@ -162,59 +195,32 @@ def shift_files(
     }
 
 
-def _first_pass(
-    path: Path,
-    pieces: Sequence[Piece],
-    options: Options,
-    lexicons: tuple[Lexicon, ...],
-    workers: int,
-) -> _Seen:
+def _first_pass(files: _Set, options: Options, workers: int) -> _Seen:
     """Every word that is seen; errors name the first file."""
-    whole = _Seen(listed=_listed(lexicons))
-    for found in map_pieces(partial(_see, options=options, lexicons=lexicons), pieces, workers):
+    listed = frozenset(word for one in files.lexicons for word in one.words)
+    whole = _Seen(listed)
+    for found in map_pieces(partial(_see, files=files, listed=listed), files.pieces(), workers):
         whole.merge(found)
+    first = next(iter(files.settled))
     if not whole.reading.used:
-        raise nothing_used(path, whole.reading)
-    check_problem_field(path, whole.reading, options)
-    for one in dict.fromkeys(piece.path for piece in pieces):
-        note_problem_key(one, whole.reading, options)
+        raise nothing_used(first, whole.reading)
+    check_problem_field(first, whole.reading, options)
+    notes = (one.note for one in files.settled.values())
+    whole.reading.notes.update({note: 0 for note in notes if note is not None})
     return whole
 
 
-def _see(piece: Piece, options: Options, lexicons: tuple[Lexicon, ...]) -> _Seen:
-    seen = _Seen(listed=_listed(lexicons))
-    options = settle(piece.path, options)
-    for traces in usable_traces(piece, seen.reading, options):
-        for i, trace in enumerate(traces):
-            problem, name = problem_of(trace, options.problem_field)
+def _see(piece: Piece, files: _Set, listed: frozenset[str]) -> _Seen:
+    seen = _Seen(listed)
+    for batch in files.responses(piece, seen.reading):
+        for cluster, name, counts, _ in batch:
             if name is not None:
                 seen.reading.fields["problem"][name] += 1
             if not seen.overflow:
-                seen.problems.add(cluster_of(trace, piece, i, problem))
-            seen.words.update(_words(_untagged(trace), lexicons)[0])
+                seen.problems.add(cluster)
+            seen.words.update(counts)
         seen.bound()
     return seen
-
-
-def _listed(lexicons: tuple[Lexicon, ...]) -> frozenset[str]:
-    return frozenset(word for one in lexicons for word in one.words)
-
-
-def _untagged(trace: Trace) -> str:
-    """Thinking and answer; the tag between them is no word of the model's vocabulary."""
-    part = split(trace)
-    return f"{part.thinking}\n{part.answer}"
-
-
-def _words(text: str, lexicons: tuple[Lexicon, ...]) -> tuple[Counter[str], int]:
-    """Counts of all words and of the lexicons' words, and the number of words."""
-    words = WORD.findall(fold(text))
-    counts = Counter(words)
-    for lexicon in lexicons:
-        counts.update(dict.fromkeys(lexicon.words, 0))
-        for word, count in count_markers(text, lexicon).items():
-            counts[word] = count
-    return counts, len(words)
 
 
 def _frame(seen: Sequence[_Seen], lexicons: tuple[Lexicon, ...]) -> _Frame:
@@ -234,15 +240,8 @@ def _frame(seen: Sequence[_Seen], lexicons: tuple[Lexicon, ...]) -> _Frame:
     )
 
 
-def _second_pass(
-    pieces: Sequence[Piece],
-    options: Options,
-    lexicons: tuple[Lexicon, ...],
-    frame: _Frame,
-    workers: int,
-) -> _Counted:
-    function = partial(_count, options=options, lexicons=lexicons, frame=frame)
-    counted = map_pieces(function, pieces, workers)
+def _second_pass(files: _Set, frame: _Frame, workers: int) -> _Counted:
+    counted = map_pieces(partial(_count, files=files, frame=frame), files.pieces(), workers)
     first = next(counted)
     for other in counted:
         first.counts = first.counts + other.counts
@@ -251,19 +250,14 @@ def _second_pass(
     return first
 
 
-def _count(
-    piece: Piece, options: Options, lexicons: tuple[Lexicon, ...], frame: _Frame
-) -> _Counted:
+def _count(piece: Piece, files: _Set, frame: _Frame) -> _Counted:
     from scipy import sparse
 
     found = _Counted(sparse.csr_array(frame.shape), np.zeros(frame.shape[0]))
-    options = settle(piece.path, options)
-    for traces in usable_traces(piece, Reading(), options):
+    for batch in files.responses(piece, Reading()):
         rows, columns, values = [], [], []
-        for i, trace in enumerate(traces):
-            problem, _ = problem_of(trace, options.problem_field)
-            row = frame.row(cluster_of(trace, piece, i, problem))
-            counts, length = _words(_untagged(trace), lexicons)
+        for cluster, _, counts, length in batch:
+            row = frame.row(cluster)
             found.words[row] += length
             found.responses += 1
             for word, count in counts.items():
