@@ -17,6 +17,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import TypeAdapter
+
 from epistill.axes import Context
 from epistill.config import FileTask, SamplingConfig, TaskConfig
 from epistill.errors import EpistillError
@@ -24,7 +26,7 @@ from epistill.records import GraderName, Problem
 from epistill.seeds import derive_seed, named_random
 from epistill.store import write_jsonl
 from epistill.studies.hardware import Architecture
-from epistill.studies.spec import Resources, StudySpec
+from epistill.studies.spec import StudySpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -82,74 +84,53 @@ def tiny_study(spec: StudySpec, out: Path) -> StudySpec:
         name: _model(name, shape, task, thinking, folder)
         for name, shape in spec.architectures.items()
     }
-    arms = []
-    for arm in spec.arms:
-        changes = {k: v for k, v in arm.changes.items() if k not in _SIZES}
-        settings = dict(arm.method_settings)
-        if spec.config_of(arm, spec.seeds[0]).method.traces is not None:
-            settings["traces"] = {**settings.get("traces", {}), "count": TRACES}
-        sets = arm.evaluations
-        arms.append(
-            arm.model_copy(
-                update={
-                    "changes": _small_run(changes, models, folder) if changes else changes,
-                    "method_settings": settings,
-                    "coverage": None if arm.coverage is None else min(arm.coverage, PROBLEMS),
-                    "evaluations": None if sets is None else _small_sets(sets, folder),
-                }
-            )
-        )
-    probes = [
-        probe.model_copy(
-            update={
-                "model": _of(models, probe.model),
-                "device": "cpu",
-                "dtype": "float32",
-                "task": _task(probe.task, folder),
-                "problems": PROBLEMS,
-                "samples": SAMPLES,
-                "candidates": None if probe.candidates is None else PROBLEMS,
-                "accuracy": (0.0, 1.0),
-                "sampling": _small_sampling(probe.sampling),
-            }
-        )
-        for probe in spec.probes
-    ]
-    return spec.model_copy(
-        update={
+
+    def small(settings: dict[str, Any], **changes: Any) -> dict[str, Any]:
+        """Settings of a run, an evaluation or a probe."""
+        found = {**settings, **changes}
+        if "model" in found:
+            found["model"] = _of(models, found["model"])
+        if "task" in found:
+            found["task"] = _task(found["task"], folder).model_dump()
+        for name in ("sampling", "eval_sampling"):
+            if found.get(name) is not None:
+                found[name] = {**found[name], "max_new_tokens": MAX_NEW_TOKENS}
+        return found
+
+    def sets(evaluations: Any) -> Any:
+        size = {"problems": PROBLEMS, "samples": 2, "curve_problems": PROBLEMS}
+        return None if evaluations is None else [small(e, **size) for e in evaluations]
+
+    def arm(settings: dict[str, Any]) -> dict[str, Any]:
+        changes = {k: v for k, v in settings["changes"].items() if k not in _SIZES}
+        own, chosen = settings["method_settings"], spec.config_of(by_id[settings["id"]], 0).method
+        if chosen.traces is not None:
+            own = {**own, "traces": {**own.get("traces", {}), "count": TRACES}}
+        coverage = settings["coverage"] and min(settings["coverage"], PROBLEMS)
+        found = {"changes": small(changes), "method_settings": own, "coverage": coverage}
+        return {**settings, **found, "evaluations": sets(settings["evaluations"])}
+
+    def probe(settings: dict[str, Any]) -> dict[str, Any]:
+        size = {"problems": PROBLEMS, "samples": SAMPLES, "accuracy": (0.0, 1.0)}
+        candidates = settings["candidates"] and PROBLEMS
+        return small(settings, device="cpu", dtype="float32", candidates=candidates, **size)
+
+    by_id = {one.id: one for one in spec.arms}
+    whole = spec.model_dump()
+    return StudySpec.model_validate(
+        {
+            **whole,
             "name": f"{spec.name}-tiny",
             "seeds": spec.seeds[:1],
-            "run": {**_small_run(spec.run, models, folder), **_SIZES},
-            "evaluations": _small_sets(spec.evaluations, folder),
-            "arms": tuple(arms),
-            "probes": tuple(probes),
-            "resources": Resources(),
+            "run": {**small(spec.run), **_SIZES},
+            "evaluations": sets(whole["evaluations"]),
+            "arms": [arm(one) for one in whole["arms"]],
+            "probes": [probe(one) for one in whole["probes"]],
+            "resources": {},
             "note": "Toy size: random two-layer models, three generated problems, two steps. "
             "It shows that the recipe runs; its numbers mean nothing.",
         }
     )
-
-
-def _small_run(settings: dict[str, Any], models: dict[str, str], folder: Path) -> dict[str, Any]:
-    small = dict(settings)
-    if "model" in small:
-        small["model"] = _of(models, small["model"])
-    if "task" in small:
-        small["task"] = _task(small["task"], folder).model_dump()
-    for name in ("sampling", "eval_sampling"):
-        if small.get(name) is not None:
-            sampling = SamplingConfig.model_validate(small[name])
-            small[name] = _small_sampling(sampling).model_dump()
-    return small
-
-
-def _small_sampling(sampling: SamplingConfig) -> SamplingConfig:
-    return sampling.model_copy(update={"max_new_tokens": MAX_NEW_TOKENS})
-
-
-def _small_sets(sets: Any, folder: Path) -> Any:
-    small = {"problems": PROBLEMS, "samples": 2, "curve_problems": PROBLEMS}
-    return tuple(s.model_copy(update={**small, "task": _task(s.task, folder)}) for s in sets)
 
 
 def _of(models: dict[str, str], name: str) -> str:
@@ -161,16 +142,9 @@ def _of(models: dict[str, str], name: str) -> str:
     return models[name]
 
 
-# ---- problems ----------------------------------------------------------------------------------
-
-
 def _task(settings: Any, folder: Path) -> FileTask:
     """The same task with a small file of the same kind."""
-    task = settings
-    if isinstance(settings, dict):
-        from pydantic import TypeAdapter
-
-        task = TypeAdapter[TaskConfig](TaskConfig).validate_python(settings)
+    task = TypeAdapter[TaskConfig](TaskConfig).validate_python(settings)
     if not isinstance(task, FileTask) or task.grader is None or task.grader == "exact":
         raise EpistillError(
             f"--tiny has no small version of task {settings!r}; expected a file with grader math, "
@@ -222,9 +196,6 @@ def _responses(problem: Problem, shape: Architecture, thinking: bool | None) -> 
         shape.thinking, "" if thinking is False else "<think>\nwait, maybe\n</think>\n\n"
     )
     return thoughts + frame.format(right), thoughts + frame.format(wrong)
-
-
-# ---- models ------------------------------------------------------------------------------------
 
 
 def _model(
