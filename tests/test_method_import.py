@@ -115,7 +115,7 @@ def test_a_changed_file_is_read_anew_and_its_run_is_another(mine, tmp_path):
     before = config()
     store = RunStore(tmp_path / "run")
     store.begin(before.identity(), {}, migrate=RunConfig.identity_of)
-    store.append_metrics({"step": 0})
+    store.append("metrics", {"step": 0})
     mine.write_text(MINE.replace("clip: float = 1.0", "clip: float = 0.5"))
     assert config().method.blend.shape.clip == 0.5
     with pytest.raises(EpistillError, match=r"differs in .*method\.file\.sha256"):
@@ -288,7 +288,7 @@ def test_a_run_directory_imports_nothing(evil, tmp_path):
     stored = RunConfig.model_validate({**RUN, "method": method("grpo")}).identity()
     stored["method"] = {**stored["method"], "file": file}
     store.begin(stored, {})
-    store.append_metrics({"step": 0})
+    store.append("metrics", {"step": 0})
     mine = RunConfig.model_validate({**RUN, "method": method("grpo")})
     with pytest.raises(EpistillError, match="another configuration"):
         store.begin(mine.identity(), {}, migrate=RunConfig.identity_of)

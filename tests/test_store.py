@@ -14,7 +14,7 @@ def test_another_configuration_is_refused_by_name(tmp_path):
     store = RunStore(tmp_path / "run")
     store.begin({"a": {"b": 1}, "c": 2}, {})
     store.begin({"a": {"b": 1}, "c": 2}, {})
-    store.append_metrics({"step": 0})
+    store.append("metrics", {"step": 0})
     with pytest.raises(EpistillError, match=r"differs in a\.b, d"):
         store.begin({"a": {"b": 2}, "c": 2, "d": 0}, {})
 
@@ -47,7 +47,7 @@ def test_what_cannot_be_a_file_is_one_clear_line(name, tmp_path, monkeypatch):
 def test_a_half_written_last_line_is_left_out_and_rewinding_drops_later_steps(tmp_path):
     store = RunStore(tmp_path)
     for step in range(4):
-        store.append_metrics({"step": step})
+        store.append("metrics", {"step": step})
     with (tmp_path / "metrics.jsonl").open("a") as out:
         out.write('{"step": 4, "rew')
     assert [row["step"] for row in store.metrics()] == [0, 1, 2, 3]
@@ -57,7 +57,7 @@ def test_a_half_written_last_line_is_left_out_and_rewinding_drops_later_steps(tm
 
 def test_nan_is_never_written(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
-        RunStore(tmp_path).append_metrics({"step": 0, "loss": float("nan")})
+        RunStore(tmp_path).append("metrics", {"step": 0, "loss": float("nan")})
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "x.json", {"x": float("inf")})
 

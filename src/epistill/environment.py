@@ -10,31 +10,21 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = (
-    "epistill",
-    "torch",
-    "transformers",
-    "tokenizers",
-    "safetensors",
-    "datasets",
-    "math-verify",
-    "polars",
-    "plotly",
-    "numpy",
+    "epistill torch transformers tokenizers safetensors datasets math-verify polars plotly numpy"
 )
 
 
 def describe_environment() -> dict[str, Any]:
     """Versions, commit and machine, for the run directory and for bug reports."""
+    status = _git("status", "--porcelain")
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": _processor(),
         "cpus": os.cpu_count(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: _version(name) for name in PACKAGES.split()},
         "commit": _git("rev-parse", "HEAD"),
-        "uncommitted_changes": None
-        if (status := _git("status", "--porcelain")) is None
-        else bool(status),
+        "uncommitted_changes": None if status is None else bool(status),
     }
 
 

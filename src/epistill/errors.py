@@ -1,8 +1,4 @@
-"""One exception for everything a person can mend.
-
-Enters: what was found, what was expected, what to do. Leaves: one line on stderr and exit status 2
-(`cli`), or an ordinary `ValueError` for callers of the library. Programming errors stay assertions.
-"""
+"""One exception for everything a person can mend: one line, and exit status 2 of the command."""
 
 from __future__ import annotations
 
@@ -15,10 +11,7 @@ _REMEDY = "; restore it from a copy, or remove "
 
 
 class EpistillError(ValueError):
-    """A mistake in the input or its surroundings that the user can correct.
-
-    The message is one line: what was found, what was expected, what to do.
-    """
+    """What the user can correct, in one line: what was found, what was expected, what to do."""
 
 
 class FolderInUse(EpistillError):

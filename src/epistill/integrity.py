@@ -1,7 +1,6 @@
 """Whether a file is still what was written: checksums, and the one line about a damaged file.
 
-Enters: paths, records, checksums. Leaves: nothing, or `Damaged`. SHA-256 where a flipped bit must
-not pass; it guards against disks and accidents, not against somebody who also edits the checksum.
+It guards against disks and accidents, not against somebody who also edits the checksum.
 """
 
 from __future__ import annotations

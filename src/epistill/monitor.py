@@ -10,10 +10,12 @@ The reasons for the default thresholds are in docs/monitor.md; none was fitted t
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from numbers import Real
 from statistics import fmean, variance
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -29,29 +31,37 @@ PASS_AT_K = "pass_at_k"
 LOOPING = "looping_share"
 PULL_ON_MARKERS = "teacher_pull_on_markers_nats_per_token"
 PULL_ELSEWHERE = "teacher_pull_elsewhere_nats_per_token"
-_MEASURES = (
-    DENSITY,
-    ENTROPY,
-    "length_tokens",
-    AVG_AT_K,
-    PASS_AT_K,
-    LOOPING,
-    PULL_ON_MARKERS,
-    PULL_ELSEWHERE,
-)
+
+
+class _Found(NamedTuple):
+    """What a rule has to say."""
+
+    baseline: float
+    value: float
+    threshold: float
+    message: str
 
 
 class Fall(Settings):
-    """A measure lost more than `share` of its baseline.
-
-    Attributes:
-        action: None takes the monitor's.
-    """
+    """A measure lost more than `share` of its baseline. An action of None takes the monitor's."""
 
     type: Literal["fall"] = "fall"
     measure: Literal["density_per_1k_tokens", "entropy_nats_per_token", "length_tokens"]
     share: float = Field(gt=0.0, lt=1.0)
     action: Action | None = None
+
+    def look(self, run: Watcher, settings: Monitor) -> _Found | None:
+        """What it found in the run so far; None for nothing."""
+        change = run.change(self.measure)
+        if change is None or not change.fell(beyond=self.share * change.before):
+            return None
+        return _Found(
+            change.before,
+            change.now,
+            (1 - self.share) * change.before,
+            f"{self.measure} fell from {change.before:.3g} (first {settings.baseline_steps} steps) "
+            f"to {change.now:.3g} (last {settings.window_steps}), by more than {self.share:.0%}",
+        )
 
 
 class Narrowing(Settings):
@@ -61,6 +71,21 @@ class Narrowing(Settings):
     points: float = Field(default=0.05, gt=0.0, lt=1.0)
     action: Action | None = None
 
+    def look(self, run: Watcher, settings: Monitor) -> _Found | None:
+        """As `Fall.look`."""
+        passed, mean = run.change(PASS_AT_K), run.change(AVG_AT_K)
+        if passed is None or mean is None:
+            return None
+        if not (passed.fell(beyond=self.points) and mean.rose(beyond=0.0)):
+            return None
+        return _Found(
+            passed.before,
+            passed.now,
+            passed.before - self.points,
+            f"pass@k fell from {passed.before:.3f} to {passed.now:.3f} while avg@k rose from "
+            f"{mean.before:.3f} to {mean.now:.3f}: fewer problems are solved, more often",
+        )
+
 
 class Pull(Settings):
     """The teacher gives markers less, relative to other tokens, by more than `nats` on average."""
@@ -69,6 +94,24 @@ class Pull(Settings):
     nats: float = Field(default=math.log(2), gt=0.0)
     action: Action | None = None
 
+    def look(self, run: Watcher, settings: Monitor) -> _Found | None:
+        """As `Fall.look`; it needs no baseline."""
+        lasts = run.last(PULL_ON_MARKERS), run.last(PULL_ELSEWHERE)
+        if min(map(len, lasts)) < settings.window_steps:
+            return None
+        gaps = [elsewhere - on for on, elsewhere in zip(*lasts, strict=True)]
+        gap, error = fmean(gaps), math.sqrt(variance(gaps) / len(gaps))
+        if not (gap > self.nats and gap - self.nats > settings.standard_errors * error):
+            return None
+        on, elsewhere = map(fmean, lasts)
+        return _Found(
+            elsewhere,
+            on,
+            elsewhere - self.nats,
+            f"the teacher pushes markers down by {gap:.2f} nats per token more than other tokens "
+            f"(limit {self.nats:.2f}): their density is going to fall",
+        )
+
 
 class Loops(Settings):
     """The share of responses that end in a loop rose by more than `points`."""
@@ -76,6 +119,19 @@ class Loops(Settings):
     type: Literal["loops"] = "loops"
     points: float = Field(default=0.05, gt=0.0, lt=1.0)
     action: Action | None = None
+
+    def look(self, run: Watcher, settings: Monitor) -> _Found | None:
+        """As `Fall.look`."""
+        change = run.change(LOOPING)
+        if change is None or not change.rose(beyond=self.points):
+            return None
+        return _Found(
+            change.before,
+            change.now,
+            change.before + self.points,
+            f"{change.now:.0%} of the responses end in a loop ({change.before:.0%} in the first "
+            f"{settings.baseline_steps} steps): markers in them are collapse, not doubt",
+        )
 
 
 Rule = Annotated[Fall | Narrowing | Pull | Loops, Field(discriminator="type")]
@@ -142,6 +198,23 @@ class Alarm:
         return asdict(self)
 
 
+class Change(NamedTuple):
+    """Means of baseline and window, and how far they must be apart to be told from noise."""
+
+    before: float
+    now: float
+    noise: float
+
+    def fell(self, *, beyond: float) -> bool:
+        """Whether the fall exceeds `beyond` and the noise."""
+        lost = self.before - self.now
+        return lost > beyond and lost > self.noise
+
+    def rose(self, *, beyond: float) -> bool:
+        """Whether the rise exceeds `beyond` and the noise."""
+        return Change(self.now, self.before, self.noise).fell(beyond=beyond)
+
+
 class Watcher:
     """Looks at a run row by row.
 
@@ -152,9 +225,9 @@ class Watcher:
     def __init__(self, settings: Monitor | None) -> None:
         self._settings = settings
         self._row: Mapping[str, Any] = {}
-        self._known: dict[str, list[float]] = {name: [] for name in _MEASURES}
+        self._known: dict[str, list[float]] = defaultdict(list)
         self._seen = 0
-        self._last: dict[str, int] = {}  # rule to the row at which it last fired
+        self._last_alarm: dict[str, int] = {}  # rule to the row at which it last fired
         self.alarms: list[Alarm] = []
 
     def observe(self, row: Mapping[str, Any]) -> list[Alarm]:
@@ -163,20 +236,25 @@ class Watcher:
         Rows that are not on-policy (`"on_policy": false`) say nothing about the student and are
         passed over; so is, measure by measure, a row whose value is absent or None.
         """
-        if self._settings is None or not row.get("on_policy", True):
+        settings = self._settings
+        if settings is None or not row.get("on_policy", True):
             return []
-        self._row = row
+        self._row, step = row, int(row["step"])
         self._seen += 1
-        for name, values in self._known.items():
-            if row.get(name) is not None:
-                values.append(float(row[name]))
-        found = [
-            alarm
-            for rule in self._settings.rules
-            if (alarm := self._judge(rule, self._settings)) is not None
-        ]
-        self.alarms += found
-        return found
+        for name, value in row.items():
+            if isinstance(value, Real):
+                self._known[name].append(float(value))
+        raised: list[Alarm] = []
+        for rule in settings.rules:
+            name = ":".join([rule.type, *filter(None, [getattr(rule, "measure", None)])])
+            rests = self._seen - self._last_alarm.get(name, -settings.window_steps)
+            if rests >= settings.window_steps and (found := rule.look(self, settings)) is not None:
+                self._last_alarm[name] = self._seen
+                message = f"step {step}: {found.message}"
+                action = rule.action or settings.action
+                raised.append(Alarm(step, name, action, *found[:3], message))
+        self.alarms += raised
+        return raised
 
     @property
     def stop(self) -> Alarm | None:
@@ -189,123 +267,21 @@ class Watcher:
         lowered = sum(alarm.action == "lower" for alarm in self.alarms)
         return 1.0 if self._settings is None else self._settings.lower_factor**lowered
 
-    def _judge(self, rule: Rule, settings: Monitor) -> Alarm | None:
-        name = f"fall:{rule.measure}" if isinstance(rule, Fall) else rule.type
-        step = int(self._row["step"])
-        last = self._last.get(name)
-        if last is not None and self._seen - last < settings.window_steps:
+    def last(self, measure: str) -> list[float]:
+        """The window of a measure, shorter while the run is; empty where this row has none."""
+        assert self._settings is not None
+        known = [] if self._row.get(measure) is None else self._known[measure]
+        return known[-self._settings.window_steps :]
+
+    def change(self, measure: str) -> Change | None:
+        """From the baseline to the window; None while they are not whole and apart."""
+        assert self._settings is not None
+        values, now = self._known[measure], self.last(measure)
+        before = values[: self._settings.baseline_steps]
+        if not now or len(values) < self._settings.baseline_steps + self._settings.window_steps:
             return None
-        match rule:
-            case Fall():
-                found = _fall(rule, self._change(rule.measure, settings), settings)
-            case Narrowing():
-                passed, mean = (self._change(m, settings) for m in (PASS_AT_K, AVG_AT_K))
-                found = _narrowing(rule, passed, mean, settings)
-            case Pull():
-                found = self._pull(rule, settings)
-            case Loops():
-                found = _loops(rule, self._change(LOOPING, settings), settings)
-        if found is None:
-            return None
-        baseline, value, threshold, message = found
-        self._last[name] = self._seen
-        action = rule.action or settings.action
-        return Alarm(step, name, action, baseline, value, threshold, f"step {step}: {message}")
-
-    def _change(self, measure: str, settings: Monitor) -> _Change | None:
-        values = self._known[measure]
-        enough = len(values) >= settings.baseline_steps + settings.window_steps
-        if not enough or self._row.get(measure) is None:
-            return None
-        return _Change.between(values[: settings.baseline_steps], values[-settings.window_steps :])
-
-    def _pull(self, rule: Pull, settings: Monitor) -> _Found | None:
-        names = (PULL_ON_MARKERS, PULL_ELSEWHERE)
-        if any(self._row.get(name) is None for name in names):
-            return None
-        on_markers, others = (self._known[name][-settings.window_steps :] for name in names)
-        if min(len(on_markers), len(others)) < settings.window_steps:
-            return None
-        both = list(zip(on_markers, others, strict=True))
-        gaps = [on - elsewhere for on, elsewhere in both]
-        error = math.sqrt(variance(gaps) / len(gaps))
-        gap = fmean(gaps)
-        if not (gap < -rule.nats and -gap - rule.nats > settings.standard_errors * error):
-            return None
-        on, elsewhere = (fmean(values) for values in zip(*both, strict=True))
-        return (
-            elsewhere,
-            on,
-            elsewhere - rule.nats,
-            f"the teacher pushes markers down by {-gap:.2f} nats per token more than other tokens "
-            f"(limit {rule.nats:.2f}): their density is going to fall",
-        )
-
-
-_Found = tuple[float, float, float, str]  # baseline, value, threshold, message
-
-
-@dataclass(frozen=True, slots=True)
-class _Change:
-    """Means of baseline and window, and the standard error of their difference."""
-
-    before: float
-    now: float
-    error: float
-
-    @classmethod
-    def between(cls, before: Sequence[float], now: Sequence[float]) -> _Change:
         error = math.sqrt(variance(before) / len(before) + variance(now) / len(now))
-        return cls(fmean(before), fmean(now), error)
-
-    def fell(self, settings: Monitor, *, beyond: float) -> bool:
-        """Whether the fall exceeds `beyond` and the standard errors."""
-        lost = self.before - self.now
-        return lost > beyond and lost > settings.standard_errors * self.error
-
-    def rose(self, settings: Monitor) -> bool:
-        gained = self.now - self.before
-        return gained > 0 and gained > settings.standard_errors * self.error
-
-
-def _fall(rule: Fall, change: _Change | None, settings: Monitor) -> _Found | None:
-    if change is None or not change.fell(settings, beyond=rule.share * change.before):
-        return None
-    return (
-        change.before,
-        change.now,
-        (1 - rule.share) * change.before,
-        f"{rule.measure} fell from {change.before:.3g} (first {settings.baseline_steps} steps) to "
-        f"{change.now:.3g} (last {settings.window_steps}), by more than {rule.share:.0%}",
-    )
-
-
-def _narrowing(
-    rule: Narrowing, passed: _Change | None, mean: _Change | None, settings: Monitor
-) -> _Found | None:
-    if passed is None or mean is None:
-        return None
-    if not (passed.fell(settings, beyond=rule.points) and mean.rose(settings)):
-        return None
-    return (
-        passed.before,
-        passed.now,
-        passed.before - rule.points,
-        f"pass@k fell from {passed.before:.3f} to {passed.now:.3f} while avg@k rose from "
-        f"{mean.before:.3f} to {mean.now:.3f}: fewer problems are solved, more often",
-    )
-
-
-def _loops(rule: Loops, change: _Change | None, settings: Monitor) -> _Found | None:
-    if change is None or change.now - change.before <= rule.points or not change.rose(settings):
-        return None
-    return (
-        change.before,
-        change.now,
-        change.before + rule.points,
-        f"{change.now:.0%} of the responses end in a loop ({change.before:.0%} in the first "
-        f"{settings.baseline_steps} steps): markers in them are collapse, not doubt",
-    )
+        return Change(fmean(before), fmean(now), self._settings.standard_errors * error)
 
 
 def with_less_teacher(method: Method, factor: float) -> Method:

@@ -155,37 +155,3 @@ class GradedRollout:
     rollout: Rollout
     grade: Grade
     opened_thinking: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class EvalRecord:
-    """What one graded response contributes to an evaluation.
-
-    Attributes:
-        correct: The grade's score as a bool.
-        status: The grade's status, so that "unreadable" is not silently "wrong".
-        n_tokens: Completion tokens.
-        n_words: Words of the response (see metrics).
-        n_markers: Epistemic markers on word boundaries.
-        answer: The extracted answer (for maj@k); None where unreadable.
-        truncated: The response hit the token limit.
-        text: The response; None where it was not kept.
-        n_forced: Tokens that a rule decided (`word_rules`); None where there was no rule.
-        verified, committed, candidates: As of `metrics.verification.Checked`; None also where an
-            older version wrote the record.
-    """
-
-    problem_id: str
-    sample: int
-    correct: bool
-    status: str
-    n_tokens: int
-    n_words: int
-    n_markers: int
-    answer: str | None
-    truncated: bool
-    text: str | None = None
-    n_forced: int | None = None
-    verified: bool | None = None
-    committed: bool | None = None
-    candidates: int | None = None

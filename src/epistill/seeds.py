@@ -1,8 +1,6 @@
-"""Every random draw comes from a named seed.
+"""Every random draw comes from a named seed: hashed, not `seed + index`.
 
-Enters: any printable parts that name a draw, e.g. `("rollout", run_seed, step)`. Leaves: a 63-bit
-integer. Hashing, not `seed + index`: with addition, neighbouring seeds share all but one item, so
-"train seed" and "test seed" leak into each other.
+With addition, neighbouring seeds share all but one item, so train and test seeds leak.
 """
 
 from __future__ import annotations
@@ -12,13 +10,7 @@ import random
 
 
 def derive_seed(*parts: object) -> int:
-    """Hash the parts into a seed that torch, numpy and `random` accept.
-
-    Args:
-        *parts: Names and numbers that identify the draw; order matters.
-
-    Returns:
-        An integer in [0, 2**63).
+    """Hash what names a draw, e.g. `("rollout", run_seed, step)`, into an integer in [0, 2**63).
 
     Example:
         >>> derive_seed("star_search", 1, 0, 7) == derive_seed("star_search", 1, 0, 7)

@@ -78,11 +78,10 @@ class RunStore:
         *,
         migrate: Callable[[Any], Any] = lambda config: config,
     ) -> None:
-        """Write the configuration before step 0, or check it against the one that is there.
+        """Write the resolved configuration before step 0, or check it against the one there.
 
         Args:
-            config: The resolved configuration.
-            environment: What runs it.
+            config, environment: The settings, and what runs them.
             migrate: Brings the configuration of an older version to this one's form: a setting it
                 did not have yet has its default, which is what that version did.
 
@@ -102,7 +101,8 @@ class RunStore:
                     "with that version, or use another folder"
                 ) from error
             different = _differing_keys(there, dict(config))
-            if different and self._begun():
+            # One that failed at its start, before anything came of it, may be begun anew.
+            if different and any(p.name not in _BEFORE_A_RUN for p in self.folder.iterdir()):
                 raise EpistillError(
                     f"{self.folder} holds a run of another configuration (differs in "
                     f"{', '.join(different[:5])}); use another folder, or remove this one"
@@ -113,10 +113,6 @@ class RunStore:
             raise damaged(path, "it is missing, and the folder holds a run")
         self._write(write_json, "config.json", config)
         self._write(write_json, "environment.json", environment)
-
-    def _begun(self) -> bool:
-        """Whether anything came of the run; one that failed at its start may be begun anew."""
-        return any(p.name not in _BEFORE_A_RUN for p in self.folder.iterdir())
 
     def _version(self) -> str:
         try:
@@ -144,25 +140,23 @@ class RunStore:
         if not self._writes:
             yield
             return
+        here = self.folder
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            handle = (self.folder / ".lock").open("wb")
+            here.mkdir(parents=True, exist_ok=True)
+            handle = (here / ".lock").open("wb")
         except OSError as error:
-            raise EpistillError(
-                f"could not use {self.folder}: {error.strerror}; make room or choose another folder"
-            ) from error
+            told = f"could not use {here}: {error.strerror}; make room or choose another folder"
+            raise EpistillError(told) from error
         with handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise FolderInUse(
-                    f"{self.folder} is in use by another process; wait for it, or use another "
-                    "folder"
-                ) from error
+                told = f"{here} is in use by another process; wait for it, or use another folder"
+                raise FolderInUse(told) from error
             except OSError as error:
                 raise EpistillError(
-                    f"could not lock {self.folder}: {error.strerror}; expected a file system with "
-                    "file locks (of a network file system: mounted with them)"
+                    f"could not lock {here}: {error.strerror}; expected a file system with file "
+                    "locks (of a network file system: mounted with them)"
                 ) from error
             yield
 
@@ -199,17 +193,9 @@ class RunStore:
 
     # ---- metrics
 
-    def append_metrics(self, record: Mapping[str, Any]) -> None:
-        """Add one step's numbers."""
-        self._write(append_jsonl, "metrics.jsonl", record)
-
-    def append_timing(self, record: Mapping[str, Any]) -> None:
-        """Add one step's seconds."""
-        self._write(append_jsonl, "timing.jsonl", record)
-
-    def append_alarm(self, record: Mapping[str, Any]) -> None:
-        """Add one alarm of the monitor."""
-        self._write(append_jsonl, "alarms.jsonl", record)
+    def append(self, log: str, record: Mapping[str, Any]) -> None:
+        """Add one step's numbers, its seconds, or an alarm ("metrics", "timing", "alarms")."""
+        self._write(append_jsonl, f"{log}.jsonl", record)
 
     def alarms(self) -> list[dict[str, Any]]:
         """All alarms so far."""
@@ -235,14 +221,10 @@ class RunStore:
 
     def rewind(self, step: int) -> None:
         """Drop what was recorded at or after `step`: a resumed run writes it again."""
-        for name, rows in (
-            ("metrics.jsonl", self.metrics),
-            ("timing.jsonl", self.timing),
-            ("alarms.jsonl", self.alarms),
-        ):
-            if (self.folder / name).exists():
+        for rows in (self.metrics, self.timing, self.alarms):
+            if (self.folder / f"{rows.__name__}.jsonl").exists():
                 kept = [row for row in rows() if row["step"] < step] if step else []
-                self._write(write_jsonl, name, kept)
+                self._write(write_jsonl, f"{rows.__name__}.jsonl", kept)
 
     def marks(self) -> dict[str, Mark]:
         """What a checkpoint remembers of the files that a resumed run goes on with."""
@@ -275,9 +257,8 @@ class RunStore:
     def read_records(self, kind: str, name: str) -> list[dict[str, Any]] | None:
         """A table, or None where it was never written."""
         table = f"{kind}/{name}.jsonl"
-        self.check(table)
-        path = self.folder / table
-        return read_jsonl(path, self.folder) if path.exists() else None
+        rows = self._checked(table, read_jsonl)
+        return rows if (self.folder / table).exists() else None
 
     def record_names(self, kind: str) -> list[str]:
         """Tables of a kind, sorted."""
@@ -300,12 +281,8 @@ class RunStore:
     def _whole_files(self) -> list[str]:
         """Names of everything that a report or another run may read."""
         paths = (p.relative_to(self.folder) for p in self.folder.rglob("*") if p.is_file())
-        return sorted(
-            str(path)
-            for path in paths
-            if path.parts[0] not in _WORKING_FILES
-            and not any(part.startswith(".") for part in path.parts)
-        )
+        final = (path for path in paths if path.parts[0] not in _WORKING_FILES)
+        return sorted(str(p) for p in final if not any(part.startswith(".") for part in p.parts))
 
     @property
     def result(self) -> dict[str, Any] | None:
@@ -330,12 +307,14 @@ def _spelled_out(value: Any) -> Any:
 
 def _differing_keys(old: Any, new: Any, prefix: str = "") -> list[str]:
     """Dotted names of the settings in which two configurations differ."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        found: list[str] = []
-        for key in sorted(set(old) | set(new)):
-            if key not in old or key not in new:
-                found.append(f"{prefix}{key}")
-            else:
-                found += _differing_keys(old[key], new[key], f"{prefix}{key}.")
-        return found
-    return [] if old == new else [prefix.rstrip(".") or "everything"]
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return [] if old == new else [prefix.rstrip(".") or "everything"]
+    return [
+        name
+        for key in sorted({*old, *new})
+        for name in (
+            _differing_keys(old[key], new[key], f"{prefix}{key}.")
+            if key in old and key in new
+            else [f"{prefix}{key}"]
+        )
+    ]

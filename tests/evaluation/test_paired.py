@@ -30,7 +30,8 @@ def test_the_p_value_is_below_5_percent_exactly_where_the_interval_leaves_0_out(
     assert 0 < found.p_value <= 1
     assert (found.p_value < 0.05) == (low > 0 or high < 0)
     assert low <= found.difference.value <= high
-    assert paired_test(base, base + gaps, resamples=999).p_value == found.p_value
+    mirrored = paired_test(base, base + gaps, resamples=999)
+    assert mirrored.p_value == pytest.approx(found.p_value, rel=1e-9)  # sums round by processor
 
 
 def test_the_smallest_detectable_difference_is_detected_four_times_in_five():
@@ -174,7 +175,7 @@ def test_many_ratios_at_once_are_those_one_by_one():
     assert nothing is None
     for i, test in enumerate(found):
         alone = paired_ratio_test(above[..., i], below[..., i], resamples=400)
-        assert test.p_value == alone.p_value  # counts of draws
+        assert test.p_value == pytest.approx(alone.p_value, rel=1e-9)  # sums in another order
         for one, other in zip(numbers_of(test), numbers_of(alone), strict=True):
             assert one == pytest.approx(other, rel=1e-12)  # sums in another order
 

@@ -59,7 +59,7 @@ def runs_of(folder, scores, problems=60):
             ]  # fmt: skip
             store.write_records("evaluations", "final-set", rows)
             for step in range(20):
-                store.append_metrics({"step": step, "reward": score * step / 20 + seed / 1000,
+                store.append("metrics", {"step": step, "reward": score * step / 20 + seed / 1000,
                                       "length_tokens": 30 - 10 * score})  # fmt: skip
             store.finish({"evaluations": {"set": {"kind": "ood"}}})
             found[arm][seed] = outcomes_of(store)

@@ -1,8 +1,4 @@
-"""Evaluating a model: problems and a sampler in, graded records and estimates out.
-
-Enters: graded rollouts, or a model and an evaluation set. Leaves: `EvalRecord`s, and `summarise`
-turns them into avg@k, pass@k, maj@k, length and density, each with n and an interval.
-"""
+"""Evaluating a model: problems and a sampler in; a row per graded response, and estimates, out."""
 
 from __future__ import annotations
 
@@ -17,7 +13,7 @@ from epistill.evaluation.stats import Estimate, bootstrap_mean, maj_at_k, pass_a
 from epistill.metrics.epistemic import total_markers
 from epistill.metrics.verification import checked_response
 from epistill.metrics.words import count_words
-from epistill.records import EvalRecord, GradedRollout
+from epistill.records import GradedRollout
 from epistill.rollouts.collect import sample_and_grade
 from epistill.rollouts.engine import Engine
 from epistill.rollouts.model import LanguageModel
@@ -36,8 +32,8 @@ def evaluate_model(
     sampling: SamplingConfig,
     seed: int,
     keep_texts: int = 1,
-) -> list[EvalRecord]:
-    """Run one evaluation set.
+) -> list[dict[str, Any]]:
+    """Run one evaluation set; `eval_rows` of its responses.
 
     Args:
         engine: Samples the responses.
@@ -56,65 +52,60 @@ def evaluate_model(
         sampling=sampling,
         seed=derive_seed("evaluate", chosen.name, seed),
     )
-    return eval_records(graded, keep_texts=keep_texts)
+    return eval_rows(graded, keep_texts=keep_texts)
 
 
-def eval_record(item: GradedRollout, *, keep_text: bool) -> EvalRecord:
-    """What one graded response contributes."""
-    rollout, grade = item.rollout, item.grade
-    part = split_thinking(rollout.text, opened_in_prompt=item.opened_thinking)
-    return EvalRecord(
-        problem_id=rollout.problem_id,
-        sample=rollout.sample,
-        correct=grade.score > 0.5,
-        status=grade.status.value,
-        n_tokens=len(rollout.completion_ids),
-        n_words=count_words(rollout.text),
-        n_markers=total_markers(rollout.text),
-        answer=grade.extracted,
-        truncated=rollout.stop_reason == "length",
-        text=rollout.text if keep_text else None,
-        n_forced=None if rollout.forced is None else sum(rollout.forced),
-        **asdict(checked_response(rollout.text, part, grade.extracted)),
-    )
+def eval_rows(graded: Sequence[GradedRollout], *, keep_texts: int) -> list[dict[str, Any]]:
+    """What each response contributes, for the store; `status` tells "unreadable" from "wrong".
 
-
-def eval_records(graded: Sequence[GradedRollout], *, keep_texts: int) -> list[EvalRecord]:
-    """Records of graded rollouts; the first `keep_texts` samples of a problem keep their text."""
-    return [eval_record(item, keep_text=item.rollout.sample < keep_texts) for item in graded]
-
-
-def as_rows(records: Sequence[EvalRecord]) -> list[dict[str, Any]]:
-    """Records for the store."""
-    return [asdict(record) for record in records]
+    The first `keep_texts` samples of a problem keep their text. `n_forced` counts tokens that a
+    rule decided (`word_rules`), None where there was no rule; `verified`, `committed` and
+    `candidates` are of `metrics.verification.Checked`.
+    """
+    rows: list[dict[str, Any]] = []
+    for item in graded:
+        said, answer = item.rollout, item.grade.extracted
+        part = split_thinking(said.text, opened_in_prompt=item.opened_thinking)
+        row = {
+            "problem_id": said.problem_id,
+            "sample": said.sample,
+            "correct": item.grade.score > 0.5,
+            "status": item.grade.status.value,
+            "n_tokens": len(said.completion_ids),
+            "n_words": count_words(said.text),
+            "n_markers": total_markers(said.text),
+            "answer": answer,
+            "truncated": said.stop_reason == "length",
+            "text": said.text if said.sample < keep_texts else None,
+            "n_forced": None if said.forced is None else sum(said.forced),
+        }
+        rows.append(row | asdict(checked_response(said.text, part, answer)))
+    return rows
 
 
 def self_contained_rows(
-    records: Sequence[EvalRecord],
+    rows: Sequence[Mapping[str, Any]],
     model: LanguageModel,
     chosen: EvalSet,
     sampling: SamplingConfig,
 ) -> list[dict[str, Any]]:
-    """Records with what a file of them needs to be read alone.
+    """Rows with what a file of them needs to be read alone, by `measure`, `grade` and `compare`.
 
-    Beside each record: the question and whether its prompt opened `<think>`, the reference answer
-    and grader, the sampling settings, the model's name. `measure`, `grade` and `compare` read them.
+    Beside each: the question and whether its prompt opened `<think>`, the reference answer and
+    grader, the sampling settings, the model's name.
     """
-    problems = {p.id: p for p in load_eval_problems(chosen.task, chosen.problems)}
-    beside = {
-        name: {
+    beside: dict[str, dict[str, Any]] = {}
+    for problem in load_eval_problems(chosen.task, chosen.problems):
+        prompt = render_prompt(model.tokenizer, problem.messages, thinking=sampling.thinking)
+        beside[problem.id] = {
             "question": problem.messages[-1].content,
-            "opened_thinking": render_prompt(
-                model.tokenizer, problem.messages, thinking=sampling.thinking
-            ).opens_thinking,
+            "opened_thinking": prompt.opens_thinking,
             "reference": problem.answer,
             "grader": problem.grader,
             "sampling": sampling.model_dump(mode="json"),
             "model": model.name,
         }
-        for name, problem in problems.items()
-    }
-    return [row | beside[row["problem_id"]] for row in as_rows(records)]
+    return [{**row, **beside[row["problem_id"]]} for row in rows]
 
 
 def grouped(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:

@@ -277,8 +277,8 @@ class EpistemicMonitor(TrainerCallback):
         alarms = self._watcher.observe(row)
         if state.is_world_process_zero and self._store is not None:
             for alarm in alarms:
-                self._store.append_alarm(alarm.as_dict())
-            self._store.append_metrics({**row, "alarms": [alarm.rule for alarm in alarms]})
+                self._store.append("alarms", alarm.as_dict())
+            self._store.append("metrics", {**row, "alarms": [alarm.rule for alarm in alarms]})
         self._lower(args, self._watcher.factor / before)
         if any(alarm.action == "stop" for alarm in alarms):
             control.should_training_stop = True

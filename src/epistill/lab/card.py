@@ -9,7 +9,7 @@ import json
 from typing import Any
 
 from epistill.config import EvalSet, SamplingConfig, StarSearchTask
-from epistill.evaluation.evaluate import as_rows, evaluate_model, summarise_evaluation
+from epistill.evaluation.evaluate import evaluate_model, summarise_evaluation
 from epistill.lab.dials import measure_dials
 from epistill.rollouts.in_process_engine import InProcessEngine
 from epistill.rollouts.load_model import LAB_NAME, lab_directory, load_model
@@ -43,14 +43,12 @@ def measure_card(name: str = LAB_NAME) -> dict[str, Any]:
         for arms, depth in WORLDS:
             task = StarSearchTask(arms=arms, depth=depth, split="card")
             chosen = EvalSet(name=f"{arms}x{depth}", task=task, problems=PROBLEMS, samples=SAMPLES)
-            rows = as_rows(
-                evaluate_model(
-                    InProcessEngine(model),
-                    chosen,
-                    grader,
-                    sampling=SamplingConfig(max_new_tokens=120),
-                    seed=SEED,
-                )
+            rows = evaluate_model(
+                InProcessEngine(model),
+                chosen,
+                grader,
+                sampling=SamplingConfig(max_new_tokens=120),
+                seed=SEED,
             )
             estimates = summarise_evaluation(rows)
             for measure in measures:

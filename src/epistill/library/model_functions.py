@@ -98,7 +98,6 @@ def evaluate(
     drawing = {"max_new_tokens": max_new_tokens, **sampling}
     chosen, drawn = evaluation_settings(data, samples, problems, drawing, prompt)
     from epistill.evaluation.evaluate import (
-        as_rows,
         evaluate_model,
         self_contained_rows,
         summarise_evaluation,
@@ -112,12 +111,11 @@ def evaluate(
     loaded = load_model(model, dtype=dtype, device=device, chat_template=template)
     kept = 1 if out is None else samples
     with Grader() as grader:
-        records = evaluate_model(
+        rows = evaluate_model(
             InProcessEngine(loaded), chosen, grader, sampling=drawn, seed=seed, keep_texts=kept
         )
     if out is not None:
-        write_jsonl(Path(out), self_contained_rows(records, loaded, chosen, drawn))
-    rows = as_rows(records)
+        write_jsonl(Path(out), self_contained_rows(rows, loaded, chosen, drawn))
     found = {name: estimate.as_dict() for name, estimate in summarise_evaluation(rows).items()}
     summary = {
         "problems": len({row["problem_id"] for row in rows}),

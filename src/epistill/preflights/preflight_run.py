@@ -16,7 +16,7 @@ import numpy as np
 
 from epistill.environment import describe_environment
 from epistill.errors import EpistillError, did_you_mean
-from epistill.evaluation.evaluate import as_rows, eval_records, summarise_evaluation
+from epistill.evaluation.evaluate import eval_rows, summarise_evaluation
 from epistill.evaluation.stats import Estimate
 from epistill.metrics.lexicon import load_lexicon
 from epistill.preflights.cached_engine import CachedEngine
@@ -99,9 +99,7 @@ def run_preflight(
         "identity": dict(engine.identity),
         "problems": len(problems),
         "samples": config.samples,
-        "student": _dicts(
-            summarise_evaluation(as_rows(eval_records(student.graded, keep_texts=0)))
-        ),
+        "student": _dicts(summarise_evaluation(eval_rows(student.graded, keep_texts=0))),
         "fork_threshold_nats": threshold,
         "markers": {
             "lexicon": markers.name,

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from epistill.evaluation.evaluate import as_rows, eval_records, per_problem, problem_outcomes
+from epistill.evaluation.evaluate import eval_rows, per_problem, problem_outcomes
 from epistill.evaluation.stats import Estimate, bootstrap_mean, paired_bootstrap
 from epistill.preflights.clustered_estimates import mean_of_means, ratios
 from epistill.preflights.context_scores import ContextMeasurement, Student, u_nats
@@ -52,8 +52,7 @@ def richness(guided: ContextMeasurement, student: Student) -> dict[str, Estimate
         found[f"{name}_nats_per_response"] = mean_of_means(problems, nats)
         found |= ratios(problems, {f"{name}_nats_per_token": (nats, lengths)})
     rows, bare = (
-        problem_outcomes(as_rows(eval_records(graded, keep_texts=0)))
-        for graded in (guided.own, student.graded)
+        problem_outcomes(eval_rows(graded, keep_texts=0)) for graded in (guided.own, student.graded)
     )
     for measure, gap in _GAPS.items():
         ours, theirs = per_problem(rows, measure), per_problem(bare, measure)

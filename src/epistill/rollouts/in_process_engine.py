@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from typing import Any, Unpack
 
 import torch
@@ -31,15 +30,17 @@ class InProcessEngine:
     ) -> None:
         self._model, self._microbatch_tokens = model, microbatch_tokens
         self._temperature = temperature
+        self._weights: str | None = None
         self.tokenizer, self.eos_ids = model.tokenizer, model.eos_ids
         self.max_positions = model.max_positions
 
-    @cached_property
+    @property
     def identity(self) -> Mapping[str, Any]:
         """The model's name and its weights, as they are when this is first asked."""
-        weights = weights_fingerprint(self._model)
+        if self._weights is None:
+            self._weights = weights_fingerprint(self._model)
         name = self._model.name
-        return {"engine": "in process", "model": name, "weights": weights, "top_k": None}
+        return {"engine": "in process", "model": name, "weights": self._weights, "top_k": None}
 
     def sample(
         self, requests: Sequence[PromptRequest], **drawing: Unpack[Drawing]

@@ -14,7 +14,7 @@ from typing import Any
 from epistill.config import RunConfig
 from epistill.environment import describe_environment
 from epistill.errors import EpistillError
-from epistill.evaluation.evaluate import as_rows, eval_records
+from epistill.evaluation.evaluate import eval_rows
 from epistill.lab.dials import measure_dials
 from epistill.lab.pretrain import pretrain
 from epistill.method_import import method_from_file
@@ -76,7 +76,7 @@ def _make_world(world: LabWorld, store: RunStore) -> dict[str, Any]:
         seed=world.seed,
         steps=world.steps,
         start=load_model(world.start).causal_lm(),
-        on_step=lambda step, loss: store.append_metrics({"step": step, "loss": loss}),
+        on_step=lambda step, loss: store.append("metrics", {"step": step, "loss": loss}),
     )
     network.save_pretrained(store.folder / "model")
     tokenizer.save_pretrained(store.folder / "model")
@@ -126,9 +126,7 @@ def _probe(probe: Probe, seed: int, store: RunStore) -> dict[str, Any]:
             f"context: {counts}); take more problems or samples, or leave a context out"
         )
     summaries = {
-        name: store_evaluation(
-            store, name, name, as_rows(eval_records(_only(items, common), keep_texts=1))
-        )
+        name: store_evaluation(store, name, name, eval_rows(_only(items, common), keep_texts=1))
         for name, items in measured.items()
     }
     return {"evaluations": summaries}

@@ -19,7 +19,6 @@ from epistill.config import EvalSet, RunConfig
 from epistill.environment import describe_environment
 from epistill.errors import EpistillError
 from epistill.evaluation.evaluate import (
-    as_rows,
     evaluate_model,
     per_problem,
     problem_outcomes,
@@ -87,10 +86,9 @@ def run(
 
         def evaluated(chosen: EvalSet, model: LanguageModel, keep: int) -> list[dict[str, Any]]:
             drawn, engine = config.eval_sampling or config.sampling, InProcessEngine(model)
-            records = evaluate_model(
+            return evaluate_model(
                 engine, chosen, grader, sampling=drawn, seed=config.seed, keep_texts=keep
             )
-            return as_rows(records)
 
         def after_step(done: int, model: LanguageModel) -> None:
             """A small evaluation: means only, for the learning curve."""

@@ -77,13 +77,14 @@ def train_student(
         sampled = time.perf_counter()
         numbers = optimiser_steps(now, store, state, batch, done, world)
         batch_numbers = _batch_metrics(batch, config.samples_per_problem, traces is None)
-        store.append_metrics(monitor.observe({"step": done, **batch_numbers, **numbers}))
-        store.append_timing(
+        store.append("metrics", monitor.observe({"step": done, **batch_numbers, **numbers}))
+        store.append(
+            "timing",
             {
                 "step": done,
                 "rollout_seconds": sampled - started,
                 "update_seconds": time.perf_counter() - sampled,
-            }
+            },
         )
         done += 1
         on_step(done, student)  # before the checkpoint: a run killed between them does it again

@@ -52,7 +52,7 @@ class RunMonitor:
         factor = self._watcher.factor
         alarms = self._watcher.observe(record)
         for alarm in alarms:
-            self._store.append_alarm(alarm.as_dict())
+            self._store.append("alarms", alarm.as_dict())
         return {
             **record,
             "teacher_weight_factor": factor,
