@@ -159,6 +159,23 @@ PINNED = {
         "reduction": "sequence_mean",
         "learning_rate": 5e-6,
     },
+    "eopd": {
+        "context.source": "solution",
+        "teacher.type": "frozen",
+        "divergence.alpha": 1.0,
+        "divergence.support.type": "entropy_gated",
+        "divergence.support.above_nats": 0.8,
+        "divergence.support.k": 16,
+        "reduction": "token_mean",
+    },
+    "reopold": {
+        "context.source": "solution",
+        "teacher.type": "frozen",
+        "blend.shape.type": "relaxed",
+        "blend.shape.mix": 0.1,
+        "blend.shape.top": 0.2,
+        "blend.shape.switch": 50,
+    },
     "purified-opsd": {
         "divergence.target.type": "purified",
         "divergence.target.beta": 1.0,
@@ -254,7 +271,7 @@ def test_the_zoo_is_complete_and_described():
 @pytest.mark.parametrize(
     ("name", "passes"),
     [("grpo", 0), ("sdpo", 1), ("srpo", 2), ("rlsd", 1), ("rlrt", 1), ("rlcsd", 5), ("purified-opsd", 3),
-     ("sdpg", 2), ("credit", 2), ("sft-guided", 0)],
+     ("sdpg", 2), ("credit", 2), ("eopd", 1), ("reopold", 1), ("sft-guided", 0)],
 )  # fmt: skip
 def test_extra_forward_passes(name, passes):
     assert extra_forwards(METHODS[name]) == passes

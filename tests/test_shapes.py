@@ -15,6 +15,7 @@ from epistill.shapes import (
     EntropyDirectedShape,
     InputContrastShape,
     RatioShape,
+    RelaxedShape,
     ReversedRatioShape,
 )
 from epistill.training_rows import PreStepScores, Progress, ScoredRow, TrainingRow
@@ -71,7 +72,7 @@ def test_contrast_advantage_keeps_the_sign_and_gates():
     shape = ContrastShape(tau=0.02, strength=0.5, bound=2.0, gate=0.02)
     up = shaped(shape, 0.3, **contrast)
     assert up.tolist() == pytest.approx([0.8, 0.0, 0.3])  # 0.3 - 0.5 would change sign
-    assert shape.apart(row(0.3, **contrast)).tolist() == [True, True, False]
+    assert shape.apart(row(0.3, **contrast), Progress()).tolist() == [True, True, False]
     down = shaped(shape, -0.3, **contrast)
     assert down.tolist() == pytest.approx([0.0, -0.8, -0.3])
     none = shaped(shape, 0.0, **contrast)
@@ -95,3 +96,17 @@ def test_input_contrast_advantage():
     shape = InputContrastShape(strength=0.5, verifier=0.25)
     found = shaped(shape, 2.0, tensor(1.0), negatives=elsewhere)
     assert found.item() == pytest.approx(0.5 + 1.0 - 0.15)
+
+
+def test_relaxed_advantage_by_hand():
+    """The floor is log(.1)/.9; before the switch what lies below leaves, after it sure tokens do."""
+    shape, floor = RelaxedShape(mix=0.1, top=0.5, switch=3), math.log(0.1) / 0.9
+    u, entropies = tensor(0.5, -1.0, -9.0, floor), tensor(0.1, 0.2, 0.3, 0.4)
+    one = row(0.7, u, student_entropies=entropies)
+    memory: dict[str, float] = {}
+    shape.remember(memory, [one.scores, PreStepScores(student_entropies=tensor(9.0))])
+    early, late = Progress(step=2, memory=memory), Progress(step=3, memory=memory)
+    assert shape.apart(one, early).tolist() == [True, True, False, True]
+    assert shape.advantages(one, early).tolist() == pytest.approx([0.5, -1.0, 0.0, floor])
+    assert shape.apart(one, late).tolist() == [False, False, True, True]
+    assert shape.advantages(one, late).tolist() == pytest.approx([0.0, 0.0, floor, floor])

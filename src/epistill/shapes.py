@@ -40,7 +40,7 @@ class Shape(Choice):
     def advantages(self, row: ScoredRow, progress: Progress) -> Tensor:
         """[T], without gradient, of a row of which all that is needed is known."""
 
-    def apart(self, row: ScoredRow) -> Tensor | None:
+    def apart(self, row: ScoredRow, progress: Progress) -> Tensor | None:
         """[T], tokens whose loss is a mean of its own, weighted by `apart_weight`; None: one mean.
 
         A shape with this has its mean over tokens on each of the two paths, whatever the method's
@@ -168,13 +168,13 @@ class ContrastShape(Shape):
         return self.eta
 
     def advantages(self, row: ScoredRow, progress: Progress) -> Tensor:
-        residual, taken = self._residual(row), self.apart(row)
+        residual, taken = self._residual(row), self.apart(row, progress)
         moved = row.advantage + residual.where(taken, residual.new_zeros(()))
         if row.advantage == 0:
             return moved.zero_()
         return moved.clamp(min=0.0) if row.advantage > 0 else moved.clamp(max=0.0)
 
-    def apart(self, row: ScoredRow) -> Tensor:
+    def apart(self, row: ScoredRow, progress: Progress) -> Tensor:
         return self._residual(row).abs() > self.gate
 
     def _residual(self, row: ScoredRow) -> Tensor:
@@ -230,3 +230,44 @@ class InputContrastShape(Shape):
     def advantages(self, row: ScoredRow, progress: Progress) -> Tensor:
         elsewhere = (row.negatives - row.student_log_probs).mean(0)
         return self.verifier * row.advantage + row.log_ratio - self.strength * elsewhere
+
+
+class RelaxedShape(Shape):
+    """max(u, floor) with floor = log(mix) / (1 - mix), and no verifier's advantage.
+
+    Before `switch` steps on tokens with u >= floor only, then on the share `top` of the step's
+    tokens with the largest student entropy; the mean is over those. Rows without a context leave.
+    Source: REOPOLD 2603.11137, equations 7 to 10, which distils another model.
+    """
+
+    type: Literal["relaxed"] = "relaxed"
+    needs: ClassVar[Needs] = Needs(teacher_scores=True, student_entropies=True)
+    without_teacher: ClassVar[float | None] = None
+    apart_weight: ClassVar[float | None] = 1.0
+    mix: float = Field(default=0.1, gt=0.0, lt=1.0)
+    top: float = Field(default=0.2, gt=0.0, le=1.0)
+    switch: int = Field(default=50, ge=0)
+
+    @property
+    def floor(self) -> float:
+        """The least that a token's u counts as, nats."""
+        return math.log(self.mix) / (1 - self.mix)
+
+    def remember(self, memory: MutableMapping[str, Any], scores: Sequence[PreStepScores]) -> None:
+        """Keep the entropy from which on a token of this step belongs to the top share."""
+        import torch
+
+        parts = [
+            one.student_entropies for one in scores
+            if one.student_entropies is not None and one.teacher_log_probs is not None
+        ]  # fmt: skip
+        if parts:
+            memory["from"] = float(torch.cat(parts).quantile(1 - self.top))
+
+    def apart(self, row: ScoredRow, progress: Progress) -> Tensor:
+        if progress.step < self.switch:
+            return row.log_ratio >= self.floor
+        return row.student_entropies >= progress.memory["from"]
+
+    def advantages(self, row: ScoredRow, progress: Progress) -> Tensor:
+        return row.log_ratio.clamp(min=self.floor) * self.apart(row, progress)

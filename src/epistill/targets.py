@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from epistill.settings import Choice, Settings
 from epistill.training_rows import Tensor
 
-View = Literal["start", "context_alone"]
+View = Literal["start", "context_alone", "wrong_sibling"]
 
 
 class Support(Choice):
@@ -97,12 +97,48 @@ class SampledToken(Support):
             )
 
 
+class EntropyGated(Support):
+    """Reverse KL on the sampled token, and where H_T > above_nats also forward KL on T's top k.
+
+    In it the teacher is renormalised over its k tokens, the student is not. Source: EOPD
+    2603.07079, equations 7 to 10 (.8 nats, 16).
+    """
+
+    type: Literal["entropy_gated"] = "entropy_gated"
+    above_nats: float = Field(default=0.8, ge=0.0)
+    k: int = Field(default=16, ge=1)
+
+    def nats(
+        self,
+        student_logits: Tensor,
+        target_logits: Tensor,
+        token_ids: Tensor,
+        *,
+        alpha: float,
+        entry_clip: float | None,
+    ) -> Tensor:
+        from epistill.objective import distillation_nats, entropy, top_k_forward_nats
+
+        told = {"alpha": alpha, "entry_clip": entry_clip, "sampled_token": True}
+        sampled = distillation_nats(student_logits, target_logits, token_ids, **told)
+        unsure = entropy(target_logits.log_softmax(-1)) > self.above_nats
+        return sampled + unsure * top_k_forward_nats(student_logits, target_logits, k=self.k)
+
+    def check(self, divergence: Divergence) -> None:
+        SampledToken().check(divergence)
+
+    def words(self) -> str:
+        return f"sampled token; forward KL on top {self.k} where H_T > {self.above_nats:g}"
+
+
 class Target(Choice):
     """What a distilled row is trained towards.
 
     Attributes:
         views: What must be scored besides the teacher: "start" sees the question, "context_alone"
-            the context without it, both with the weights at the start of training.
+            the context without it, both with the weights at the start of training; "wrong_sibling"
+            is the teacher with a wrong response to the same question as its context: rows without
+            one are not distilled.
     """
 
     noun: ClassVar[str] = "target"
@@ -152,6 +188,58 @@ class PurifiedTarget(Target):
 
     def words(self) -> str:
         return "purified target"
+
+
+class GeometricTarget(Target):
+    """softmax((1 - share) log p_ref + share log p_T), p_ref the unguided model.
+
+    The mix of beta-OPSD (2607.28582), whose reference is the current student, whose share rises
+    from .5 to .8 and which discounts the return: it is not in the zoo.
+
+    Attributes:
+        share: Of the teacher.
+        reference: Whose unguided distribution: at the start of training, or the student's now.
+        above_nats: Mix only where the reference's entropy is above; elsewhere the teacher alone.
+    """
+
+    type: Literal["geometric"] = "geometric"
+    share: float = Field(default=0.5, ge=0.0, le=1.0)
+    reference: Literal["start", "student"] = "start"
+    above_nats: float = Field(default=0.0, ge=0.0)
+
+    @property
+    def views(self) -> tuple[View, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return ("start",) if self.reference == "start" else ()
+
+    def logits(self, seen: Mapping[str, Tensor]) -> Tensor:
+        from epistill.objective import entropy
+
+        teacher, alone = (seen[n].log_softmax(-1) for n in ("teacher", self.reference))
+        mixed = (1 - self.share) * alone + self.share * teacher
+        forks = (entropy(alone) > self.above_nats).unsqueeze(-1)
+        return mixed if self.above_nats == 0 else mixed.where(forks, teacher)
+
+
+class ContrastTarget(Target):
+    """softmax(log p_start + strength bound tanh((log p_T(c+) - log p_T(c-)) / bound)).
+
+    c- is a wrong response to the same question: what both contexts say alike (that it is short,
+    that it is sure) is taken out. Ours: RLCSD's evidence (2606.11709) in purified OPSD's form.
+    """
+
+    type: Literal["contrast"] = "contrast"
+    views: ClassVar[tuple[View, ...]] = ("start", "wrong_sibling")
+    strength: float = Field(default=1.0, gt=0.0)
+    bound: float = Field(default=4.0, gt=0.0)
+    floor_nats: float = Field(default=8.0, gt=0.0)
+    """Log-probs below -floor_nats count as that: what both exclude is no evidence."""
+
+    def logits(self, seen: Mapping[str, Tensor]) -> Tensor:
+        base, right, wrong = (
+            seen[n].log_softmax(-1) for n in ("start", "teacher", "wrong_sibling")
+        )
+        gap = right.clamp(min=-self.floor_nats) - wrong.clamp(min=-self.floor_nats)
+        return base + self.strength * self.bound * (gap / self.bound).tanh()
 
 
 class Divergence(Settings):

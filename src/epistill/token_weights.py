@@ -106,3 +106,65 @@ class TeacherConfidence(TokenWeight):
 
     def weights(self, row: ScoredRow, kept: Tensor) -> Tensor:
         return (-self.beta * row.teacher_entropies).exp()
+
+
+class OnlyRows(TokenWeight):
+    """1 on the responses that are right (or wrong), 0 on the others: which rows are distilled."""
+
+    type: Literal["only_rows"] = "only_rows"
+    needs: ClassVar[Needs] = Needs(verdicts=True)
+    that_are: Literal["right", "wrong"] = "wrong"
+
+    def weights(self, row: ScoredRow, kept: Tensor) -> Tensor:
+        return kept.float().fill_(row.correct is (self.that_are == "right"))
+
+    def words(self) -> str:
+        return f"{self.that_are} rows"
+
+
+class MarkerProbability(TokenWeight):
+    """(1 - p)^power, p the probability that a marker of doubt begins here.
+
+    Unlike a mask on sampled markers it also spares the places where doubt could have been said.
+    """
+
+    type: Literal["marker_probability"] = "marker_probability"
+    of: Literal["student", "teacher"] = "student"
+    power: float = Field(default=1.0, gt=0.0)
+
+    @property
+    def needs(self) -> Needs:  # pyright: ignore[reportIncompatibleVariableOverride]
+        if self.of == "student":
+            return Needs(student_marker_mass=True)
+        return Needs(teacher_scores=True, teacher_marker_mass=True)
+
+    def weights(self, row: ScoredRow, kept: Tensor) -> Tensor:
+        mass = row.student_marker_mass if self.of == "student" else row.teacher_marker_mass
+        return (1 - mass).clamp(min=0.0) ** self.power
+
+
+class StudentEntropy(TokenWeight):
+    """exp(-beta H_S), divided by its mean over the step's distilled tokens; forks if beta < 0."""
+
+    type: Literal["student_entropy"] = "student_entropy"
+    needs: ClassVar[Needs] = Needs(student_entropies=True)
+    mean_one: ClassVar[bool] = True
+    beta: float = 1.0
+
+    def weights(self, row: ScoredRow, kept: Tensor) -> Tensor:
+        return (-self.beta * row.student_entropies).exp()
+
+
+class CertaintyGap(TokenWeight):
+    """exp(-beta max(0, H_S - H_T)): little where the teacher is sure of what the student is not.
+
+    That certainty comes from the context, and the student cannot have it.
+    """
+
+    type: Literal["certainty_gap"] = "certainty_gap"
+    needs: ClassVar[Needs] = Needs(teacher_scores=True, student_entropies=True)
+    beta: float = Field(default=2.0, gt=0.0)
+
+    def weights(self, row: ScoredRow, kept: Tensor) -> Tensor:
+        gap = row.student_entropies - row.teacher_entropies
+        return (-self.beta * gap.clamp(min=0.0)).exp()

@@ -66,6 +66,7 @@ class PreStepScores:
         negatives: [K, T] log-probs of the teacher under the contrasting views.
         start_log_probs: [T] of the weights at the start, under the student's prompt.
         student_entropies: [T] when it was sampled.
+        student_marker_mass, teacher_marker_mass: [T] probability that a marker begins there.
     """
 
     teacher_log_probs: Tensor | None = None
@@ -73,6 +74,8 @@ class PreStepScores:
     negatives: Tensor | None = None
     start_log_probs: Tensor | None = None
     student_entropies: Tensor | None = None
+    student_marker_mass: Tensor | None = None
+    teacher_marker_mass: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +136,16 @@ class ScoredRow:
         return _tensor(self.scores.student_entropies)
 
     @property
+    def student_marker_mass(self) -> Tensor:
+        """[T], probability that the student begins a marker; needs `student_marker_mass`."""
+        return _tensor(self.scores.student_marker_mass)
+
+    @property
+    def teacher_marker_mass(self) -> Tensor:
+        """[T], that the teacher does; needs `teacher_marker_mass`."""
+        return _tensor(self.scores.teacher_marker_mass)
+
+    @property
     def negatives(self) -> Tensor:
         """[K, T], the teacher's in other views; needs `wrong_siblings` or `other_questions`."""
         return _tensor(self.scores.negatives)
@@ -161,6 +174,9 @@ class Needs:
         student_entropies: The student's when it sampled (no pass: the sampler records them).
         start_log_probs: Of the weights at the start (one pass).
         verdicts: Whether each response was right: not known for traces.
+        student_marker_mass: Probability that the student begins a marker (one pass).
+        teacher_marker_mass: That the teacher does (no pass beyond that of `teacher_scores`, which
+            goes with it).
     """
 
     teacher_scores: bool = False
@@ -169,6 +185,8 @@ class Needs:
     student_entropies: bool = False
     start_log_probs: bool = False
     verdicts: bool = False
+    student_marker_mass: bool = False
+    teacher_marker_mass: bool = False
 
     def __or__(self, other: Needs) -> Needs:
         return Needs(*(max(getattr(self, f.name), getattr(other, f.name)) for f in fields(Needs)))
@@ -186,7 +204,8 @@ class Needs:
     @property
     def forward_passes(self) -> int:
         """Over a response, before the step."""
-        return self.teacher_scores + self.contrasting_views + self.start_log_probs
+        teacher = self.teacher_scores + self.contrasting_views
+        return teacher + self.start_log_probs + self.student_marker_mass
 
     def met_by(self, scores: PreStepScores) -> bool:
         """Whether the teacher could be asked all that is wanted of it."""

@@ -7,7 +7,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from epistill.metrics.lexicon import load_lexicon
-from epistill.preflights.token_classes import CLASSES, classify, first_tokens, token_spans
+from epistill.preflights.token_classes import CLASSES, classify, token_spans
+from epistill.rollouts.marker_tokens import first_tokens
 
 MARKERS, CONTROL = load_lexicon("paper-en"), load_lexicon("control-en")
 TEXT = "Wait, so 12+3 = 15. Hmm… maybe não; alternatively, check given π≈3.14 unlikely 🙂 waiting"

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from epistill.config import Lora
-from epistill.methods import METHODS
+from epistill.methods import METHODS, method
 from epistill.rollouts.model import with_lora
 from epistill.teacher.weights import LiveTeacher
 from epistill.training.pre_step_scores import gather_scores
@@ -50,3 +50,38 @@ def test_entropies_are_those_without_dropout(student):
         [recorded], asking, student, teacher, None, temperature=1.0, microbatch_tokens=100
     )
     assert one.student_entropies.tolist() == [1.0, 2.0, 3.0]
+
+
+def test_the_probability_of_a_marker_is_that_of_its_first_tokens():
+    """Of student and teacher, each under its own prompt, over the whole vocabulary."""
+    tiny = make_tiny_model()
+    teacher = make_tiny_model(1)
+    rows = make_rows(tiny)
+    words = [
+        "wait",
+        "hmm",
+        "perhaps",
+        "maybe",
+        "actually",
+        "alternatively",
+        "seems",
+        "might",
+        "likely",
+        "check",
+    ]
+    ids = tiny.tokenizer.convert_tokens_to_ids(words)
+    weights = [{"type": "marker_probability"}, {"type": "marker_probability", "of": "teacher"}]
+    found = gather_scores(
+        rows, method("sdpo", token_weights=weights), tiny, LiveTeacher(teacher), None,
+        temperature=1.0, microbatch_tokens=100,
+    )  # fmt: skip
+    for row, one in zip(rows, found, strict=True):
+        mine = logits(tiny, row.prompt_ids, row.completion_ids).softmax(-1)[:, ids].sum(-1)
+        torch.testing.assert_close(one.student_marker_mass, mine.detach(), atol=1e-5, rtol=1e-5)
+        if row.teacher_prompt_ids is None:
+            assert one.teacher_marker_mass is None
+            continue
+        theirs = logits(teacher, row.teacher_prompt_ids, row.completion_ids).softmax(-1)
+        torch.testing.assert_close(
+            one.teacher_marker_mass, theirs[:, ids].sum(-1).detach(), atol=1e-5, rtol=1e-5
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 from typing import Literal
 
@@ -145,3 +146,40 @@ def test_a_choice_is_accepted_as_an_instance_too():
         name="x", context=Context(source="answer"), token_weights=(SkipMarkers(), TokenRange())
     )
     assert Method.model_validate(chosen.model_dump()) == chosen
+
+
+def weighted(choice, **scores):
+    """Distillation weights of a right and of a wrong response of three tokens."""
+    scored = {name: torch.tensor(values) for name, values in scores.items()}
+    rows = [replace(row((False,) * 3), correct=correct) for correct in (True, False)]
+    found = plan_coefficients(
+        rows, [PreStepScores(**scored)] * 2, method("sdpo", token_weights=[choice]), Progress()
+    )
+    return [None if one.distillation is None else one.distillation.tolist() for one in found]
+
+
+def test_only_right_or_only_wrong_rows_are_distilled():
+    third = pytest.approx([1 / 3] * 3)
+    assert weighted({"type": "only_rows", "that_are": "right"}) == [third, None]
+    assert weighted({"type": "only_rows"}) == [None, third]
+
+
+def test_weights_by_the_probability_of_a_marker():
+    expected = pytest.approx([(1 - p) ** 2 / 6 for p in (0.0, 0.5, 0.9)])
+    mass = [0.0, 0.5, 0.9]
+    choice = {"type": "marker_probability", "power": 2.0}
+    assert weighted(choice, student_marker_mass=mass) == [expected] * 2
+    choice |= {"of": "teacher"}
+    assert weighted(choice, teacher_marker_mass=mass) == [expected] * 2
+
+
+def test_weights_by_entropy_and_by_certainty_that_only_the_teacher_has():
+    entropies = [0.0, 1.0, 2.0]
+    (first, _) = weighted({"type": "student_entropy", "beta": -1.0}, student_entropies=entropies)
+    raw = [math.exp(h) for h in entropies]
+    assert first == pytest.approx([r / sum(raw) / 2 for r in raw])
+    teacher = {"teacher_log_probs": [0.0] * 3, "teacher_entropies": [0.0, 0.25, 9.0]}
+    (first, _) = weighted(
+        {"type": "certainty_gap", "beta": 2.0}, student_entropies=entropies, **teacher
+    )
+    assert first == pytest.approx([1 / 6, math.exp(-1.5) / 6, 1 / 6])

@@ -268,6 +268,32 @@ def test_purified_target_runs_base_and_reference_views(models):
     expect(student, found, loss)
 
 
+def test_contrast_target_asks_the_teacher_twice_and_the_start_once(models):
+    from dataclasses import replace
+
+    from epistill.targets import ContrastTarget
+
+    student, teacher = models
+    base = make_tiny_model(2)
+    base.network.double()
+    rows = [replace(row, negative_prompt_ids=((60, 61),)) for row in make_rows(student)[:1]]
+    divergence = {"support": {"type": "full"}, "target": {"type": "contrast"}}
+    chosen = method("sdpo", divergence=divergence, token_weights=())
+    result, found = gradients(student, teacher, rows, chosen, base)
+    row = rows[0]
+    with torch.no_grad():
+        seen = {
+            "start": logits(base, row.prompt_ids, row.completion_ids),
+            "teacher": logits(teacher, row.teacher_prompt_ids, row.completion_ids),
+            "wrong_sibling": logits(teacher, (60, 61), row.completion_ids),
+        }
+        aim = ContrastTarget().logits(seen)
+    mine = logits(student, row.prompt_ids, row.completion_ids)
+    loss = distillation_nats(mine, aim, torch.tensor(row.completion_ids), alpha=0.5).mean()
+    assert result.loss == pytest.approx(loss.item(), abs=1e-6)
+    expect(student, found, loss)
+
+
 # ---- gate and schedules
 
 

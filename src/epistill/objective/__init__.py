@@ -6,6 +6,7 @@ from epistill.objective.loss import (
     distillation_nats,
     self_distillation_loss,
     token_log_probs,
+    top_k_forward_nats,
 )
 from epistill.objective.policy_gradient import (
     clipped_surrogate,
@@ -26,4 +27,5 @@ __all__ = [
     "sampled_token_terms",
     "self_distillation_loss",
     "token_log_probs",
+    "top_k_forward_nats",
 ]

@@ -70,6 +70,23 @@ def distillation_nats(
     return divergence(student_logits, teacher_logits, alpha=alpha, entry_clip=entry_clip)
 
 
+def top_k_forward_nats(
+    student_logits: Float[Tensor, "*batch V"], teacher_logits: Float[Tensor, "*batch V"], *, k: int
+) -> Float[Tensor, "*batch"]:
+    """KL(T' || S) on the teacher's k most likely tokens, T' renormalised over them, S not.
+
+    Source: EOPD 2603.07079, equation 10. Not 0 where S = T: there it is -log of T's mass on k.
+
+    Example:
+        >>> t = torch.tensor([.6, .2, .2]).log()
+        >>> round(top_k_forward_nats(t, t, k=1).item(), 3)  # -log .6
+        0.511
+    """
+    top = teacher_logits.detach().topk(min(k, teacher_logits.shape[-1]), dim=-1)
+    log_t = top.values.log_softmax(-1)
+    return (log_t.exp() * (log_t - log_probs_of(student_logits, top.indices))).sum(-1)
+
+
 def self_distillation_loss(
     student_logits: Float[Tensor, "B T V"],
     teacher_logits: Float[Tensor, "B T V"],

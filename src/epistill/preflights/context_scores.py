@@ -17,10 +17,11 @@ from epistill.errors import EpistillError
 from epistill.metrics.lexicon import Lexicon
 from epistill.preflights.clustered_estimates import Floats
 from epistill.preflights.preflight_config import PreflightConfig
-from epistill.preflights.token_classes import FirstTokens, TokenClasses, classify
+from epistill.preflights.token_classes import TokenClasses, classify
 from epistill.records import GradedRollout, Message, Problem
 from epistill.rollouts.collect import sample_and_grade
 from epistill.rollouts.engine import Engine, TokenScores
+from epistill.rollouts.marker_tokens import FirstTokens
 from epistill.rollouts.prompts import RenderedPrompt, render_prompt
 from epistill.seeds import derive_seed
 from epistill.tasks.grading import Grader

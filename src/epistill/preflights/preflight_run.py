@@ -39,10 +39,11 @@ from epistill.preflights.pressure import (
     u_by_class,
 )
 from epistill.preflights.richness import richness
-from epistill.preflights.token_classes import CLASSES, first_tokens
+from epistill.preflights.token_classes import CLASSES
 from epistill.preflights.verdict import advice, headline, load_thresholds, verdict_of
 from epistill.records import Problem
 from epistill.rollouts.engine import Engine
+from epistill.rollouts.marker_tokens import first_tokens
 from epistill.tasks.coverage import load_eval_problems
 from epistill.tasks.grading import Grader
 from epistill.teacher.context import NAMED_CONTEXTS

@@ -12,8 +12,11 @@ import torch
 from torch import Tensor
 
 from epistill.axes import Method
+from epistill.errors import EpistillError
+from epistill.metrics.lexicon import load_lexicon
 from epistill.rollouts.engine import Ids, TokenScores
 from epistill.rollouts.in_process_engine import InProcessEngine
+from epistill.rollouts.marker_tokens import first_tokens
 from epistill.rollouts.model import LanguageModel
 from epistill.teacher.weights import LiveTeacher, Teacher
 from epistill.training_rows import PreStepScores, TrainingRow
@@ -41,7 +44,7 @@ def gather_scores(
     """
 
     def score(
-        owner: Teacher | None, views: Sequence[tuple[int, Ids]]
+        owner: Teacher | None, views: Sequence[tuple[int, Ids]], mass_of: Ids | None = None
     ) -> Iterator[tuple[PreStepScores, TokenScores]]:
         """Of (row, prompt), what is found of the row so far and its scores under the prompt."""
         assert owner is not None
@@ -50,16 +53,21 @@ def gather_scores(
                 model, microbatch_tokens=microbatch_tokens, temperature=temperature
             )
             completions = [rows[i].completion_ids for i, _ in views]
-            scores = engine.score([prompt for _, prompt in views], completions)
+            scores = engine.score([prompt for _, prompt in views], completions, mass_of=mass_of)
         return zip((found[i] for i, _ in views), scores, strict=True)
 
     needs, numbered = method.needs, list(enumerate(rows))
     found = [PreStepScores() for _ in rows]
+    markers = None
+    if needs.student_marker_mass or needs.teacher_marker_mass:
+        markers = marker_ids(student)
     if needs.asks_teacher:
         shown = [(i, ids) for i, row in numbered if (ids := row.teacher_prompt_ids) is not None]
-        for mine, one in score(teacher, shown):
+        for mine, one in score(teacher, shown, markers if needs.teacher_marker_mass else None):
             mine.teacher_log_probs, mine.teacher_entropies = one.log_probs, one.entropies
-        contrasting = [(i, ids) for i, row in numbered for ids in row.negative_prompt_ids]
+            mine.teacher_marker_mass = one.mass
+        several = numbered if needs.contrasting_views else []
+        contrasting = [(i, ids) for i, row in several for ids in row.negative_prompt_ids]
         for mine, one in score(teacher, contrasting):
             before: list[Tensor] = [] if mine.negatives is None else [mine.negatives]
             mine.negatives = torch.cat([*before, one.log_probs.unsqueeze(0)])
@@ -73,4 +81,23 @@ def gather_scores(
         unknown = [(i, row.prompt_ids) for i, row in numbered if row.entropies is None]
         for mine, one in score(LiveTeacher(student), unknown):  # without dropout, as it sampled
             mine.student_entropies = one.entropies
+    if needs.student_marker_mass:
+        asked = [(i, row.prompt_ids) for i, row in numbered]
+        for mine, one in score(LiveTeacher(student), asked, markers):
+            mine.student_marker_mass = one.mass
+    return found
+
+
+def marker_ids(student: LanguageModel) -> Ids:
+    """Tokens that begin a marker of the paper.
+
+    Raises:
+        EpistillError: The tokenizer has none.
+    """
+    found = first_tokens(student.tokenizer, load_lexicon()).ids
+    if not found:
+        raise EpistillError(
+            f"no token of {student.name!r} begins a marker, so their probability is not known; "
+            "leave out the token weight marker_probability"
+        )
     return found

@@ -167,10 +167,11 @@ class _Step:
             "teacher": [row.teacher_prompt_ids or () for row in rows],
             "start": [row.prompt_ids for row in rows],
             "context_alone": [row.reference_prompt_ids or () for row in rows],
+            "wrong_sibling": [next(iter(row.negative_prompt_ids), ()) for row in rows],
         }
         found: dict[str, tuple[Tensor, Head]] = {}
         for name in ("teacher", *self.method.divergence.target.views):
-            owner = teacher if name == "teacher" or base is None else base
+            owner = teacher if name in ("teacher", "wrong_sibling") or base is None else base
             with owner.scoring() as model:
                 found[name] = self._aligned(prompts[name], rows).hidden(model), model.head()
         return found

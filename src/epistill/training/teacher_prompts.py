@@ -75,10 +75,12 @@ def with_teacher_prompts(
         return ids if fits else None
 
     wrong: Sequence[tuple[str, ...]] = [()] * len(rows)
-    if needs.wrong_siblings:
-        wrong = negative_texts(context, graded, count=needs.wrong_siblings, seed=seed)
+    views = config.method.divergence.target.views if config.method.blend.distils else ()
+    contrasts = "wrong_sibling" in views
+    if siblings := max(needs.wrong_siblings, contrasts):
+        wrong = negative_texts(context, graded, count=siblings, seed=seed)
     problems = list({item.problem.id: item.problem for item in graded}.values())
-    alone = "context_alone" in config.method.divergence.target.views
+    alone = "context_alone" in views
     found, too_long = list(rows), 0
     for i, (row, item, text) in enumerate(zip(rows, graded, texts, strict=True)):
         if text is None:
@@ -90,15 +92,18 @@ def with_teacher_prompts(
             chosen = rng.sample(others, min(needs.other_questions, len(others)))
             contrasting += [teacher_messages(p, text, context) for p in chosen]
         ids = fitting(teacher_messages(item.problem, text, context), row)
-        views = [fitting(messages, row) for messages in contrasting]
+        fitted = (fitting(messages, row) for messages in contrasting)
+        negatives = tuple(view for view in fitted if view is not None)
+        too_long += ids is None
+        if contrasts and not negatives:
+            ids = None  # nothing to contrast with: the row is not distilled
         found[i] = replace(
             row,
             teacher_prompt_ids=ids,
-            negative_prompt_ids=tuple(view for view in views if view is not None),
+            negative_prompt_ids=negatives,
             reference_prompt_ids=fitting(context_alone(text, context), row) if alone else None,
             markers=None
             if ids is None
             else tokens_in_spans(student.tokenizer, row.completion_ids, marker_spans),
         )
-        too_long += ids is None
     return found, too_long

@@ -74,7 +74,7 @@ def plan_coefficients(
         kept = lengths = [d or g for d, g in zip(kept, lengths, strict=True)]
     scale_d, scale_g = (_scales(counts, method, progress) for counts in (kept, lengths))
     scale_r = _scales([row.length for row in scored], method, progress)
-    paths = _paths(scored, reinforced, shape)
+    paths = _paths(scored, reinforced, shape, progress)
     share_d = blend.distillation_share(progress)
     found = []
     for i, row in enumerate(scored):
@@ -144,12 +144,13 @@ def _token_weights(
 
 
 def _paths(
-    rows: Sequence[ScoredRow], reinforced: Sequence[bool], shape: Shape | None
+    rows: Sequence[ScoredRow], reinforced: Sequence[bool], shape: Shape | None, progress: Progress
 ) -> list[Tensor | None]:
     """[T] weights where a shape takes two paths, each with a mean of its own; else None."""
     if shape is None or (weight := shape.apart_weight) is None:
         return [None] * len(rows)
-    apart = [shape.apart(row) if r else None for row, r in zip(rows, reinforced, strict=True)]
+    pairs = zip(rows, reinforced, strict=True)
+    apart = [shape.apart(row, progress) if r else None for row, r in pairs]
     taken = [one for one in apart if one is not None]
     through = sum(int(one.sum()) for one in taken)
     others = sum(one.numel() for one in taken) - through
