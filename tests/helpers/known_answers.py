@@ -88,8 +88,8 @@ def know_star_answers(patch):
 
 @contextmanager
 def known_where_watched(config):
-    """A run whose monitor has rules of its own gets known answers: each step's are shorter."""
+    """A run whose monitor fires at any fall gets known answers: each step's are shorter."""
     with pytest.MonkeyPatch.context() as patch:
-        if "rules" in config.get("monitor", {}):
+        if config.get("monitor", {}).get("standard_errors") == 0.0:
             know_star_answers(patch)
         yield
