@@ -5,15 +5,13 @@ A blend decides which rows are distilled, which are reinforced, and with what sh
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, Self, TypeVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from epistill.settings import Choice, Settings
 from epistill.shapes import Shape
 from epistill.training_rows import Needs, Progress, ScoredRow
-
-_Weighted = TypeVar("_Weighted", "Blend", Shape)
 
 
 class PolicyGradient(Settings):
@@ -70,7 +68,7 @@ class Blend(Choice):
         """Whether this row takes part in the verifier's term."""
         return self.gradient_share > 0
 
-    def with_less_teacher(self, factor: float) -> Self | None:
+    def with_less_teacher(self, factor: float) -> Blend | None:
         """The blend with the teacher's weight multiplied by `factor`; None where it has none.
 
         (Scaling a loss alone changes nothing under Adam.)
@@ -172,7 +170,7 @@ class Shaped(Blend):
     def needs(self) -> Needs:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.shape.needs
 
-    def with_less_teacher(self, factor: float) -> Self | None:
+    def with_less_teacher(self, factor: float) -> Blend | None:
         weaker = _lowered(self.shape, factor)
         return None if weaker is None else self.model_copy(update={"shape": weaker})
 
@@ -180,7 +178,8 @@ class Shaped(Blend):
         return "advantage: " + self.shape.words()
 
 
-def _lowered(choice: _Weighted, factor: float) -> _Weighted | None:
+def _lowered(choice: Blend | Shape, factor: float) -> Any:
+    """The choice with its strength times the factor; None where it has none."""
     field = choice.strength_field
     if field is None:
         return None

@@ -11,7 +11,9 @@ from jaxtyping import install_import_hook
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 # Where arrays and estimates are made. Elsewhere a fake of the tests, or a loop over every row, would
 # have to be mended first.
-PACKAGES = ("objective", "evaluation", "metrics", "teacher", "comparison", "rollouts")
+PACKAGES = ("objective", "evaluation", "metrics", "teacher", "comparison", "rollouts", "training")
+# Of the top level: a method's choices and the run's settings, world and reading.
+MODULES = ("axes", "blends", "inputs", "method_import", "methods", "shapes", "targets", "token_weights", "world")  # fmt: skip
 # The first checks the fields that a user's file gives after the record is made; the second names a
 # protocol of pydantic that cannot be checked at run time.
 UNCHECKED = {"epistill.metrics.lexicon", "epistill.rollouts.vllm_api"}
@@ -27,4 +29,5 @@ def check_annotations():
         for path in (SOURCE / "epistill" / package).rglob("*.py")
         if path.stem != "__init__" and "TYPE_CHECKING" not in path.read_text(encoding="utf-8")
     ]
+    modules += [f"epistill.{name}" for name in MODULES]
     install_import_hook([m for m in modules if m not in UNCHECKED], f"{__name__}.check")
