@@ -81,7 +81,9 @@ def run(
         if config.microbatch_tokens == "auto":
             tokens = fitting_microbatch_tokens(config, student, world)
             config = config.model_copy(update={"microbatch_tokens": tokens})
-            world.on_first(lambda: begin_run(config, store, describe_environment()))
+            world.on_first(
+                lambda: begin_run(config, store, describe_environment()).microbatch_tokens
+            )
         grader = held.enter_context(Grader())
 
         def evaluated(chosen: EvalSet, model: LanguageModel, keep: int) -> list[dict[str, Any]]:
