@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from epistill.objective import blocks
+from epistill.objective import support
 from epistill.objective.support import log_probs_of
 
 
@@ -29,7 +29,7 @@ def test_equals_log_softmax_in_value_and_gradient(seed, rows, vocabulary, kept, 
     expected = plain.log_softmax(-1).gather(-1, ids)
     expected.backward(upstream)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blocks, "BLOCK_NUMBERS", block)
+        patch.setattr(support, "BLOCK_NUMBERS", block)
         found = log_probs_of(ours, ids)
         found.backward(upstream)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
@@ -52,7 +52,7 @@ def test_a_forbidden_token_has_no_probability_and_no_gradient():
 
 @pytest.mark.parametrize("block", [1, 8, 1000])
 def test_blocks_cover_every_row_once(block, monkeypatch):
-    monkeypatch.setattr(blocks, "BLOCK_NUMBERS", block)
+    monkeypatch.setattr(support, "BLOCK_NUMBERS", block)
     rows = torch.arange(7).unsqueeze(-1).expand(7, 4)
-    assert torch.cat([rows[part] for part in blocks.row_blocks(rows)]).equal(rows)
-    assert list(blocks.row_blocks(torch.empty(0, 4))) == []
+    assert torch.cat([rows[part] for part in support.row_blocks(rows)]).equal(rows)
+    assert list(support.row_blocks(torch.empty(0, 4))) == []

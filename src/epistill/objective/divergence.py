@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from epistill.objective.blocks import row_blocks
+from epistill.objective.support import row_blocks
 
 
 def divergence(

@@ -21,16 +21,7 @@ GRADIENT_ROWS = 2**14
 
 
 def linear(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Hidden W^T + b.
-
-    Args:
-        hidden: [..., H].
-        weight: [V, H].
-        bias: [V] or None.
-
-    Returns:
-        [..., V].
-    """
+    """Hidden W^T + b, [..., V], of hidden [..., H], weight [V, H] and bias [V] or None."""
     operator = _onednn_linear()
     if operator is None or not _suits(hidden, weight):
         return torch.nn.functional.linear(hidden, weight, bias)
@@ -38,13 +29,7 @@ def linear(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
 
 def add_weight_gradient(total: Tensor, d_logits: Tensor, hidden: Tensor) -> None:
-    """Total += d_logits^T hidden, in place; the sum is kept in total's type.
-
-    Args:
-        total: [V, H].
-        d_logits: [n, V].
-        hidden: [n, H].
-    """
+    """Total [V, H] += d_logits^T [V, n] hidden [n, H], in place; the sum keeps total's type."""
     operator = _onednn_linear()
     if operator is not None and _suits(hidden, total):
         for start in range(0, total.shape[0], GRADIENT_ROWS):

@@ -7,15 +7,16 @@ are in it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from epistill.objective.blocks import row_blocks
-
 TINY_TAIL = 1e-7  # of SDPO's core_algos.py
+# Numbers per block: a handful of float32 arrays of this size fit into a second-level cache.
+BLOCK_NUMBERS = 2**18
 
 
 def log_tail_mass(
@@ -76,13 +77,6 @@ def log_probs_of(
     """Log-probabilities of some tokens, in nats.
 
     Beside the logits only one array of their size is made, the gradient.
-
-    Args:
-        logits: [..., V].
-        ids: [..., K].
-
-    Returns:
-        [..., K].
     """
     return _LogProbsOf.apply(logits, ids)  # pyright: ignore
 
@@ -111,3 +105,14 @@ class _LogProbsOf(torch.autograd.Function):
             torch.sub(rows[block], normaliser[block], out=gradient[block]).exp_().mul_(total[block])
         gradient.scatter_add_(-1, ids.reshape(picked.shape), picked)
         return gradient.reshape(logits.shape), None
+
+
+def row_blocks(rows: Tensor) -> Iterator[slice]:
+    """Slices over the rows of [N, V] that keep what is computed from them in a processor's cache.
+
+    Elsewhere one slice: a GPU waits for each kernel that a block would launch.
+    """
+    step = BLOCK_NUMBERS // rows.shape[1] if rows.device.type == "cpu" else len(rows)
+    step = max(1, step)
+    for start in range(0, len(rows), step):
+        yield slice(start, start + step)

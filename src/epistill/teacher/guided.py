@@ -58,10 +58,7 @@ def guided_chats(
 ) -> list[tuple[Problem, tuple[Message, ...]]]:
     """The chats of guided sampling: one per problem that has a context, the first it has.
 
-    Args:
-        context: What is seen; source "none" leaves the bare question.
-        unguided: Rollouts without context.
-        texts: `contexts_of` them.
+    Source "none" leaves the bare question; `texts` are the `contexts_of` the rollouts.
     """
     chosen: dict[str, str] = {}
     for item, text in zip(unguided, texts, strict=True):

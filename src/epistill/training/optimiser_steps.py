@@ -106,13 +106,10 @@ def gradients_of_step(
 ) -> StepResult:
     """Leave the gradient of one optimiser step in the trained parameters.
 
-    Args:
-        config: The run.
-        state: Of training.
-        rows: Of the optimiser step.
-        scores: Of these rows; None scores them now.
-        step: Rollout batches done.
+    Without scores of its rows they are scored now; `step` counts rollout batches.
     """
+    longest = config.sampling.max_new_tokens
+    progress = Progress(step, config.steps, memory=state.memory, max_new_tokens=longest)
     return accumulate_gradients(
         state.trained,
         state.teacher,
@@ -120,12 +117,7 @@ def gradients_of_step(
         config.method,
         base=state.base,
         scores=scores,
-        progress=Progress(
-            step=step,
-            steps=config.steps,
-            memory=state.memory,
-            max_new_tokens=config.sampling.max_new_tokens,
-        ),
+        progress=progress,
         **_scoring(config),
     )
 
