@@ -16,7 +16,7 @@ from epistill.tasks.star_traces import Dials
 from epistill.teacher.context import NAMED_CONTEXTS
 
 if TYPE_CHECKING:
-    from epistill.studies.spec import Arm, Claim, Grid, StudySpec
+    from epistill.studies.spec import Arm, Claim, StudySpec
 
 TRAINING = "training"
 # Of every step's record (`training.loop`): numbers of the responses, on policy or not.
@@ -38,45 +38,48 @@ def check_names(spec: StudySpec) -> None:
     """
     from epistill.studies.spec import world_of
 
+    claims = (*spec.claims, *spec.controls)
+    arms, probes = ({item.id: item for item in items} for items in (spec.arms, spec.probes))
     runs = [item.id for item in (*spec.arms, *spec.probes, *spec.preflights)]
     if not runs:
         raise EpistillError("a study needs at least one arm or probe")
     _once("ids of arms, probes and preflights", runs)
-    _once("ids of claims and controls", (c.id for c in (*spec.claims, *spec.controls)))
+    _once("ids of claims and controls", (claim.id for claim in claims))
     _once("ids of worlds", (world.id for world in spec.worlds))
     _once("seeds", spec.seeds)
-    arms = {arm.id: arm for arm in spec.arms}
-    for claim in (*spec.claims, *spec.controls):
+    for claim in claims:
         _check_claim(claim, spec, arms)
-    methods = {**dict.fromkeys(METHODS), **{arm.method: None for arm in spec.arms if arm.method}}
-    for name in spec.learning_rates:
-        _exists(name, methods, "learning_rates", "a method")
-    if spec.grid is not None:
-        _check_grid(spec.grid)
+    methods = [*METHODS, *(arm.method for arm in spec.arms if arm.method)]
+    _exist(spec.learning_rates, methods, "learning_rates", "a method")
+    dials = [field.name for field in fields(Dials)]
+    if (grid := spec.grid) is not None:
+        _exist(grid.dials, dials, "grid", "a dial")
+        ids = [arm.id for arm in grid.arms]
+        for arm in grid.arms:
+            _exist([arm.baseline], [*ids, None], f"grid: arm {arm.id!r}: baseline", "an arm of it")
+        for label, pair in grid.pairs.items():
+            _exist(pair, ids, f"grid: pair {label!r}", "an arm of it")
     for known in spec.worlds:
-        _dials(f"world {known.id!r}", known.dials)
+        _exist(known.dials, dials, f"world {known.id!r}", "a dial")
     _belong_elsewhere("[run]", spec.run)
     for arm in spec.arms:
         where = f"arm {arm.id!r}"
         _belong_elsewhere(where, arm.changes)
         if (world := world_of({**spec.run, **arm.changes})) is not None:
-            _exists(world, [w.id for w in spec.worlds], where, "a world")
-        if arm.baseline is not None and arm.baseline != "base":  # "base" is only the default
-            _exists(arm.baseline, arms, f"{where}: baseline", "an arm")
+            _exist([world], [w.id for w in spec.worlds], where, "a world")
+        if arm.baseline != "base":  # which is only the default
+            _exist([arm.baseline], [*arms, None], f"{where}: baseline", "an arm")
         _once(f"{where}: names of evaluations", (e.name for e in spec.evaluations_of(arm)))
     for probe in spec.probes:
         _once(f"probe {probe.id!r}: contexts", probe.contexts)
-        for context in probe.contexts:
-            _exists(context, NAMED_CONTEXTS, f"probe {probe.id!r}", "a context")
+        _exist(probe.contexts, NAMED_CONTEXTS, f"probe {probe.id!r}", "a context")
     for preflight in spec.preflights:
-        for context in preflight.settings.contexts:
-            _exists(context, NAMED_CONTEXTS, f"preflight {preflight.id!r}", "a context")
+        where = f"preflight {preflight.id!r}"
+        _exist(preflight.settings.contexts, NAMED_CONTEXTS, where, "a context")
     for name, preset in spec.presets.items():
         where = f"preset {name!r}"
-        for arm_id in preset.arms:
-            _exists(arm_id, arms, where, "an arm")
-        for probe_id in preset.probes:
-            _exists(probe_id, [probe.id for probe in spec.probes], where, "a probe")
+        _exist(preset.arms, arms, where, "an arm")
+        _exist(preset.probes, probes, where, "a probe")
         _once(f"{where}: seeds", preset.seeds)
 
 
@@ -87,22 +90,6 @@ def _belong_elsewhere(where: str, settings: Mapping[str, Any]) -> None:
                 f"{where} changes {key!r}; expected it in the arm itself, or in the study's "
                 "evaluations and seeds"
             )
-
-
-def _check_grid(grid: Grid) -> None:
-    _dials("grid", grid.dials)
-    ids = [arm.id for arm in grid.arms]
-    for arm in grid.arms:
-        if arm.baseline is not None:
-            _exists(arm.baseline, ids, f"grid: arm {arm.id!r}: baseline", "an arm of it")
-    for label, pair in grid.pairs.items():
-        for name in pair:
-            _exists(name, ids, f"grid: pair {label!r}", "an arm of it")
-
-
-def _dials(where: str, dials: Iterable[str]) -> None:
-    for name in dials:
-        _exists(name, [field.name for field in fields(Dials)], where, "a dial")
 
 
 def _check_claim(claim: Claim, spec: StudySpec, arms: Mapping[str, Arm]) -> None:
@@ -118,7 +105,7 @@ def _check_claim(claim: Claim, spec: StudySpec, arms: Mapping[str, Arm]) -> None
                 f"{', '.join(measures)}{did_you_mean(test.measure, measures)}"
             )
         for name, on in ((test.arm, test.on), (test.versus, test.versus_on or test.on)):
-            _exists(name, [*arms, *contexts], where, "an arm or probe")
+            _exist([name], [*arms, *contexts], where, "an arm or probe")
             if name in contexts:
                 places = [*contexts[name]]
             elif test.measure in TRAINING_MEASURES:
@@ -135,13 +122,17 @@ def _check_claim(claim: Claim, spec: StudySpec, arms: Mapping[str, Arm]) -> None
             raise EpistillError(f"{where}: {test.measure} is of training; a probe does not train")
 
 
-def _exists(name: str, choices: Iterable[str], where: str, what: str) -> None:
+def _exist(
+    names: Iterable[str | None], choices: Iterable[str | None], where: str, what: str
+) -> None:
     known = list(choices)
-    if name not in known:
-        raise EpistillError(
-            f"{where} names {name!r}; expected {what} of this study: "
-            f"{_some(known) or 'it has none'}{did_you_mean(name, known)}"
-        )
+    for name in names:
+        if name not in known:
+            shown = [choice for choice in known if choice is not None]
+            raise EpistillError(
+                f"{where} names {name!r}; expected {what} of this study: "
+                f"{_some(shown) or 'it has none'}{did_you_mean(str(name), shown)}"
+            )
 
 
 def _some(names: Iterable[str]) -> str:

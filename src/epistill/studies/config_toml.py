@@ -71,11 +71,8 @@ def _record(field: FieldInfo, value: Any) -> type[BaseModel] | None:
     if isinstance(value, BaseModel):
         return type(value)
     wanted = value.get("type") if isinstance(value, Mapping) else None
-    return next((k for k in kinds if _tag(k) == wanted), kinds[0])
-
-
-def _tag(kind: type[BaseModel]) -> Any:
-    return kind.model_fields["type"].default if "type" in kind.model_fields else None
+    tags = {k.model_fields["type"].default: k for k in kinds if "type" in k.model_fields}
+    return tags.get(wanted, kinds[0])
 
 
 def _flat(annotation: Any) -> list[Any]:

@@ -131,15 +131,14 @@ class Architecture(Settings):
     def activation_bytes(self, tokens: int, number_bytes: int, *, checkpointing: bool) -> int:
         """Of a micro-batch; with checkpointing, every block's input and one block whole."""
         layer = self.layer_activation_bytes(number_bytes)
-        if not checkpointing:
-            return tokens * self.num_hidden_layers * layer
-        return tokens * (self.num_hidden_layers * number_bytes * self.hidden_size + layer)
+        inputs = self.num_hidden_layers * number_bytes * self.hidden_size
+        return tokens * (inputs + layer if checkpointing else self.num_hidden_layers * layer)
 
 
 def adapter_parameters(architecture: Architecture, lora: Lora) -> int:
     """Trained parameters of an adapter on every linear layer but the head."""
-    shapes = _adapted(architecture, lora)
-    return architecture.num_hidden_layers * sum(lora.rank * (a + b) for a, b in shapes)
+    sides = sum(a + b for a, b in _adapted(architecture, lora))
+    return architecture.num_hidden_layers * lora.rank * sides
 
 
 def _adapted(architecture: Architecture, lora: Lora) -> list[tuple[int, int]]:
@@ -153,20 +152,18 @@ def teacher_bytes(
     architecture: Architecture, method: Method, lora: Lora | None, weight_bytes: int
 ) -> int:
     """What a method keeps besides the student: copies of it, and averages in float32."""
-    weights, copy, total = method.teacher, architecture.parameters * weight_bytes, 0
+    weights, copy = method.teacher, architecture.parameters * weight_bytes
     moves = method.needs_teacher and not (weights.is_student or weights.stays)
     if lora is not None:
         # Frozen: the adapter is switched off. EMA: a dense float32 delta of the adapted layers.
         dense = sum(a * b for a, b in _adapted(architecture, lora)) * FLOAT32_BYTES
         own = architecture.num_hidden_layers * dense if weights.averages else copy
         return own if moves else 0
-    if method.needs_teacher and not weights.is_student:
-        total += copy
-    if moves and weights.averages:
-        total += architecture.parameters * FLOAT32_BYTES
-    if method.needs_start and not (method.needs_teacher and weights.stays):
-        total += copy
-    return total
+    copies = (method.needs_teacher and not weights.is_student) + (
+        method.needs_start and not (method.needs_teacher and weights.stays)
+    )
+    average = architecture.parameters * FLOAT32_BYTES if moves and weights.averages else 0
+    return copies * copy + average
 
 
 class Hardware(Settings):

@@ -222,13 +222,15 @@ class StudySpec(Settings):
             name = point_id(dials)
             worlds.append({"id": name, "dials": dials, "steps": grid.adapt_steps})
             for arm in grid.arms:
-                changed = arm.model_dump()
-                changed["id"] = f"{name}-{arm.id}"
-                changed["label"] = f"{arm.label}, {name}"
-                changed["changes"] = {**changed["changes"], "model": f"{WORLD}{name}"}
-                if arm.baseline is not None:
-                    changed["baseline"] = f"{name}-{arm.baseline}"
-                arms.append(changed)
+                arms.append(
+                    {
+                        **arm.model_dump(),
+                        "id": f"{name}-{arm.id}",
+                        "label": f"{arm.label}, {name}",
+                        "changes": {**arm.changes, "model": f"{WORLD}{name}"},
+                        "baseline": arm.baseline and f"{name}-{arm.baseline}",
+                    }
+                )
         return {**settings, "worlds": worlds, "arms": arms}
 
     @model_validator(mode="after")
@@ -248,20 +250,14 @@ class StudySpec(Settings):
         if (world := world_of(settings)) is not None:
             settings["model"] = str(worlds / world / "model")
         if arm.method is None:
-            chosen, settings["steps"] = method("grpo"), 0
+            settings |= {"method": method("grpo"), "steps": 0}
         else:
-            chosen = method(arm.method, **arm.method_settings)
+            settings["method"] = method(arm.method, **arm.method_settings)
             if (rate := self.learning_rates.get(arm.method)) is not None:
                 settings["learning_rate"] = rate
-        return RunConfig.model_validate(
-            {
-                **settings,
-                "method": chosen,
-                "coverage": arm.coverage,
-                "evaluations": [e.model_dump() for e in self.evaluations_of(arm)],
-                "seed": seed,
-            }
-        )
+        sets = [e.model_dump() for e in self.evaluations_of(arm)]
+        own = {"coverage": arm.coverage, "evaluations": sets, "seed": seed}
+        return RunConfig.model_validate({**settings, **own})
 
     def with_preset(self, name: str) -> StudySpec:
         """The smaller study of a preset.
@@ -276,25 +272,20 @@ class StudySpec(Settings):
                 f"{did_you_mean(name, self.presets)}"
             )
         preset = self.presets[name]
-        arms = tuple(arm for arm in self.arms if arm.id in preset.arms)
-        probes = tuple(probe for probe in self.probes if probe.id in preset.probes)
-        there = {item.id for item in (*arms, *probes)}
-        claims, controls = (
-            tuple(c for c in some if all({t.arm, t.versus} <= there for t in c.tests))
-            for some in (self.claims, self.controls)
-        )
-        return self.model_copy(
-            update={
-                "name": f"{self.name}-{name}",
-                "arms": arms,
-                "probes": probes,
-                "seeds": preset.seeds,
-                "run": merged(self.run, preset.changes),
-                "claims": claims,
-                "controls": controls,
-                "note": preset.note,
-            }
-        )
+        there = {*preset.arms, *preset.probes}
+        changes: dict[str, Any] = {
+            "name": f"{self.name}-{name}",
+            "seeds": preset.seeds,
+            "run": merged(self.run, preset.changes),
+            "note": preset.note,
+        }
+        for part in ("arms", "probes"):
+            changes[part] = tuple(item for item in getattr(self, part) if item.id in there)
+        for part in ("claims", "controls"):
+            some = getattr(self, part)
+            kept = (c for c in some if all({t.arm, t.versus} <= there for t in c.tests))
+            changes[part] = tuple(kept)
+        return self.model_copy(update=changes)
 
 
 def world_of(settings: Mapping[str, Any]) -> str | None:
