@@ -11,7 +11,10 @@ from jaxtyping import install_import_hook
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 # Where arrays and estimates are made. Elsewhere a fake of the tests, or a loop over every row, would
 # have to be mended first.
-PACKAGES = ("objective", "evaluation", "metrics", "teacher", "comparison", "rollouts", "training")
+PACKAGES = (
+    "objective", "evaluation", "metrics", "teacher", "comparison", "rollouts", "training", "studies",
+    "preflights", "report", "lab",
+)  # fmt: skip
 # Of the top level: a method's choices and the run's settings, world and reading.
 MODULES = ("axes", "blends", "inputs", "method_import", "methods", "shapes", "targets", "token_weights", "world")  # fmt: skip
 # The first checks the fields that a user's file gives after the record is made; the second names a

@@ -30,28 +30,16 @@ def measure_card(name: str = LAB_NAME) -> dict[str, Any]:
     Args:
         name: The model to measure.
     """
-    model = load_model(name)
-    measures = ("score", "length_tokens", "density_per_1k_tokens")
-    card: dict[str, Any] = {
-        "problems": PROBLEMS,
-        "samples": SAMPLES,
-        "temperature": 1.0,
-        "split": "card",
-        **{measure: {} for measure in measures},
-    }
+    model, size = load_model(name), {"problems": PROBLEMS, "samples": SAMPLES}
+    card: dict[str, Any] = {**size, "temperature": 1.0, "split": "card"}
+    drawn: Any = {"sampling": SamplingConfig(max_new_tokens=120), "seed": SEED}
     with Grader() as grader:
         for arms, depth in WORLDS:
             task = StarSearchTask(arms=arms, depth=depth, split="card")
-            chosen = EvalSet(name=f"{arms}x{depth}", task=task, problems=PROBLEMS, samples=SAMPLES)
-            rows = evaluate_model(
-                InProcessEngine(model),
-                chosen,
-                grader,
-                sampling=SamplingConfig(max_new_tokens=120),
-                seed=SEED,
-            )
+            chosen = EvalSet(name=f"{arms}x{depth}", task=task, **size)
+            rows = evaluate_model(InProcessEngine(model), chosen, grader, **drawn)
             estimates = summarise_evaluation(rows)
-            for measure in measures:
-                card[measure][chosen.name] = round(estimates[measure].value, 4)
+            for measure in ("score", "length_tokens", "density_per_1k_tokens"):
+                card.setdefault(measure, {})[chosen.name] = round(estimates[measure].value, 4)
     card["dials"] = {name: round(value, 4) for name, value in measure_dials(model).items()}
     return card

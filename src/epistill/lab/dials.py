@@ -5,8 +5,6 @@ A world is adapted towards nominal dials; the axes of the phase study are these 
 
 from __future__ import annotations
 
-import random
-
 import torch
 
 from epistill.records import Message
@@ -14,7 +12,7 @@ from epistill.rollouts.align import align
 from epistill.rollouts.model import LanguageModel
 from epistill.rollouts.prompts import render_prompt
 from epistill.seeds import named_random
-from epistill.tasks.star_search import Star, make_star
+from epistill.tasks.star_search import make_star
 from epistill.tasks.star_traces import DEFAULT_DIALS, searching_trace
 from epistill.teacher.context import insert_context
 
@@ -39,20 +37,11 @@ def measure_dials(model: LanguageModel, *, arms: int = 5, depth: int = 3) -> dic
         rng = named_random("dials", index)
         unguided.append((star.prompt, f"so {rng.choice(star.arms)[0]}"))
         solution = "<think> " + searching_trace(star, rng, DEFAULT_DIALS, must_solve=True)
-        guided += [
-            (insert_context(star.prompt, solution, "solution"), step)
-            for step in _failed_steps(star, rng)
-        ]
-    return {
-        "commit": _mean_stop(model, unguided),
-        "recovery": 1 - _mean_stop(model, guided),
-    }
-
-
-def _failed_steps(star: Star, rng: random.Random) -> tuple[str, str]:
-    arm = rng.choice([i for i in range(len(star.arms)) if i != star.gold])
-    walk = " ".join((*star.arms[arm], star.end(arm)))
-    return f"maybe {walk}", f"so {star.arms[arm][0]}"
+        wrong = rng.choice([i for i in range(len(star.arms)) if i != star.gold])
+        walk = " ".join((*star.arms[wrong], star.end(wrong)))
+        question = insert_context(star.prompt, solution, "solution")
+        guided += [(question, f"maybe {walk}"), (question, f"so {star.arms[wrong][0]}")]
+    return {"commit": _mean_stop(model, unguided), "recovery": 1 - _mean_stop(model, guided)}
 
 
 def _mean_stop(model: LanguageModel, cases: list[tuple[str, str]]) -> float:

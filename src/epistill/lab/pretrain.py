@@ -9,7 +9,7 @@ with safetensors. Muon for the matrices of the layers, AdamW for embeddings and 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -72,29 +72,25 @@ def pretrain(
         model = start
     model.train()
     optimizers = _optimizers(model)
-    base = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
+    groups = [(group, group["lr"]) for o in optimizers for group in o.param_groups]
+    trained = [parameter for group, _ in groups for parameter in group["params"]]
     corpus = Corpus(tokenizer, dials, seed)
     for step, (ids, labels) in enumerate(batches(corpus, batch_size=BATCH_SIZE, steps=steps)):
         factor = _learning_rate_factor(step, steps)
-        for optimizer, rates in zip(optimizers, base, strict=True):
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * factor
+        for group, rate in groups:
+            group["lr"] = rate * factor
         # Padding is on the right and carries no label, so causal attention needs no mask.
         logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
         loss = torch.nn.functional.cross_entropy(
             logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORE
         )
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(_parameters(optimizers), 1.0)
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         on_step(step, loss.item())
     return model.eval(), tokenizer
-
-
-def _parameters(optimizers: Iterable[torch.optim.Optimizer]) -> list[torch.Tensor]:
-    return [p for o in optimizers for group in o.param_groups for p in group["params"]]
 
 
 def pretrain_to(
