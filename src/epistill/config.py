@@ -13,7 +13,7 @@ from pydantic import Field, PositiveInt, ValidationInfo, field_validator, model_
 from epistill.axes import Method, MethodFile
 from epistill.monitor import Monitor, with_less_teacher
 from epistill.settings import Settings
-from epistill.word_rules import word_rule
+from epistill.word_rules import Block, Force
 
 NONE_IN_TOML = {"monitor": "off", "teacher_thinking": "template"}  # where None is no default
 MOST_MICROBATCH_TOKENS = 16_384  # more make nothing faster
@@ -41,15 +41,8 @@ class SamplingConfig(Settings):
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     batch_rows: int = Field(default=256, ge=1)
     thinking: bool | None = None
-    force: tuple[str, ...] = ()
-    block: tuple[str, ...] = ()
-
-    @field_validator("force", "block")
-    @classmethod
-    def _are_rules(cls, rules: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
-        for rule in rules:
-            word_rule("force" if info.field_name == "force" else "block", rule)
-        return rules
+    force: tuple[Force, ...] = ()
+    block: tuple[Block, ...] = ()
 
     @property
     def has_rules(self) -> bool:
@@ -122,17 +115,27 @@ class EvalSet(Settings):
         task: Where the problems come from.
         problems: The first so many.
         samples: Responses per problem, k of avg@k.
-        kind: "in_domain" (held out, of the training distribution) or "ood"; sets of one kind are
-            pooled where a study compares arms.
+        kind: "in_domain" (held out, of the training distribution), "ood", "hard" (beyond what the
+            base was made for) or "budget" (few tokens); sets of one kind are pooled where a study
+            compares arms.
         curve_problems: Problems (one sample each) of the small evaluations during training.
+        max_new_tokens, force, block: Of this set's responses; None and none as the run's.
     """
 
     name: str
     task: TaskConfig
-    kind: Literal["in_domain", "ood"] = "in_domain"
+    kind: Literal["in_domain", "ood", "hard", "budget"] = "in_domain"
     problems: int = Field(default=128, ge=1)
     samples: int = Field(default=4, ge=1)
     curve_problems: int = Field(default=64, ge=1)
+    max_new_tokens: int | None = Field(default=None, ge=1)
+    force: tuple[Force, ...] = ()
+    block: tuple[Block, ...] = ()
+
+    def drawn(self, sampling: SamplingConfig) -> SamplingConfig:
+        """How its responses are drawn, where the run says the rest."""
+        names = ("max_new_tokens", "force", "block")
+        return sampling.model_copy(update={n: v for n in names if (v := getattr(self, n))})
 
 
 class Lora(Settings):

@@ -18,7 +18,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator
 
 END = "<end>"
 _PLACES = {"force": "start, line, after:PATTERN or before:TOKEN",
@@ -79,3 +81,11 @@ def word_rule(kind: Literal["force", "block"], text: str) -> WordRule:
             ) from error
     most = None if found["most"] is None else int(found["most"])
     return WordRule(found["words"], place, argument, most)  # pyright: ignore[reportArgumentType]
+
+
+def _read(kind: Literal["force", "block"]) -> AfterValidator:
+    return AfterValidator(lambda text: text if word_rule(kind, text) else "")
+
+
+# A rule as text, in a record of settings.
+Force, Block = Annotated[str, _read("force")], Annotated[str, _read("block")]

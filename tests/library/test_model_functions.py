@@ -9,7 +9,7 @@ import sys
 import pytest
 
 import epistill
-from epistill.config import RunConfig
+from epistill.config import EvalSet, RunConfig, SamplingConfig, StarSearchTask
 from epistill.errors import EpistillError
 from epistill.store import RunStore
 from tests.helpers.toy_study import SPEC
@@ -89,6 +89,11 @@ def test_words_can_be_forced_at_evaluation_and_never_in_training(tmp_path):
         "--force", "maybe@start", "--block", "so",
     )  # fmt: skip
     assert told == found.summary
+    few = EvalSet(name="few", task=StarSearchTask(), max_new_tokens=9, force=("hmm@start",))
+    drawn = few.drawn(SamplingConfig(temperature=0.5, max_new_tokens=90))
+    assert (drawn.temperature, drawn.max_new_tokens, drawn.force) == (0.5, 9, ("hmm@start",))
+    with pytest.raises(ValueError, match="no place"):
+        EvalSet(name="few", task=StarSearchTask(), force=("hmm",))
     with pytest.raises(EpistillError, match="words that nobody sampled"):
         epistill.train(model="lab", data="star-search:3x2", method="grpo", out=tmp_path, **rules)
 

@@ -28,6 +28,9 @@ def estimate(low, high):
         (-0.3, -0.1, "not_below", 0.02, "not reproduced"),
         (-0.05, 0.1, "not_below", 0.02, "not distinguishable"),
         (-0.3, 0.01, "not_above", 0.02, "reproduced"),
+        (-14, -11, "not_above", -0.25 * 40, "reproduced"),
+        (-12, -8, "not_above", -0.25 * 40, "not distinguishable"),
+        (-9, -5, "not_above", -0.25 * 40, "not reproduced"),
         (0.1, 0.3, "not_above", 0.02, "not reproduced"),
     ],
 )
@@ -100,6 +103,8 @@ def test_training_curves_are_compared_over_seeds(tmp_path):
     found = judge(claim(faster, shorter), runs)
     assert found["verdict"] == "reproduced"
     assert found["numbers"][1]["value"] == pytest.approx(22.0)
+    early = judge(claim({**faster, "measure": "train_early_reward"}), runs)["numbers"][0]
+    assert early["value"] == pytest.approx(0.8 * 7 / 20 + 0.001)  # of steps 0 to 14
 
 
 def test_margins_of_other_measures_are_relative(tmp_path):

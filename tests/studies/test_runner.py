@@ -145,7 +145,10 @@ def test_a_mistake_in_one_arm_is_reported_as_such(tmp_path):
 
 
 def test_shipped_studies_are_valid():
-    assert {"lab", "lab-phase"} <= set(shipped_studies())
+    assert {"lab", "lab-phase", "lab-cure"} <= set(shipped_studies())
+    cure = load_study("lab-cure")
+    assert sum(arm.label.startswith("ours") and arm.coverage is None for arm in cure.arms) == 15
+    assert {e.kind for e in cure.evaluations} == {"in_domain", "ood", "hard", "budget"}
     lab = load_study("lab")
     assert len(lab.seeds) >= 3
     assert [c.id[0] for c in lab.claims] == list("123456")

@@ -39,7 +39,7 @@ def evaluate_model(
         engine: Samples the responses.
         chosen: Task, number of problems and samples.
         grader: Grades the responses.
-        sampling: How responses are drawn.
+        sampling: How responses are drawn, where the set does not say so itself.
         seed: Names the draws; equal seeds pair arms.
         keep_texts: Samples per problem whose text is kept.
     """
@@ -49,7 +49,7 @@ def evaluate_model(
         [(problem, problem.messages) for problem in problems],
         grader,
         samples=chosen.samples,
-        sampling=sampling,
+        sampling=chosen.drawn(sampling),
         seed=derive_seed("evaluate", chosen.name, seed),
     )
     return eval_rows(graded, keep_texts=keep_texts)

@@ -129,7 +129,7 @@ def evaluate(
 def study(
     name: Annotated[
         Place,
-        Flag("lab, lab-phase, lab-preflight, a recipe (see `epistill plan`), or a TOML file."),
+        Flag("lab, lab-phase, lab-preflight, lab-cure, a recipe (`epistill plan`) or a TOML file."),
     ],
     *,
     preset: Annotated[str | None, Flag("A smaller version, e.g. quick.")] = None,

@@ -24,9 +24,10 @@ TRAINING_MEASURES = tuple(
     f"train_{name}"
     for name in (
         "reward", "length_tokens", "density_per_1k_tokens", "markers_per_response",
-        "truncated_share", "unreadable_share",
+        "truncated_share", "unreadable_share", "early_reward",
     )
 )  # fmt: skip
+EARLY = 15  # steps of "train_early_reward"
 MOST_SHOWN = 12
 
 

@@ -48,7 +48,7 @@ def _judge_one(test: ClaimComparison, runs: Runs) -> dict[str, Any]:
         return {**found, **nothing, "verdict": UNMEASURED}
     ours, theirs, difference = compared
     margin = test.margin if test.expect.startswith("not_") else 0.0
-    if test.measure not in ("score", "train_reward"):
+    if test.measure not in ("score", "train_reward", "train_early_reward"):
         margin *= theirs
     return {
         **found,

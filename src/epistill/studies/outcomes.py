@@ -14,7 +14,7 @@ import numpy as np
 from epistill.errors import damaged
 from epistill.evaluation.evaluate import problem_outcomes
 from epistill.store import RunStore
-from epistill.studies.check_names import TRAINING_MEASURES
+from epistill.studies.check_names import EARLY, TRAINING_MEASURES
 
 Stores = Mapping[str, Mapping[int, RunStore]]  # arm -> seed -> finished run
 # arm -> seed -> `training` (measure -> number) and `sets` (name -> kind and `problem_outcomes`).
@@ -37,9 +37,11 @@ def _training(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Numbers about a training curve (`ClaimComparison.measure`)."""
     found: dict[str, float] = {}
     for measure in TRAINING_MEASURES if rows else ():
-        whole = measure == "train_reward"
-        last = rows if whole else rows[-max(1, len(rows) // 10) :]
-        values = [row.get(measure.removeprefix("train_")) for row in last]
+        column = measure.removeprefix("train_")
+        last = rows if column == "reward" else rows[-max(1, len(rows) // 10) :]
+        if column == "early_reward":
+            column, last = "reward", rows[:EARLY]
+        values = [row.get(column) for row in last]
         if None not in values:
             found[measure] = float(np.mean(values))
     return found

@@ -139,16 +139,17 @@ class ClaimComparison(Settings):
 
     Attributes:
         measure: Of evaluation records (`evaluate.MEASURES`: score, length_tokens...), or of the
-            training curve: "train_reward" (mean over all steps: how fast it rises) and the other
-            `check_names.TRAINING_MEASURES` (last tenth of the steps).
-        on: "in_domain" or "ood" pools the sets of that kind; "training" for curve measures; or a
+            training curve: "train_reward" (mean over all steps: how fast it rises),
+            "train_early_reward" (over the first 15) and the other `check_names.TRAINING_MEASURES`
+            (last tenth of the steps).
+        on: A kind of evaluation ("ood"...) pools its sets; "training" for curve measures; or a
             context of a probe.
         arm, versus: What is compared: value of `arm` minus value of `versus`.
         versus_on: `on` for the second, where it differs (another context of the same probe).
         expect: "above"/"below": the 95 % interval must exclude 0 on that side. "not_below"/
             "not_above": it must exclude a difference worse than the margin.
         margin: Of "not_" expectations, as a share of the second value (measures other than score)
-            or in score points.
+            or in score points; below 0 it asks for more: -.25 is "not above three quarters of".
     """
 
     measure: str
@@ -157,7 +158,7 @@ class ClaimComparison(Settings):
     versus: str
     versus_on: str | None = None
     expect: Expectation
-    margin: float = Field(default=0.02, ge=0.0)
+    margin: float = Field(default=0.02, ge=-1.0)
 
 
 class Claim(Settings):

@@ -21,7 +21,7 @@ from epistill.studies.run_arm import summary_of
 from epistill.studies.spec import Arm, Claim, Grid, StudySpec, point_id
 from epistill.teacher.context import NAMED_CONTEXTS
 
-KINDS = ("in_domain", "ood")
+KINDS, HARDER = ("in_domain", "ood"), ("hard", "budget")
 CURVES = (
     "reward",
     "length_tokens",
@@ -91,7 +91,11 @@ def with_estimates(report: Mapping[str, Any]) -> dict[str, Any]:
     arms = [
         {
             **arm,
-            "evaluations": {kind: _estimates(runs[arm["id"]], kind) for kind in KINDS},
+            "evaluations": {
+                kind: found
+                for kind in (*KINDS, *HARDER)
+                if (found := _estimates(runs[arm["id"]], kind)) is not None or kind in KINDS
+            },
             "difference_to_baseline": {kind: _differences(arm, kind, runs) for kind in KINDS},
             # avg@k, pass@k and maj@k of every evaluation set
             "sets": {
