@@ -11,7 +11,16 @@ from epistill.blends import Convex
 from epistill.config import RunConfig
 from epistill.errors import EpistillError
 from epistill.methods import METHODS, method
-from epistill.monitor import Fall, Loops, Monitor, Narrowing, Pull, Watcher, with_less_teacher
+from epistill.monitor import (
+    Commits,
+    Fall,
+    Loops,
+    Monitor,
+    Narrowing,
+    Pull,
+    Watcher,
+    with_less_teacher,
+)
 
 DENSITY, ENTROPY = "density_per_1k_tokens", "entropy_nats_per_token"
 
@@ -133,6 +142,23 @@ def test_loops_fire_where_responses_collapse_and_keep_still_where_a_few_always_l
     assert fired(only(Loops()), never) == []
 
 
+def test_answers_given_without_a_check_are_noticed_though_no_marker_falls():
+    draw = random.Random(2)
+
+    def share(chance):
+        return sum(draw.random() < chance for _ in range(128)) / 128
+
+    stops = [{"step": i, "committed_share": share(0.43 if i < 20 else 0.75)} for i in range(40)]
+    ((step, rule), *_) = fired(only(Commits()), stops)
+    assert rule == "commits"
+    assert 20 <= step <= 26
+    for _ in range(40):
+        steady = [{"step": i, "committed_share": share(0.43)} for i in range(100)]
+        assert fired(only(Commits()), steady) == []
+    unknown = [{"step": i, "committed_share": None} for i in range(20)]
+    assert fired(only(Commits()), unknown) == []
+
+
 def test_absent_numbers_and_traces_are_passed_over():
     settings = only(Fall(measure=DENSITY, share=0.5))
     recorded = rows(30, **{DENSITY: lambda s: None if s % 2 else (100.0 if s < 10 else 10.0)})
@@ -189,7 +215,7 @@ def test_every_method_is_lowered_or_refused():
         name = next(n for n in ("distillation", "strength", "beta") if hasattr(record, n))
         return getattr(record, name)
 
-    refused = {"grpo", "dapo", "dr-grpo", "srpo", "credit", "sft-unguided", "sft-guided"}
+    refused = {"grpo", "dapo", "dr-grpo", "srpo", "credit", "reopold", "sft-unguided", "sft-guided"}
     for name, chosen in METHODS.items():
         if name in refused:
             with pytest.raises(EpistillError, match="no weight of a teacher"):

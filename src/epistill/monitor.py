@@ -29,6 +29,7 @@ ENTROPY = "entropy_nats_per_token"
 AVG_AT_K = "reward"  # the mean score of all responses of the step
 PASS_AT_K = "pass_at_k"
 LOOPING = "looping_share"
+COMMITTED = "committed_share"
 PULL_ON_MARKERS = "teacher_pull_on_markers_nats_per_token"
 PULL_ELSEWHERE = "teacher_pull_elsewhere_nats_per_token"
 
@@ -134,13 +135,35 @@ class Loops(Settings):
         )
 
 
-Rule = Annotated[Fall | Narrowing | Pull | Loops, Field(discriminator="type")]
+class Commits(Settings):
+    """The share of answers given without a check rose by more than `points`."""
+
+    type: Literal["commits"] = "commits"
+    points: float = Field(default=0.15, gt=0.0, lt=1.0)
+    action: Action | None = None
+
+    def look(self, run: Watcher, settings: Monitor) -> _Found | None:
+        """As `Fall.look`."""
+        change = run.change(COMMITTED)
+        if change is None or not change.rose(beyond=self.points):
+            return None
+        return _Found(
+            change.before,
+            change.now,
+            change.before + self.points,
+            f"{change.now:.0%} of the answers are given without a check ({change.before:.0%} in "
+            f"the first {settings.baseline_steps} steps)",
+        )
+
+
+Rule = Annotated[Fall | Narrowing | Pull | Loops | Commits, Field(discriminator="type")]
 DEFAULT_RULES = (
     Fall(measure=DENSITY, share=0.5),
     Fall(measure=ENTROPY, share=0.8),
     Narrowing(),
     Pull(action="log"),
     Loops(),
+    Commits(),
 )
 
 

@@ -15,6 +15,7 @@ import torch
 from epistill.config import RunConfig
 from epistill.metrics.epistemic import official_substring_count, total_markers
 from epistill.metrics.loops import is_looping
+from epistill.metrics.verification import checked_response
 from epistill.records import GradedRollout, GradeStatus
 from epistill.rollouts.model import LanguageModel
 from epistill.rollouts.vllm_server import ServersLost
@@ -103,6 +104,11 @@ def _batch_metrics(batch: Batch, group_size: int, on_policy: bool) -> dict[str, 
     split = [split_thinking(i.rollout.text, opened_in_prompt=i.opened_thinking) for i in items]
     in_thinking = sum(total_markers(part.thinking) for part in split)
     in_answer = sum(total_markers(part.answer) for part in split)
+    checked = [
+        checked_response(i.rollout.text, part, i.grade.extracted).committed
+        for i, part in zip(items, split, strict=True)
+    ]
+    known = [committed for committed in checked if committed is not None]
     official = sum(sum(official_substring_count(text).values()) for text in texts)
     return {
         "on_policy": on_policy,
@@ -112,6 +118,7 @@ def _batch_metrics(batch: Batch, group_size: int, on_policy: bool) -> dict[str, 
         "length_tokens": tokens / len(items),
         "truncated_share": mean([item.rollout.stop_reason == "length" for item in items]),
         "looping_share": mean([is_looping(text) for text in texts]),
+        "committed_share": mean(known) if known else None,
         "markers_per_response": (in_thinking + in_answer) / len(items),
         "markers_in_thinking_per_response": in_thinking / len(items),
         "markers_in_answer_per_response": in_answer / len(items),
