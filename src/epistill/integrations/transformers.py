@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from epistill.config import SamplingConfig
@@ -150,9 +151,14 @@ class EpistemicMonitor(TrainerCallback):
             return completion
         return "\n".join(str(message.get("content") or "") for message in completion)
 
-    def _row(self, step: int, group_size: int) -> dict[str, Any]:
-        """The numbers of all completions since the last row."""
-        calls = [_from_all_processes(call) for call in self._calls]
+    def _row(
+        self,
+        step: int,
+        calls: Sequence[Sequence[_Response]],
+        group_size: int,
+        entropy: float | None,
+    ) -> dict[str, Any]:
+        """The numbers of calls of the reward function, each of whole groups."""
         everything = [one for call in calls for one in call]
         tokens = sum(one.tokens for one in everything)
         scores = [one.score for one in everything if one.score is not None]
@@ -169,7 +175,7 @@ class EpistemicMonitor(TrainerCallback):
             LOOPING: sum(one.looping for one in everything) / len(everything),
             AVG_AT_K: sum(scores) / len(scores) if scores else None,
             PASS_AT_K: sum(solved) / len(solved) if solved and group_size > 1 else None,
-            ENTROPY: self._entropy,
+            ENTROPY: entropy,
         }
 
     def _sample_row(self, step: int, model: Any, seed: int) -> dict[str, Any]:
@@ -194,16 +200,12 @@ class EpistemicMonitor(TrainerCallback):
             )
         finally:
             network.train(training)
-        tokens = sum(len(one.completion_ids) for one in rollouts)
-        return {
-            "step": step,
-            DENSITY: density(sum(total_markers(one.text) for one in rollouts), tokens),
-            "length_tokens": tokens / len(rollouts),
-            LOOPING: sum(is_looping(one.text) for one in rollouts) / len(rollouts),
-            AVG_AT_K: None,
-            PASS_AT_K: None,
-            ENTROPY: sum(sum(one.entropies or ()) for one in rollouts) / tokens,
-        }
+        drawn = [
+            _Response(len(o.completion_ids), total_markers(o.text), is_looping(o.text), None)
+            for o in rollouts
+        ]
+        nats = sum(sum(one.entropies or ()) for one in rollouts)
+        return self._row(step, [drawn], 1, nats / sum(one.tokens for one in drawn))
 
     # ---- what the trainer calls
 
@@ -258,7 +260,10 @@ class EpistemicMonitor(TrainerCallback):
     ) -> None:
         """Look at the step."""
         if self._calls:
-            row = self._row(state.global_step, int(getattr(args, "num_generations", None) or 1))
+            # In the order of the processes, as TRL itself gathers rewards: groups stay whole.
+            calls = [gather_object(call) for call in self._calls]
+            group_size = int(getattr(args, "num_generations", None) or 1)
+            row = self._row(state.global_step, calls, group_size, self._entropy)
             self._calls = []
             self._take(row, args, state, control)
         elif self._prompts and state.global_step % self._every == 0:
@@ -290,10 +295,3 @@ class EpistemicMonitor(TrainerCallback):
 
 def _number(score: Any) -> float | None:
     return None if score is None or score != score else float(score)  # NaN: not rewarded
-
-
-def _from_all_processes(call: list[_Response]) -> list[_Response]:
-    """In the order of the processes, as TRL itself gathers rewards: groups stay whole."""
-    from accelerate.utils import gather_object
-
-    return list(gather_object(call))

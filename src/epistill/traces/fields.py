@@ -26,6 +26,7 @@ from epistill.traces.reply_texts import (
     RecordNames,
     get,
     is_chat,
+    kind_of_stop,
     listed,
     plain,
     plain_name,
@@ -35,7 +36,6 @@ from epistill.traces.reply_texts import (
     shape_of,
     spoken,
 )
-from epistill.traces.stop_words import kind_of_stop
 
 SCORE_FIELDS, SAMPLE_FIELDS = NAMES["score"], NAMES["sample"]
 # What `measure` may look at; a parquet file's other columns are not read.

@@ -194,3 +194,40 @@ def plain(value: Any) -> str:
     if isinstance(value, Mapping) and "effort" not in value:
         return next((t for n in NAMES["reasoning_texts"] if (t := plain(value.get(n)))), "")
     return ""
+
+
+_KINDS: dict[str, str] = {
+    word.replace("_", ""): kind
+    for kind, words in FIELD_DATA["stop_words"].items()
+    for word in words
+}
+
+
+def kind_of_stop(value: Any, name: str) -> str | None:
+    """The kind, or the word itself where it is not known; None where the field says nothing.
+
+    Example:
+        >>> kind_of_stop("FinishReason.MAX_TOKENS", "finish_reason"), kind_of_stop("<|im_end|>", "")
+        ('cut', 'ended')
+    """
+    if isinstance(value, Mapping):  # {"type": "length", "length": 10}, {"reason": "length"}
+        value = value.get("type", value.get("reason"))
+    if not isinstance(value, str | int | float):
+        return None
+    word = str(value).lower()
+    said = isinstance(value, bool) or word in ("true", "false")
+    if said or ("truncated" in name and not isinstance(value, str)):
+        return "cut" if word not in ("false", "0", "0.0") else "ended"
+    if not isinstance(value, str) or (word[:1] == "<" and word[-1:] == ">"):
+        return "ended"  # the token that ended it
+    kind = _KINDS.get(_letters(word))
+    if kind is None and (name.endswith("status") or word in ("none", "null", "unknown", "")):
+        return None
+    return kind or value
+
+
+@lru_cache(maxsize=1024)
+def _letters(word: str) -> str:
+    """`FinishReason.MAX_TOKENS`, `maxTokens` and `max_tokens` are one word."""
+    letters = "".join(character for character in word if character.isalnum())
+    return letters.removeprefix("finishreason") or letters
