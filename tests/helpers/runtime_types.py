@@ -13,13 +13,15 @@ SOURCE = Path(__file__).resolve().parents[2] / "src"
 # have to be mended first.
 PACKAGES = (
     "objective", "evaluation", "metrics", "teacher", "comparison", "rollouts", "training", "studies",
-    "preflights", "report", "lab",
+    "preflights", "report", "lab", "tasks", "readers",
 )  # fmt: skip
 # Of the top level: a method's choices and the run's settings, world and reading.
 MODULES = ("axes", "blends", "inputs", "method_import", "methods", "shapes", "targets", "token_weights", "world")  # fmt: skip
 # The first checks the fields that a user's file gives after the record is made; the second names a
-# protocol of pydantic that cannot be checked at run time.
-UNCHECKED = {"epistill.metrics.lexicon", "epistill.rollouts.vllm_api"}
+# protocol of pydantic that cannot be checked at run time; the third gives out RE2's patterns as `re`'s.
+UNCHECKED = {
+    "epistill.metrics.lexicon", "epistill.rollouts.vllm_api", "epistill.tasks.linear_patterns",
+}  # fmt: skip
 # As for every static checker, an int will do where a float is expected.
 check = partial(beartype, conf=BeartypeConf(is_pep484_tower=True))
 

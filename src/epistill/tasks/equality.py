@@ -6,11 +6,11 @@ sets and intervals, and compared element by element (`tasks/expressions.py`).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from fractions import Fraction
 from functools import lru_cache
 from itertools import product
+from typing import Any
 
 from epistill.tasks.expressions import NotAValue, same_expression, same_region
 from epistill.tasks.linear_patterns import patterns
@@ -175,7 +175,7 @@ def _undefined(text: str, other: str, *, computed: bool) -> str:
     return text
 
 
-def _depths(text: str) -> Iterator[tuple[re.Match[str], int]]:
+def _depths(text: str) -> Iterator[tuple[Any, int]]:
     """Parentheses and separators, with the depth of parentheses behind each."""
     depth = 0
     for token in _READ["token"].finditer(text):
