@@ -56,7 +56,7 @@ _BY_FIRST = {
 }
 _SECOND = frozenset(tag[1] for tag in _TAGS)
 _PROSE = [
-    (n, re.compile(rf"\s*(?:{'|'.join(n.open)})"), re.compile("|".join(n.close)))
+    (n, re.compile("|".join(n.open)), re.compile("|".join(n.close)))
     for n in notations()
     if n.prose
 ]
@@ -71,7 +71,7 @@ _LIKE_A_TAG = {
     )
     for first, last in ("<>", "[]")
 }
-_FIRST_TAG = re.compile(r"\s*(<\|?([A-Za-z][\w:-]{1,30})\|?>|\[([A-Z][A-Z_]{2,30})\])")
+_FIRST_TAG = re.compile(r"(<\|?([A-Za-z][\w:-]{1,30})\|?>|\[([A-Z][A-Z_]{2,30})\])")
 _OF_ANSWERS = re.compile(
     "(?:final_?)?(?:answer|response|solution|result|output|code|text|content|html|p|b|i|div|ol|ul|"
     "table|step|summary|conclusion|im_start|begin_of_text|bos|s)[0-9_]*",
@@ -132,8 +132,9 @@ def split_thinking(text: str, *, opened_in_prompt: bool = False) -> SplitRespons
 
 def _cut(text: str) -> SplitResponse | None:
     """Cut at the tags of the notation that comes first; None where there is none."""
+    begin = len(text) - len(text.lstrip())
     for notation, opening, closing in _PROSE:
-        if start := opening.match(text):
+        if start := opening.match(text, begin):
             end = closing.search(text, start.end())
             if end is None:
                 return SplitResponse(text[start.end() :], "", "unclosed")
@@ -231,7 +232,7 @@ def unknown_notation(text: str) -> str | None:
     for bracket, pattern in _LIKE_A_TAG.items():
         if bracket in text and (like := pattern.search(text)):
             return like[0]
-    first = _FIRST_TAG.match(text)
+    first = _FIRST_TAG.match(text.lstrip())
     if first is None or _OF_ANSWERS.fullmatch(name := first[2] or first[3]):
         return None
     ends = (f"</{name}>", f"<|/{name}|>", f"<|end_{name}|>", f"[/{name}]")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
 from epistill.tasks.answers import extract_answer, extract_code, frames
@@ -11,29 +9,12 @@ from epistill.tasks.clauses import clause_of, letter_in
 from epistill.tasks.files import reference_answer
 from epistill.tasks.grading import grade_choice, grade_exact
 from epistill.tasks.linear_patterns import SOURCE, patterns
+from epistill.tasks.notation import quantity, spoken_number, tidy
+from tests.helpers.linear_time import is_linear
 
 UNITS = ("The answer ", "The answer is\t", " ", "\t", "\\boxed{", "}", "<answer>", "```a\n", "####",
          "#### ", "a ", "aa  ", "1,", "1 ", "9", "\\frac{", "$", "**", "(", "Answer:\n", "not ",
-         "x = ", "，", "答案", ".", "\\text{a}", "0.", "and ")  # fmt: skip
-MOST = 3.5  # linear is 2, quadratic 4; processor time of the fastest of several tries
-
-
-def work(function, size):
-    """Processor seconds of one reading of every unit, repeated to so many characters."""
-    texts = [unit * (size // len(unit)) for unit in UNITS]
-    fastest = float("inf")
-    for _ in range(2):
-        started = time.process_time()
-        for text in texts:
-            function(text)
-        fastest = min(fastest, time.process_time() - started)
-    return fastest
-
-
-def is_linear(function, size):
-    """Whether doubling doubles; tried again, since other programs share the machine's caches."""
-    return any(work(function, 2 * size) < MOST * work(function, size) for _ in range(4))
-
+         "x = ", "，", "答案", ".", "\\text{a}", "0.", "and ", '"answer": "', "答え", "\nA: ", "two ", "| ")  # fmt: skip
 
 PATTERNS = [
     (module, name) for module, named in SOURCE.items() for name in named if name != "rewrites"
@@ -43,7 +24,7 @@ PATTERNS = [
 @pytest.mark.parametrize(("module", "name"), PATTERNS)
 def test_patterns_are_linear(module, name):
     pattern = patterns(module)[name]
-    assert is_linear(lambda text: list(pattern.finditer(text)), 2_000)
+    assert is_linear(lambda text: list(pattern.finditer(text)), UNITS, 2_000)
 
 
 FUNCTIONS = {
@@ -53,6 +34,9 @@ FUNCTIONS = {
     "clause_of": clause_of,
     "letter_in": letter_in,
     "reference_answer": lambda text: reference_answer({"question": "", "answer": text}),
+    "tidy": tidy,
+    "quantity": quantity,
+    "spoken_number": spoken_number,
     "grade_exact": lambda text: grade_exact("a", text),
     "grade_choice": lambda text: grade_choice("A", text),
 }
@@ -60,4 +44,4 @@ FUNCTIONS = {
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_functions_are_linear(name):
-    assert is_linear(FUNCTIONS[name], 6_000)
+    assert is_linear(FUNCTIONS[name], UNITS, 6_000)

@@ -48,7 +48,12 @@ def marker_spans(text: str, lexicon: Lexicon | None = None) -> list[tuple[int, i
 
 
 def total_markers(text: str, lexicon: Lexicon | None = None) -> int:
-    """Sum of `count_markers`."""
+    """Sum of `count_markers`.
+
+    Example:
+        >>> total_markers("Wait, it is unlikely. Wait!")
+        2
+    """
     return sum(count_markers(text, lexicon).values())
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from epistill.tasks.linear_patterns import patterns, utf8
 
@@ -43,15 +43,16 @@ def frames(text: str, *, cut: bool = False) -> Iterator[Framed]:
         []
     """
     text = utf8(text[-MAX_SEARCHED:])
-    whole = text if not cut else text[: _complete(text)]
+    whole = complete(text) if cut else text
     strong = [
         *_boxes(text),
         *((m.end(), Framed(m[1], "boxed")) for m in _READ["unbraced"].finditer(whole)),
         *((m.end(), Framed(m[1], "tag")) for m in _READ["tagged"].finditer(text)),
+        *((m.end(), Framed(_member(m), "tag")) for m in _READ["member"].finditer(text)),
         *((m.end(), Framed(m[1], "hashes")) for m in _READ["hashes"].finditer(whole)),
         *_labels(whole),
     ]
-    for found in (strong, _sentences(whole)):
+    for found in (strong, [*_sentences(whole), *_elsewhere(whole)]):
         in_order = sorted(found, key=lambda one: -one[0])
         yield from (framed for _, framed in in_order[:MAX_FRAMES])
 
@@ -83,8 +84,10 @@ def extract_answer(text: str) -> str | None:
 
 
 def short_line(text: str) -> str | None:
-    """A response that is nothing but one short line, without a box that never closes."""
+    """A response, or a reply (`A: 64`), of one short line without a box that never closes."""
     line = text[-MAX_SEARCHED:].strip()
+    if reply := _READ["reply"].search(utf8(line)):
+        line = reply[1]
     if "\n" in line or len(line) > MAX_PLAIN or "boxed" in line:
         return None
     return clean(line)
@@ -106,15 +109,15 @@ def extract_code(text: str) -> str | None:
 
 def clean(answer: str) -> str | None:
     """Drop markup around the answer; None if nothing is left."""
-    cleaned = answer.strip().strip("*").strip()
+    cleaned = answer.strip(" \t\r\n*")
     if cleaned.endswith(".") and not cleaned.endswith(".."):
-        cleaned = cleaned[:-1].rstrip()
+        cleaned = cleaned[:-1].rstrip(" \t\r\n*")
     return cleaned or None
 
 
-def _complete(text: str) -> int:
-    """Where the last sentence or line ends that is followed by more."""
-    return max(text.rfind(end) + 1 for end in (". ", "\n", "。", "! ", "? "))
+def complete(text: str) -> str:
+    """A cut text up to the end of the last sentence or line that is followed by more."""
+    return text[: max(text.rfind(end) + 1 for end in (". ", "\n", "。", "! ", "? "))]
 
 
 def _boxes(text: str) -> list[tuple[int, Framed]]:
@@ -129,7 +132,8 @@ def _boxes(text: str) -> list[tuple[int, Framed]]:
             while closed and closed[-1][0] > box[0]:  # inside this one
                 start, end, inner = closed.pop()
                 content = text[box[1] : start] + inner + text[end : token.start()]
-            closed.append((box[0], token.end(), content))
+            if not _READ["left_out"].search(text[max(0, box[0] - 20) : box[0]]):
+                closed.append((box[0], token.end(), content))
     joined: list[tuple[int, Framed]] = []
     for i, (start, end, content) in enumerate(closed):
         before = text[closed[i - 1][1] : start] if i else ""
@@ -145,6 +149,14 @@ def _boxes(text: str) -> list[tuple[int, Framed]]:
     return joined
 
 
+def _member(found: Any) -> str:
+    """The value of `"answer": ..`; nothing for null."""
+    if found[1] is not None:
+        return found[1].replace('\\"', '"').replace("\\\\", "\\")
+    value = found[2] or found[3] or found[4] or ""
+    return "" if value in ("null", "None") else value
+
+
 def _labels(text: str) -> Iterator[tuple[int, Framed]]:
     """Labels that begin a line; the value is on that line or in the next block."""
     for found in _READ["head"].finditer(text):
@@ -157,8 +169,10 @@ def _labels(text: str) -> Iterator[tuple[int, Framed]]:
         headed = headed or bool(link and _READ["colon"].search(link[0]))
         if not headed and (link or not _begins_a_value(rest)):
             continue
-        if not value.strip(" *_#\t:：`"):
+        if not value.strip(" *_#\t:：`|"):
             value = _block(text, line_end)
+        elif link and "|" in link[0]:  # the cell of a table
+            value = value.rstrip(" \t|")
         yield found.end(), Framed(value, "label")
 
 
@@ -181,7 +195,21 @@ def _block(text: str, start: int) -> str:
         if rest.startswith(opening):
             end = rest.find(closing, 2)
             return rest[2:end] if end > 0 else ""
-    return rest.split("\n", 1)[0]
+    return _READ["bullet"].sub("", rest, 1).split("\n", 1)[0]
+
+
+def _elsewhere(text: str) -> Iterator[tuple[int, Framed]]:
+    """Labels and sentences in other languages than English and Chinese."""
+    for found in _READ["elsewhere"].finditer(text):
+        line = text[found.end() : _line_end(text, found.end())]
+        value = line if line.strip(" *_") else _block(text, found.end() + len(line))
+        before = text[max(0, found.start() - 40) : found.start()].rsplit("\n", 1)[-1]
+        said = f"{_READ['clause_end'].split(before)[-1]} {found[0]} {value.split('.')[0]}"
+        linked = found[1] or found[2] or _READ["elsewhere_value"].match(value)
+        if not linked or _READ["elsewhere_denied"].search(said):
+            continue
+        end = _READ["elsewhere_end"].search(value)
+        yield found.end(), Framed(value[: end.start()] if end else value, "label")
 
 
 def _sentences(text: str) -> Iterator[tuple[int, Framed]]:
@@ -195,7 +223,10 @@ def _sentences(text: str) -> Iterator[tuple[int, Framed]]:
             yield found.end(), Framed(found[0][-1], "label")
         elif link := _READ["link"].match(text[found.end() : end]):
             value = text[found.end() + link.end() : end]
-            if _READ["taken_back"].search(_READ["sentence_end"].split(value)[0]):
+            sentence = _READ["sentence_end"].split(value)[0]
+            if _READ["taken_back"].search(sentence) or (
+                _READ["would_be"].search(link[0]) and _READ["conditional"].search(sentence)
+            ):
                 continue
             if _READ["denies"].search(link[0]):
                 value = f"not {value}"

@@ -41,7 +41,7 @@ def values_in(framed: Framed) -> Iterator[str]:
 
 def clause_of(text: str) -> str | None:
     """A sentence's first clause without fillers; None where it denies what it says."""
-    text = _undenied(text.strip(" \t\n*_`#\"'“"))
+    text = _READ["currency"].sub(r"\1", _undenied(text.strip(" \t\n*_`#\"'“")))
     if (end := _READ["end"].search(text)) is not None:
         text = text[: end.start()]
     remark = _READ["remark"].search(text, 1) if text else None

@@ -14,7 +14,15 @@ from typing import Any
 
 from epistill.tasks.expressions import NotAValue, same_expression, same_region
 from epistill.tasks.linear_patterns import patterns
-from epistill.tasks.notation import NUMBERS, SYNONYMS, Quantity, exact_decimals, quantity, tidy
+from epistill.tasks.notation import (
+    NUMBERS,
+    SYNONYMS,
+    Quantity,
+    exact_decimals,
+    quantity,
+    spoken_number,
+    tidy,
+)
 
 _READ = patterns("equality")
 
@@ -71,6 +79,12 @@ def _readings(text: str) -> list[str]:
         return [text.replace(" ", "")]
     if _READ["european"].match(text):
         return [text.replace(".", "").replace(",", ".")]
+    named = _READ["named"].match(text)
+    if named and not _READ["judged"].search(text):
+        return [text, *_readings(named[1])]
+    if short := _READ["magnitude"].match(text):
+        power = {"k": 3, "K": 3, "M": 6, "B": 9}[short[2]]
+        return [text, f"{short[1].replace(',', '')}\\times 10^{{{power}}}"]
     bare = quantity(text).latex
     return [text.replace(",", ""), text] if _READ["grouped"].match(bare) else [text]
 
@@ -106,9 +120,8 @@ def _words(text: str) -> str | None:
 
 def is_prose(text: str) -> bool:
     """Words, and no number."""
-    return not any(c.isdecimal() for c in text) and bool(
-        _READ["prose"].search(_READ["command"].sub("", text))
-    )
+    said = any(c.isdecimal() for c in text) or spoken_number(text.strip(" .")) is not None
+    return not said and bool(_READ["prose"].search(_READ["command"].sub("", text)))
 
 
 def is_bare(text: str) -> bool:

@@ -46,6 +46,7 @@ def same_expression(gold: str, answer: str) -> bool:
         raise NotAValue("the answer cannot be parsed")
     if ours is None:
         return False
+    ours, theirs = _imaginary(ours, theirs), _imaginary(theirs, ours)
     if any((sign in answer) != (sign in gold) for sign in ("mod", "'")):
         return False  # which the parser passes over
     if _is_number(ours) and _is_number(theirs):
@@ -100,6 +101,16 @@ def _parsed(latex: str) -> Any:
 
 def _is_number(value: Any) -> bool:
     return bool(getattr(value, "is_number", False)) and getattr(value, "is_commutative", False)
+
+
+def _imaginary(value: Any, other: Any) -> Any:
+    r"""The letter i as the imaginary unit, where the other side is a number like `\sqrt{-25}`."""
+    import sympy
+
+    if not (_is_number(other) and other.is_real is False):
+        return value
+    letters = [s for s in getattr(value, "free_symbols", ()) if str(s) == "i"]
+    return value.subs(dict.fromkeys(letters, sympy.I)) if letters else value
 
 
 def _is_left_to_do(value: Any) -> bool:

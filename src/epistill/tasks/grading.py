@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 
 from epistill.records import Grade, GraderName, GradeStatus
-from epistill.tasks.answers import Framed, choice_said, clean, frames, short_line
+from epistill.tasks.answers import Framed, choice_said, clean, complete, frames, short_line
 from epistill.tasks.clauses import letter_in
 from epistill.tasks.code import grade_code
 from epistill.tasks.equality import is_bare
@@ -30,16 +30,19 @@ _READ = patterns("grading")
 NO_ANSWER = "the response has no answer part"
 NO_FRAME = r"no answer in a frame (\boxed{}, `Answer:`, ####, <answer>)"
 CUT = "the response was cut before an answer was complete"
+_QUOTES = " *_`\"'“”‘’"
 SEARCHED = 2_000  # characters at the end of a response without a frame, where that is asked for
 
 
 def grade_exact(answer: str, response: str, *, cut: bool = False) -> Grade:
-    """Equal after collapsing white space and case; a cut response too, as nothing can be added."""
-    lines = [m[1] for m in _READ["answer_line"].finditer(utf8(response))]
+    """Equal after collapsing white space and case; of a cut response, what was completed."""
+    text = utf8(complete(response) if cut else response)
+    lines = [m[1] for m in _READ["answer_line"].finditer(text)]
     lines = [line for line in lines if not _READ["empty_line"].match(line)]
-    found = [f for f in frames(response) if f.frame != "label"]
-    found += [Framed(lines[-1], "label")] if lines else list(frames(response))
-    found += [Framed(line, "whole")] if (line := short_line(response)) else []
+    stated = list(frames(response, cut=cut))
+    found = [f for f in stated if f.frame != "label"]
+    found += [Framed(lines[-1], "label")] if lines else stated
+    found += [Framed(line, "whole")] if not cut and (line := short_line(response)) else []
     read = next(((f, text) for f in found if (text := clean(f.text))), None)
     if read is None:
         return _unreadable(response, cut)
@@ -50,7 +53,8 @@ def grade_exact(answer: str, response: str, *, cut: bool = False) -> Grade:
 
 
 def _same_text(left: str, right: str) -> bool:
-    return " ".join(left.casefold().split()) == " ".join(right.casefold().split())
+    one, other = (" ".join(text.casefold().split()) for text in (left, right))
+    return one == other or one.strip(_QUOTES) == other.strip(_QUOTES)
 
 
 def grade_expression(answer: str, response: str, *, cut: bool = False) -> Grade:
@@ -75,9 +79,13 @@ def grade_choice(answer: str, response: str, *, cut: bool = False) -> Grade:
         'C'
     """
     found = list(frames(response, cut=cut))
-    text = response.strip()
-    if not found and not cut and len(text) < SEARCHED and _READ["option_line"].match(utf8(text)):
-        found = [Framed(text, "whole")]
+    text = utf8(response.strip())
+    if not found and not cut and len(text) < SEARCHED:
+        reply = short_line(text)
+        if reply is not None and _READ["lone_letter"].match(reply):  # `A: C` is a reply, C
+            found = [Framed(reply, "whole")]
+        elif _READ["option_line"].match(text):
+            found = [Framed(text, "whole")]
     for framed in found or ([] if cut else choice_said(response)):
         inner = [*frames(framed.text)] if framed.frame == "tag" else []
         for one in (*inner, framed):
@@ -101,7 +109,9 @@ def grade_math(answer: str, response: str, *, cut: bool = False, lenient: bool =
 
 def _question(answer: str, response: str, cut: bool, lenient: bool) -> Question:
     found = tuple(frames(response, cut=cut))
-    line = None if found or cut else short_line(" ".join(response.split()))
+    line = None
+    if not found and not cut:
+        line = short_line(response) or short_line(" ".join(response.split()))
     if line is not None and is_bare(line):
         found = (Framed(line, "whole"),)
     return Question(answer, found, response[-SEARCHED:] if lenient and not cut else "")

@@ -30,6 +30,11 @@ _SCALES: dict[str, int] = _TABLES["scales"]
 SYNONYMS: dict[str, str] = {
     "".join(name.casefold().split()): value for name, value in _TABLES["synonyms"].items()
 }
+_SHARES = {
+    "half": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "seventh": 7,
+    "eighth": 8, "ninth": 9, "tenth": 10, "hundredth": 100,
+}  # fmt: skip
+_MULTIPLES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9}
 _RAISED = "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ"
 _LOWERED = "₀₁₂₃₄₅₆₇₈₉₊₋ₙ"
 _PLAIN = "0123456789+-n"
@@ -57,7 +62,7 @@ def tidy(text: str) -> str:
     text = "".join(map(_plain_digit, text.translate(_SYMBOLS))) if not text.isascii() else text
     # Two backslashes part the rows of a matrix; elsewhere they are a slip.
     rows = "\x01" if "\\begin{" in text else "\\"
-    text = text.replace("\\\\", rows).replace("\n", " ")
+    text = _READ["row_gap"].sub("\x01", text.replace("\\\\", rows).replace("\n", " "))
     for _ in range(_NESTED):
         text, styles = _READ["wrapped"].subn(r" \1 ", text)
         text, old = _READ["old_style"].subn(r"\1", text)
@@ -90,10 +95,10 @@ def quantity(latex: str) -> Quantity:
         >>> quantity("3 more than 4").unit is None, quantity("50%").percent
         (True, True)
     """
-    if (number := NUMBERS.get(latex.lower())) is not None:
-        return Quantity(number)
+    latex = spoken_number(latex) or latex
     if remark := _READ["remark"].match(latex):
         latex = remark[1]
+    latex = _READ["mixed_sum"].sub(_mixed, latex)
     latex = _READ["mixed"].sub(r"\1\2\\frac{\3}{\4}\5", latex)
     latex = _READ["scaled"].sub(_scaled, latex).strip()
     unit = None
@@ -175,6 +180,70 @@ def _going_on(found: Any) -> str:
         if len(digits) >= 2 * length + (length == 1) and digits.endswith(period * 2):
             return exact_decimals(f"{whole}.{digits[:-length]}({period})")
     return found[0]
+
+
+def _mixed(found: Any) -> str:
+    part, whole = found[2] or found[4], found[3] or found[5]
+    proper = len(part) <= len(whole) < 10 and int(part) < int(whole)
+    return f"{found[1]}\\frac{{{part}}}{{{whole}}}" if proper else found[0]
+
+
+def spoken_number(text: str) -> str | None:
+    r"""A number in words, and the unit behind it, as LaTeX; None where it is none.
+
+    Example:
+        >>> [spoken_number(t) for t in ("two thirds", "Forty-two cups", "two and a half", "third")]
+        ['\\frac{2}{3}', '42 cups', '\\frac{5}{2}', None]
+    """
+    if text in NUMBERS:
+        return NUMBERS[text]
+    words = text.lower().replace("-", " ").replace("per cent", "percent").split()
+    if words[:1] in (["minus"], ["negative"]):
+        size = spoken_number(" ".join(words[1:]))
+        return None if size is None else f"-{size}"
+    words = ["a", *words] if words[:1] == ["half"] else words
+    if not 0 < len(words) <= 12:
+        return None
+    whole, part, share, read = 0, None, Fraction(0), 0
+    for at, word in enumerate(words):
+        ends = at + 1 == len(words)
+        if word == "and" and at and not ends:
+            if any(_share(later) for later in words[at + 1 :]):
+                whole, part = whole + (part or 0), None
+            continue
+        if word in ("a", "an") and not ends and words[at + 1] in (*_SHARES, *_MULTIPLES):
+            part = 1
+        elif word in NUMBERS and _joins(int(NUMBERS[word]), part):
+            part = (part or 0) + int(NUMBERS[word])
+        elif word in ("hundred", "dozen") and part is not None and 0 < part < 100:
+            part *= _MULTIPLES[word]
+        elif word in _MULTIPLES and part:
+            whole, part = whole + part * _MULTIPLES[word], None
+        elif part and (parts := _share(word)):
+            if (part == 1) != (word in _SHARES) or part >= parts:
+                return None
+            share, part = Fraction(part, parts), None
+        else:
+            break
+        read = at + 1
+    rest = " ".join(words[read:])
+    if rest == "percent" and read:
+        return f"{_fraction(whole + (part or 0) + share)}%"
+    if not read or (rest and not (_is_unit(rest, True) and (rest in _UNITS or rest[-1] == "s"))):
+        return None
+    return f"{_fraction(whole + (part or 0) + share)} {rest}".strip()
+
+
+def _share(word: str) -> int | None:
+    return 2 if word == "halves" else _SHARES.get(word) or _SHARES.get(word.removesuffix("s"))
+
+
+def _joins(number: int, before: int | None) -> bool:
+    """Whether a number may be said behind another: five behind twenty, not behind ten."""
+    if before is None:
+        return True
+    tens = before % 100
+    return number > 0 and (tens == 0 or (number < 10 and tens >= 20 and tens % 10 == 0))
 
 
 def _scaled(found: Any) -> str:
