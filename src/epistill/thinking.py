@@ -56,9 +56,7 @@ _BY_FIRST = {
 }
 _SECOND = frozenset(tag[1] for tag in _TAGS)
 _PROSE = [
-    (n, re.compile("|".join(n.open)), re.compile("|".join(n.close)))
-    for n in notations()
-    if n.prose
+    (n, re.compile("|".join(n.open)), re.compile("|".join(n.close))) for n in notations() if n.prose
 ]
 CLOSES = tuple(tag for tag, (_, opens) in _TAGS.items() if not opens)
 _OPENING = tuple(tag for tag, (_, opens) in _TAGS.items() if opens)
