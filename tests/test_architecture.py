@@ -336,6 +336,7 @@ TESTS_OF_MORE = {
     "studies/test_killed": "a study, killed",
     "studies/test_recipes": "the shipped TOML files",
     "tasks/test_linear_time": "every grader, with hostile texts",
+    "metrics/test_linear_patterns_of_text": "every pattern over model text of metrics and thinking",
     "tasks/test_verdict_cases": "every grader, case by case",
     "traces/test_formats": "files as public tools write them",
     "traces/test_replies": "one reply, whoever saved it",
