@@ -158,6 +158,20 @@ def test_shipped_studies_are_valid():
     assert 0 < len(quick.arms) < len(lab.arms)
 
 
+def test_a_preset_lowers_the_problems_of_what_is_measured_but_never_raises_them():
+    whole = load_study("smollm2")
+    quick = whole.with_preset("quick")
+    measured = [
+        (*spec.evaluations, *(p.settings for p in spec.preflights)) for spec in (whole, quick)
+    ]
+    assert {one.problems for one in measured[1]} == {12}
+    assert min(one.problems for one in measured[0]) > 12
+    more = whole.model_copy(update={"presets": {"quick": whole.presets["quick"].model_copy(
+        update={"problems": 10_000})}}).with_preset("quick")  # fmt: skip
+    assert more.evaluations == whole.evaluations
+    assert {claim.id[0] for claim in whole.claims} == set("12345")
+
+
 def test_the_grid_is_multiplied_out(tmp_path):
     phase = load_study("lab-phase")
     assert phase.grid is not None

@@ -170,12 +170,17 @@ class Claim(Settings):
 
 
 class Preset(Settings):
-    """A smaller version of the study. `note` is printed on the page."""
+    """A smaller version of the study; `note` is printed on the page.
+
+    Attributes:
+        problems: At most so many of each evaluation and preflight; None leaves theirs.
+    """
 
     arms: tuple[str, ...]
     probes: tuple[str, ...] = ()
     seeds: tuple[int, ...]
     changes: dict[str, Any] = Field(default_factory=dict)
+    problems: int | None = Field(default=None, ge=1)
     note: str
 
 
@@ -279,6 +284,11 @@ class StudySpec(Settings):
             "seeds": preset.seeds,
             "run": merged(self.run, preset.changes),
             "note": preset.note,
+            "evaluations": tuple(_at_most(e, preset.problems) for e in self.evaluations),
+            "preflights": tuple(
+                p.model_copy(update={"settings": _at_most(p.settings, preset.problems)})
+                for p in self.preflights
+            ),
         }
         for part in ("arms", "probes"):
             changes[part] = tuple(item for item in getattr(self, part) if item.id in there)
@@ -287,6 +297,11 @@ class StudySpec(Settings):
             kept = (c for c in some if all({t.arm, t.versus} <= there for t in c.tests))
             changes[part] = tuple(kept)
         return self.model_copy(update=changes)
+
+
+def _at_most(measured: Any, problems: int | None) -> Any:
+    fewer = measured.problems if problems is None else min(problems, measured.problems)
+    return measured.model_copy(update={"problems": fewer})
 
 
 def world_of(settings: Mapping[str, Any]) -> str | None:
