@@ -130,7 +130,7 @@ ALLOWED = {
         "world",
         "inputs",
     },
-    "__main__": {"cli"},
+    "__main__": {"cli", "interrupts"},
     "library": None,  # opens every door, lazily
     "cli": None,
 }

@@ -88,3 +88,35 @@ def test_a_signal_ends_a_command_in_one_line(command, sent, to_all, tmp_path):
     while subprocess.run(["pgrep", "-s", str(process.pid)], capture_output=True).returncode == 0:
         assert time.monotonic() < deadline, "children outlive the command"
         time.sleep(0.02)
+
+
+PROGRAM = """
+import atexit, sys, threading
+from epistill.interrupts import ended_before_finalization
+
+class Last:  # what a module holds is freed while Python is finalizing
+    def __del__(self):
+        sys.__stdout__.write("finalized\\n")
+
+with ended_before_finalization():
+    last = Last()
+    atexit.register(print, "exit function", end="")
+    {end}
+"""
+
+
+@pytest.mark.parametrize("world", ["1", "2"])
+@pytest.mark.parametrize(
+    ("end", "status"),
+    [("pass", 0), ("sys.exit(0)", 0), ("sys.exit(3)", 3), ("sys.exit('why')", 1), ("1 / 0", 1)],
+)
+def test_a_process_of_several_ends_before_python_is_finalized(end, status, world):
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM.format(end=end)],
+        capture_output=True, text=True, timeout=60, env={**os.environ, "WORLD_SIZE": world},
+    )  # fmt: skip
+    assert done.returncode == status
+    assert done.stdout.startswith("exit function")
+    assert ("finalized" in done.stdout) == (world == "1")
+    assert ("ZeroDivisionError" in done.stderr) == ("/" in end)
+    assert ("why" in done.stderr) == ("why" in end)

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 def main() -> None:
     """Entry point."""
-    from epistill.cli import main as command
+    from epistill.interrupts import ended_before_finalization
 
-    command()
+    with ended_before_finalization():
+        from epistill.cli import main as command
+
+        command()
 
 
 if __name__ == "__main__":

@@ -6,10 +6,13 @@ servers are let go of on the way out. Nothing has to be saved: a run goes on fro
 
 from __future__ import annotations
 
+import atexit
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -58,3 +61,30 @@ def children_without_ctrl_c() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def ended_before_finalization() -> Iterator[None]:
+    """Around all that a program does: under `torchrun` its process ends without finalizing Python.
+
+    Of gloo's threads, which a process cannot always wait for, one that frees a tensor while Python
+    is finalizing aborts the process (docs/log.md). Exit functions that are registered within have
+    run by then, output is flushed, and the exit status is what it would have been.
+    """
+    status = 1
+
+    def end() -> None:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(status)
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        atexit.register(end)
+    try:
+        yield
+        status = 0
+    except SystemExit as exiting:
+        code = exiting.code
+        status = code if isinstance(code, int) else int(code is not None)
+        raise

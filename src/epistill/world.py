@@ -7,7 +7,6 @@ Every method but `share` is collective: all processes call it, in the same order
 
 from __future__ import annotations
 
-import gc
 import json
 import math
 import os
@@ -19,7 +18,6 @@ from typing import Any, NoReturn, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh
 
 from epistill.errors import EpistillError, StoppedElsewhere
 
@@ -151,10 +149,3 @@ def joined() -> Iterator[World]:
         yield current_world()
     finally:
         dist.destroy_process_group()
-        # DTensor's caches keep the mesh of a sharded network, the mesh its groups, and a group its
-        # threads. One that frees a tensor once Python is finalizing cannot have the interpreter's
-        # lock and aborts the process; a group that nobody holds ends here, after its threads.
-        for mesh in gc.get_objects():
-            if type(mesh) is DeviceMesh:
-                getattr(mesh, "_pg_registry", {}).clear()
-        gc.collect()

@@ -18,6 +18,7 @@ import epistill.training.loop
 import epistill.training.optimiser_steps
 from epistill.config import RunConfig
 from epistill.errors import EpistillError, StoppedElsewhere
+from epistill.interrupts import ended_before_finalization
 from epistill.store import RunStore
 from epistill.studies.run_arm import run
 from epistill.world import joined
@@ -51,7 +52,7 @@ def spoil(steps, inner):
 
 torch.set_num_threads(1)
 gradients = epistill.training.optimiser_steps.accumulate_gradients
-with joined() as world:
+with ended_before_finalization(), joined() as world:
     if not world.first:
         see_otherwise()
     for folder, config, *spoiled in json.loads(Path(sys.argv[1]).read_text()):
