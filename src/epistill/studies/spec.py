@@ -296,6 +296,10 @@ class StudySpec(Settings):
             some = getattr(self, part)
             kept = (c for c in some if all({t.arm, t.versus} <= there for t in c.tests))
             changes[part] = tuple(kept)
+        models = [merged(changes["run"], arm.changes) for arm in changes["arms"]]
+        models += [{"model": probe.model} for probe in changes["probes"]]
+        used = {world_of(settings) for settings in models}
+        changes["worlds"] = tuple(world for world in self.worlds if world.id in used)
         return self.model_copy(update=changes)
 
 
