@@ -285,6 +285,7 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
     assert found == declared | {canonical(line) for line in extras["ray"]}
     tools = {
         "gguf",
+        "hatchling",
         "pyright",
         "pytest-timeout",
         "pytest-xdist",
@@ -322,6 +323,7 @@ TESTS_OF_MORE = {
     "test_docs": "README and docs",
     "test_readme": "every command of the README",
     "test_doctests": "every docstring",
+    "test_installed": "the wheel, and other systems",
     "test_lab": "the shipped model",
     "test_real_model": "a pretrained model, end to end",
     "test_trust": "what is never loaded or run",

@@ -16,7 +16,6 @@ again is checked: a damaged file is an error that names it, never a number.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -141,6 +140,12 @@ class RunStore:
             yield
             return
         here = self.folder
+        try:
+            import fcntl
+        except ImportError as error:
+            raise EpistillError(
+                "this system has no file locks (fcntl); expected Linux or macOS; on Windows use WSL"
+            ) from error
         try:
             here.mkdir(parents=True, exist_ok=True)
             handle = (here / ".lock").open("wb")

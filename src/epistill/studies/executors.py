@@ -94,7 +94,14 @@ def workers_at_once(resources: Resources) -> int:
 
     Nothing here hands out GPUs: jobs beside each other would all take the first. Ray does.
     """
-    return 1 if resources.gpus else max(1, len(os.sched_getaffinity(0)) // resources.cpus)
+    return 1 if resources.gpus else max(1, cores() // resources.cpus)
+
+
+def cores() -> int:
+    """Processors that this process may use; where the system cannot say (macOS), all there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _start_worker(parent: int, threads: int) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from epistill.errors import EpistillError, FolderInUse, first_line
-from epistill.studies.executors import run_job, use_threads
+from epistill.studies.executors import cores, run_job, use_threads
 from epistill.studies.spec import Resources
 
 AUTO = "auto"
@@ -58,7 +58,7 @@ class RayCluster:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             where: dict[str, Any] = {
                 "address": "local",
-                "num_cpus": workers or len(os.sched_getaffinity(0)),
+                "num_cpus": workers or cores(),
                 "include_dashboard": False,
                 "object_store_memory": LOCAL_OBJECTS_BYTES,
             }
