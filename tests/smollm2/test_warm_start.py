@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from peft import PeftModel
+
+from epistill.errors import EpistillError
+from epistill.json_files import read_jsonl
+from epistill.records import Message
+from epistill.rollouts.load_model import lab_directory, load_model
+from epistill.rollouts.prompts import render_prompt
+from epistill.smollm2.warm_start import PER_STEP, warm_start
+
+
+def test_the_whole_way_on_a_small_model_and_again(tmp_path):
+    lab = str(lab_directory())
+    merged = warm_start(lab, tmp_path / "warm", seed=3, sequences=8 * PER_STEP)
+    assert len(read_jsonl(tmp_path / "warm" / "corpus.jsonl")) == 8 * PER_STEP
+    written = (merged / "model.safetensors").stat().st_mtime_ns
+    assert warm_start(lab, tmp_path / "warm", seed=3, sequences=8 * PER_STEP) == merged
+    assert (merged / "model.safetensors").stat().st_mtime_ns == written
+
+    found = load_model(str(merged), dtype="bfloat16")
+    assert not hasattr(found.network, "peft_config")
+    prompt = render_prompt(found.tokenizer, [Message("user", "from 10 11")])
+    assert prompt.opens_thinking
+    assert "system" not in prompt.text
+    adapted = PeftModel.from_pretrained(
+        load_model(lab, dtype="bfloat16").causal_lm(), str(tmp_path / "warm" / "run" / "model")
+    )
+    ids = torch.tensor([prompt.ids])
+    with torch.no_grad():
+        base = load_model(lab, dtype="bfloat16").network(input_ids=ids).logits
+        ours, theirs = found.network(input_ids=ids).logits, adapted(input_ids=ids).logits
+    moved, rounding = (float((ours - other).float().abs().mean()) for other in (base, theirs))
+    assert moved > 4 * rounding
+
+
+def test_too_few_sequences_are_refused(tmp_path):
+    with pytest.raises(EpistillError, match="at least 24"):
+        warm_start("lab", tmp_path, sequences=10)
