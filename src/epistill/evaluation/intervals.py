@@ -1,8 +1,7 @@
 """95 % intervals: from problems drawn again, and from seeds crossed with problems.
 
-Enters: a statistic of all problems with its resampled values, or a table of seeds and problems.
-Leaves: both ends and a p-value against 0, which is below .05 exactly where the interval leaves 0
-out; no interval leaves out its own estimate. Simulated coverage is in `docs/metrics.md`.
+A p-value against 0 is below .05 exactly where the interval leaves 0 out; no interval leaves out its
+own estimate. Simulated coverage is in `docs/metrics.md`.
 """
 
 from __future__ import annotations

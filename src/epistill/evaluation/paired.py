@@ -1,8 +1,6 @@
 """Paired comparisons: differences on the same problems, their p-values, what n could have shown.
 
-Enters: two sides measured on the same problems, aligned. Leaves: `PairedTest`s. Every interval here
-comes from the one resampling of problems in `stats.resampled_sums`; this module only says which
-function of the sums is looked at.
+Every interval comes from the one resampling of problems in `stats.resampled_sums`.
 """
 
 from __future__ import annotations
@@ -81,11 +79,7 @@ def minimum_detectable_difference(
 def paired_test(
     ours: ArrayLike, theirs: ArrayLike, *, seed: int = 0, resamples: int = RESAMPLES
 ) -> PairedTest:
-    """`paired_bootstrap` with its p-value and the minimum detectable difference.
-
-    Args:
-        ours, theirs: [problems], aligned.
-        seed, resamples: As in `bootstrap_mean`.
+    """`paired_bootstrap` of [problems] with its p-value and the minimum detectable difference.
 
     Raises:
         ValueError: Shapes differ, no problems, or NaN.
@@ -233,11 +227,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
     then smaller than one before it. Comparing them with .05 holds the chance of any false finding
     in the family at 5 %, whatever the dependence.
 
-    Args:
-        p_values: Each between 0 and 1.
-
     Raises:
-        ValueError: One is not.
+        ValueError: One is not between 0 and 1.
 
     Source: Holm 1979, "A simple sequentially rejective multiple test procedure".
 

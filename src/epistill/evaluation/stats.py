@@ -1,8 +1,7 @@
 """avg@k, pass@k, maj@k and means with intervals over problems and seeds. Imports no torch.
 
-Enters: outcomes as [problems, samples], or per seed. Leaves: an `Estimate` (value, n, interval): a
-number never travels alone. Responses to one problem are not independent, so problems are what is
-resampled; several training seeds add their own spread.
+Responses to one problem are not independent, so problems are what is resampled; several training
+seeds add their own spread.
 """
 
 from __future__ import annotations
@@ -53,10 +52,7 @@ class Estimate:
 
 
 def avg_at_k(correct: Sequence[bool | float]) -> float:
-    """Share of a problem's k samples that are correct: the mean score, as avg@16 is reported.
-
-    Args:
-        correct: [k] grades of the samples of one problem, 0 or 1.
+    """Share of a problem's k samples (grades, 0 or 1) that are correct.
 
     Raises:
         ValueError: No samples; a problem nobody answered has no score.
@@ -73,13 +69,8 @@ def avg_at_k(correct: Sequence[bool | float]) -> float:
 def pass_at_k(n: int, correct: int, k: int) -> float:
     """Unbiased estimate of P(at least one of k samples is correct): 1 - C(n-c, k) / C(n, k).
 
-    Args:
-        n: Samples drawn.
-        correct: How many of them are correct.
-        k: At most n.
-
     Raises:
-        ValueError: k outside 1..n, or correct outside 0..n.
+        ValueError: k outside 1..n, or c = correct outside 0..n.
 
     Source: Chen et al. 2021 (2107.03374), Eq. 1.
 
@@ -107,8 +98,7 @@ def maj_at_k(
     ones.
 
     Args:
-        answers: The n extracted answers.
-        correct: Whether each is correct.
+        answers, correct: The n extracted answers, and whether each is correct.
         k: At most n.
         seed: Names the drawn subsets.
 
@@ -256,10 +246,7 @@ def bootstrap_ratio(
 
 
 def t_interval(per_seed: Floats) -> Estimate:
-    """Mean over training seeds with a Student-t 95 % interval; for numbers with no problems below.
-
-    Args:
-        per_seed: One number (or paired difference) per seed.
+    """Mean over training seeds (one number each) with a Student-t 95 % interval.
 
     Example:
         >>> t_interval(np.array([1.0, 2.0, 3.0])).value
@@ -281,11 +268,7 @@ def t_interval(per_seed: Floats) -> Estimate:
 def paired_bootstrap(
     ours: Floats, theirs: Floats, *, seed: int = 0, resamples: int = RESAMPLES
 ) -> Estimate:
-    """Difference of means, ours minus theirs, on the same problems (and seeds).
-
-    Args:
-        ours, theirs: Equal shapes, [problems] or [seeds, problems], aligned.
-        seed, resamples: As in `bootstrap_mean`.
+    """`bootstrap_mean` of ours minus theirs, [problems] or [seeds, problems], aligned.
 
     Raises:
         ValueError: Shapes differ.
