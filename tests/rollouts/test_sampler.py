@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from epistill.config import SamplingConfig
 from epistill.errors import BudgetExceeded
+from epistill.rollouts import sampler
 from epistill.rollouts.engine import PromptRequest
 from epistill.rollouts.prompts import render_prompt
 from epistill.rollouts.sampler import filter_log_probs, sample
@@ -145,7 +146,9 @@ def test_a_stop_text_ends_a_response_where_it_is_complete(lab_model):
             assert after == before
 
 
-def test_first_tokens_follow_the_models_distribution(lab_model):
+@pytest.mark.parametrize("large", [2**14, 1], ids=["by-keys", "by-running-sum"])
+def test_first_tokens_follow_the_models_distribution(lab_model, monkeypatch, large):
+    monkeypatch.setattr(sampler, "LARGE_VOCABULARY", large)
     request = requests(lab_model)[:1]
     rollouts = sample(
         lab_model, request, samples=4000, seed=0,
@@ -159,6 +162,21 @@ def test_first_tokens_follow_the_models_distribution(lab_model):
         counts[rollout.completion_ids[0]] += 1
     error = (counts / 4000 - expected).abs()
     assert (error < 5 * (expected * (1 - expected) / 4000).sqrt() + 1e-3).all()
+
+
+def test_a_running_sum_draws_neither_what_is_filtered_nor_by_its_neighbours(lab_model, monkeypatch):
+    monkeypatch.setattr(sampler, "LARGE_VOCABULARY", 1)
+    several = requests(lab_model)[:3]
+    settings = {"samples": 4, "seed": 3, "sampling": SamplingConfig(max_new_tokens=12, top_k=2)}
+    together = sample(lab_model, several, **settings)
+    alone = [r for one in several for r in sample(lab_model, [one], **settings)]
+    assert [r.completion_ids for r in together] == [r.completion_ids for r in alone]
+    for rollout in together:
+        ids = torch.tensor([[*rollout.prompt_ids, *rollout.completion_ids]])
+        with torch.no_grad():
+            logits = lab_model.network(ids).logits[0, len(rollout.prompt_ids) - 1 : -1]
+        likely = logits.topk(2).indices
+        assert (likely == torch.tensor(rollout.completion_ids).unsqueeze(1)).any(1).all()
 
 
 def test_a_prompt_too_long_for_the_model_is_refused(lab_model):

@@ -1,0 +1,110 @@
+"""Sampling from a real model beside `model.generate`, with the floor: the forward passes alone.
+
+    python benchmarks/real_model.py MODEL [--dtypes float32 bfloat16] [--repeats 5] [--threads 2]
+        [--tokens 128] [--out FILE.json]
+
+8 prompts x 4 responses at temperature 1; no end token, so that all sides write equally much.
+generate gets the prompts repeated, as its users do. The floor runs decoder and head as often and as
+wide as the sampler must, and draws nothing. Processor seconds are reported beside the clock's: on a
+shared machine only they, on one thread, are about the code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+
+import torch
+from common import report
+from transformers.cache_utils import DynamicCache
+
+from epistill.config import SamplingConfig
+from epistill.rollouts.engine import PromptRequest
+from epistill.rollouts.load_model import load_model
+from epistill.rollouts.model import LanguageModel
+from epistill.rollouts.sampler import sample
+
+PROMPTS, SAMPLES, PROMPT_TOKENS = 8, 4, 48
+
+
+class Endless(LanguageModel):
+    """Every response has the full length."""
+
+    @property
+    def eos_ids(self):
+        return frozenset()
+
+
+def sides(model, limit):
+    """Ours, generate, floor, each a function of the round."""
+    draw = torch.Generator().manual_seed(0)
+    ids = torch.randint(100, 30_000, (PROMPTS, PROMPT_TOKENS), generator=draw)
+    requests = [PromptRequest(str(i), tuple(row.tolist()), i) for i, row in enumerate(ids)]
+    repeated = ids.repeat_interleave(SAMPLES, 0)
+    mask = torch.ones_like(repeated)
+
+    def ours(seed):
+        drawn = SamplingConfig(max_new_tokens=limit)
+        found = sample(model, requests, samples=SAMPLES, sampling=drawn, seed=seed)
+        assert all(len(rollout.completion_ids) == limit for rollout in found)
+
+    @torch.inference_mode()
+    def generate(seed):
+        torch.manual_seed(seed)
+        out = model.network.generate(
+            repeated, attention_mask=mask, do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
+            max_new_tokens=limit, min_new_tokens=limit, pad_token_id=model.pad_id,
+        )  # fmt: skip
+        assert out.shape[1] == PROMPT_TOKENS + limit
+
+    @torch.inference_mode()
+    def floor(seed):
+        decoder, head, cache = model.decoder(), model.head(), DynamicCache()
+        decoder(input_ids=ids, past_key_values=cache, use_cache=True)
+        cache.batch_repeat_interleave(SAMPLES)
+        for _ in range(limit - 1):
+            states = decoder(input_ids=repeated[:, :1], past_key_values=cache, use_cache=True)[0]
+            head.logits(states[:, -1])
+
+    return {"ours": ours, "generate": generate, "floor": floor}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model")
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    rows = []
+    for dtype in options.dtypes:
+        loaded = load_model(options.model, dtype=dtype)
+        functions = sides(Endless(loaded.network, loaded.tokenizer, loaded.name), options.tokens)
+        seconds = {(side, clock): [] for side in functions for clock in ("wall", "processor")}
+        for repeat in range(-1, options.repeats):
+            for side, function in functions.items():
+                wall, processor = time.perf_counter(), time.process_time()
+                function(repeat + 1)
+                if repeat >= 0:
+                    seconds[side, "wall"].append(time.perf_counter() - wall)
+                    seconds[side, "processor"].append(time.process_time() - processor)
+        for clock in ("wall", "processor"):
+            medians = {side: statistics.median(seconds[side, clock]) for side in functions}
+            rows.append(
+                {"dtype": dtype, "clock": clock, **medians}
+                | {"generate / ours": medians["generate"] / medians["ours"]}
+                | {"ours / floor": medians["ours"] / medians["floor"]}
+            )
+            print(rows[-1], flush=True)
+    count = PROMPTS * SAMPLES
+    title = f"{Path(options.model).name}: {count} rows x {options.tokens} tokens"
+    report(f"{title}, {options.threads} threads, medians of {options.repeats}", rows, options.out)
+
+
+if __name__ == "__main__":
+    main()
