@@ -290,6 +290,9 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
         "pytest-timeout",
         "pytest-xdist",
         "ruff",
+        "tensorboard",
+        "trackio",
+        "wandb",
     }  # commands and plugins; transformers reads gguf
     tested = imported(ROOT / "tests") - {"epistill", "tests"}
     assert tested <= declared | {canonical(line) for line in extras["dev"]}

@@ -48,7 +48,7 @@ from epistill.json_files import (
 LOGS = ("metrics.jsonl", "timing.jsonl", "alarms.jsonl", "evaluations/curve.jsonl")  # they grow
 TRACES = "traces/traces.jsonl"  # of a supervised run
 _BEFORE_A_RUN = {"config.json", "environment.json", ".lock"}
-_WORKING_FILES = {"checkpoints", "cache", MANIFEST}
+_WORKING_FILES = {"checkpoints", "cache", "tensorboard", MANIFEST}
 
 
 class RunStore:

@@ -112,6 +112,14 @@ def test_study_gives_the_estimates_of_its_arms(tmp_path):
     with pytest.raises(EpistillError, match="--workers is 0"):
         epistill.study(toml, workers=0)
 
+    pytest.importorskip("tensorboard")
+    with pytest.raises(EpistillError, match="--track is 'trackoi'"):
+        epistill.study(toml, out=tmp_path / "out", track="trackoi")
+    again = epistill.study(toml, out=tmp_path / "out", workers=1, track="tensorboard")
+    assert again.warnings == ()
+    runs = {path.parent.parent for path in (tmp_path / "out" / "runs").rglob("tensorboard/events*")}
+    assert runs == {path.parent for path in (tmp_path / "out" / "runs").rglob("result.json")}
+
 
 def as_toml(value):
     """A mapping as one TOML document; JSON's lists and inline tables differ only in the colon."""

@@ -75,6 +75,8 @@ _PREFLIGHT: dict[str, Any] = {
 def _study(call: Call, *, as_json: Json = False) -> None:
     """Train, compare and report: arms x coverage x seeds. The same command resumes."""
     found = call(console=terminal(stderr=True))
+    for line in found.warnings:
+        warn(line)
     if as_json:
         say({"report": str(found.path), "claims": found.summary["claims"]})
     else:
@@ -90,6 +92,7 @@ def _train(
     config: Annotated[Path | None, Flag("A TOML file; flags change it.")] = None,
     *,
     out: Annotated[Path, Flag("Run directory.")] = Path("runs/train"),
+    track: Annotated[str | None, Flag("Also tell trackio, wandb or tensorboard.")] = None,
     print_config: Annotated[bool, Flag("Every key, its meaning and value, as TOML.")] = False,
     as_json: Json = False,
     **settings: Any,
@@ -122,7 +125,7 @@ def _train(
                     if not console.is_terminal or why_no_signal(row, chosen.method) is not None:
                         console.print(line, soft_wrap=True)
 
-            found = train(chosen, out=out, on_step=show_step)
+            found = train(chosen, out=out, on_step=show_step, track=track)
     if not world.first:
         return
     for line in found.warnings:

@@ -7,6 +7,7 @@ The settings are the commands' flags, whose meaning `--help` tells. Every functi
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,6 +29,7 @@ def train(
     data: str | None = None,
     method: str | Method | None = None,
     on_step: Callable[[int], None] = lambda done: None,
+    track: str | None = None,
     **settings: Any,
 ) -> Result:
     """Train one model with one method; the same call resumes. Rows: one per step.
@@ -39,24 +41,37 @@ def train(
         data: File, dataset, or "star-search[:5x3]".
         method: A name (see `epistill.methods`), or what `method(...)` makes.
         on_step: Called with the number of steps done.
+        track: A tracker that is told every step and evaluation: trackio, wandb or tensorboard.
         **settings: Any other of `RunConfig` or `SamplingConfig`.
     """
     from epistill.inputs import load_run_config
 
     chosen = load_run_config(config, {"model": model, "task": data, "method": method, **settings})
+    from epistill.integrations.tracking import check_tracker, mirrored
     from epistill.studies.run_arm import run
     from epistill.studies.step_lines import silence
     from epistill.world import joined
 
-    with joined():
-        store = run(chosen, Path(out), on_step=on_step)
+    check_tracker(track)
+    with joined() as world, ExitStack() as held:
+        tool, folder, failures = track if world.first else None, Path(out), list[str]()
+        catch_up = held.enter_context(
+            mirrored(tool, folder, "epistill", folder.name, failures.append)
+        )
+
+        def after_step(done: int) -> None:
+            on_step(done)
+            catch_up()
+
+        store = run(chosen, folder, on_step=after_step)
+        held.close()
         found = store.result or {}
         said = silence(found.get("steps_without_signal", {}), found.get("steps", 0))
         return Result(
             {"folder": str(store.folder), **found},
             tuple(store.metrics()),
             store.folder,
-            () if said is None else (said,),
+            (*failures, *([] if said is None else [said])),
         )
 
 
@@ -136,6 +151,9 @@ def study(
     out: Annotated[Place | None, Flag("Folder; default runs/NAME.")] = None,
     workers: Annotated[int | None, Flag("Processes; default all cores.")] = None,
     ray: Annotated[str | None, Flag("A Ray cluster's HOST:PORT, or auto.")] = None,
+    track: Annotated[
+        str | None, Flag("Tell trackio, wandb or tensorboard of each run when it is finished.")
+    ] = None,
     tiny: Annotated[bool, Flag("The same at toy size, offline: does the recipe run?")] = False,
     console: Any = None,
 ) -> Result:
@@ -144,12 +162,14 @@ def study(
     Rows: one per arm, kind of evaluation and measure. `path` is the page. Where `console` (of rich)
     is given, it shows the progress.
     """
+    from epistill.integrations.tracking import check_tracker, mirrored
     from epistill.studies.load_study import load_study
 
     spec = load_study(str(name))
     if preset is not None:
         spec = spec.with_preset(preset)
     at_least("--workers", workers, 1)
+    check_tracker(track)
     folder = Path(out or Path("runs") / (f"{spec.name}-tiny" if tiny else spec.name))
     if tiny:
         from epistill.studies.tiny import tiny_study
@@ -158,7 +178,14 @@ def study(
     from epistill.store import read_json
     from epistill.studies.runner import run_study
 
-    page = run_study(spec, folder, workers=workers, ray=ray, console=console)
+    failures: list[str] = []
+
+    def tell(job: str, where: Path) -> None:
+        if track is not None and not failures:
+            with mirrored(track, where, spec.name, job, failures.append):
+                pass
+
+    page = run_study(spec, folder, workers=workers, ray=ray, console=console, on_finished=tell)
     summary = read_json(folder / "report.json")
     rows = (
         row
@@ -166,7 +193,7 @@ def study(
         for kind, found in arm["evaluations"].items()
         for row in estimate_rows(found, arm=arm["id"], on=kind)
     )
-    return Result(summary, tuple(rows), page)
+    return Result(summary, tuple(rows), page, tuple(failures))
 
 
 def preflight(

@@ -42,6 +42,7 @@ REPORT_EVERY_S = 120.0
 DRAWING_SHARE = 0.02  # of the time at most; a page of hundreds of runs takes seconds
 POLL_S = 0.5
 
+OnFinished = Callable[[str, Path], None]
 Executors = Callable[[int], AbstractContextManager[Executor]]  # for so many jobs
 
 
@@ -104,6 +105,7 @@ def run_study(
     workers: int | None = None,
     ray: str | None = None,
     console: Console | None = None,
+    on_finished: OnFinished = lambda name, folder: None,
 ) -> Path:
     """Run a study, or go on with one.
 
@@ -114,6 +116,7 @@ def run_study(
         ray: Address of a Ray cluster that does the work instead of this machine's processes, or
             "auto" to start a local one.
         console: Where progress is shown; None shows none.
+        on_finished: Told the name and folder of every finished job, once in each sitting.
 
     Returns:
         The path of report.html.
@@ -143,7 +146,7 @@ def run_study(
         shown = console or Console(quiet=True)
         with Progress(*columns, TimeElapsedColumn(), console=shown) as progress:
             for some in (worlds, jobs):
-                _run_jobs(some, executors, progress, render, clock)
+                _run_jobs(some, executors, progress, render, clock, on_finished)
         return render()
 
 
@@ -221,11 +224,13 @@ def _run_jobs(
     progress: Progress,
     render: Callable[[], Path],
     clock: _Clock,
+    on_finished: OnFinished,
 ) -> None:
     waiting = [job for job in jobs if job.result is None]
     for job in jobs:
         if job not in waiting:
             begin_job(job.payload, RunStore(job.folder), {})  # it is this study's
+            on_finished(job.name, job.folder)
     if not waiting:
         return
     overall = progress.add_task("all runs", total=len(jobs), completed=len(jobs) - len(waiting))
@@ -261,6 +266,7 @@ def _run_jobs(
                     if (mistake := future.result()) is not None:
                         raise EpistillError(mistake)
                     del running[name]
+                    on_finished(name, job.folder)
                     progress.advance(overall)
                     found = job.result or {}
                     if said := silence(found.get("steps_without_signal", {}), job.steps):
