@@ -19,12 +19,12 @@ from epistill.teacher.context import insert_context
 
 OTHER = 0.2  # share of other tasks
 # Share of each world among the rest; the wording is always plain.
-WORLDS = {
-    NumberPairsTask(): 0.55,
-    NumberPairsTask(numbers=5): 0.15,
-    NumberPairsTask(largest=60): 0.15,
-    NumberPairsTask(operation="difference"): 0.15,
-}
+WORLDS = (
+    (NumberPairsTask(), 0.55),
+    (NumberPairsTask(numbers=5), 0.15),
+    (NumberPairsTask(largest=60), 0.15),
+    (NumberPairsTask(operation="difference"), 0.15),
+)
 _NAMES = ("Ann", "Ben", "Carla", "Dev", "Eva", "Finn", "Grace", "Hugo", "Ines", "Jon", "Kim", "Leo")
 _THINGS = ("apples", "books", "coins", "stamps", "pens", "shells", "cards", "plums", "nails")
 _WORDS = (
@@ -44,7 +44,7 @@ def _record(rng: random.Random, seed: int, index: int) -> dict[str, str]:
         solution = f"<think>\n{steps}\n</think>\nAnswer: {answer}"
         question = insert_context(question, solution, "solution")
         return {"question": question, "answer": answer, "solution": solution}
-    world = rng.choices(list(WORLDS), list(WORLDS.values()))[0]
+    world = rng.choices([task for task, _ in WORLDS], [share for _, share in WORLDS])[0]
     pairs = make_pairs(world, "warm_start", seed, index)
     trace = "<think>\n" + pair_trace(pairs, rng)
     # In a box: bare, "19 - 3" reads as a range of answers.

@@ -128,6 +128,12 @@ def _own_solutions(
     student: LanguageModel, curriculum: Curriculum, config: RunConfig, count: int
 ) -> list[GradedRollout]:
     """The problems' own solutions as responses; nobody sampled them, so log-probs are unknown."""
+    end: Any = student.tokenizer.eos_token_id
+    if end is None:
+        raise EpistillError(
+            f"the tokenizer of {student.name!r} names no end token to learn; expected eos_token in "
+            "its tokenizer_config.json"
+        )
     pool = curriculum.pool
     found: list[GradedRollout] = []
     for problem in curriculum.at(0, count if pool is None else min(count, len(pool))):
@@ -142,8 +148,7 @@ def _own_solutions(
         text = problem.solution
         if prompt.opens_thinking:
             text = text.removeprefix("<think>").lstrip("\n")
-        ids = student.tokenizer(text, add_special_tokens=False)["input_ids"]
-        ids = (*ids, student.tokenizer.eos_token_id)
+        ids = (*student.tokenizer(text, add_special_tokens=False)["input_ids"], end)
         rollout = Rollout(problem.id, 0, prompt.ids, ids, (math.nan,) * len(ids), "eos", text)
         grade = Grade(GradeStatus.CORRECT, problem.answer)
         found.append(GradedRollout(problem, rollout, grade, prompt.opens_thinking))
