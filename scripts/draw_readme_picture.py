@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from epistill.studies.runner import draw_again
+from epistill.studies.draw_report import draw_again
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
@@ -20,7 +20,7 @@ def main() -> None:
     if browser is None:
         raise SystemExit("no chromium or google-chrome on the path; install one")
     with tempfile.TemporaryDirectory() as folder:
-        page = draw_again(DOCS / "results" / "lab", Path(folder) / "page.html")
+        page, _ = draw_again(DOCS / "results" / "lab", Path(folder) / "page.html")
         subprocess.run(
             [
                 browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",

@@ -286,6 +286,9 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
     tools = {
         "gguf",
         "hatchling",
+        "ipykernel",
+        "kaleido",
+        "nbclient",
         "pyright",
         "pytest-timeout",
         "pytest-xdist",

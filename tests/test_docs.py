@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -84,3 +85,20 @@ def test_a_method_takes_under_20_lines():
     text = (ROOT / "examples" / "new_method.py").read_text()
     block = text[text.index("late_answer = ") : text.index("if __name__")].strip()
     assert len(block.splitlines()) < 20
+
+
+def test_the_notebook_runs(tmp_path, monkeypatch):
+    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
+    notebook = nbformat.read(ROOT / "examples" / "results.ipynb", as_version=4)
+    assert not any(cell.get("outputs") for cell in notebook.cells)  # committed without them
+    client = nbclient.NotebookClient(notebook, resources={"metadata": {"path": str(ROOT / "docs")}})
+    client.execute()
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    last = [cell.outputs[-1]["data"] for cell in code if cell.outputs]
+    assert len(last) == len(code) - 1  # the first only imports
+    assert sum("text/html" in data for data in last) >= 3
+    assert "application/vnd.plotly.v1+json" in last[-1]
+    report = json.loads((ROOT / "docs/results/lab/report.json").read_text(encoding="utf-8"))
+    trained = [arm for arm in report["arms"] if arm["difference_to_baseline"]["ood"] is not None]
+    assert any(f"shape: ({len(trained)}, 4)" in data["text/plain"] for data in last)

@@ -9,8 +9,9 @@ import pytest
 
 from epistill.errors import EpistillError
 from epistill.inputs import load_run_config
+from epistill.studies.draw_report import draw_again
 from epistill.studies.load_study import load_study
-from epistill.studies.runner import draw_again, run_study
+from epistill.studies.runner import run_study
 from epistill.studies.spec import StudySpec, without_analysis
 
 TASK = {"type": "star_search", "arms": 3, "depth": 2}

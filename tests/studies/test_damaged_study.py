@@ -14,9 +14,10 @@ from typer.testing import CliRunner
 from epistill.cli import app
 from epistill.errors import EpistillError
 from epistill.store import read_json
+from epistill.studies.draw_report import draw_again
 from epistill.studies.jobs import carry_out
 from epistill.studies.load_study import load_study
-from epistill.studies.runner import draw_again, jobs_of, run_study
+from epistill.studies.runner import jobs_of, run_study
 from epistill.studies.spec import StudySpec
 from tests.helpers.damage import EVERY_FILE, JSON, LINES, MARKUP, STEP, cases, content, one_line
 from tests.helpers.toy_study import SPEC, TASK

@@ -230,11 +230,17 @@ def _report(
     folder: Annotated[Path, Flag("A study's folder (with report.json).")],
     *,
     out: Annotated[Path | None, Flag("Default: report.html in the folder.")] = None,
+    export: Annotated[
+        Path | None, Flag("Folder: every table as CSV and parquet, every plot as SVG and PNG.")
+    ] = None,
 ) -> None:
     """Draw a study's page again from its report.json."""
-    from epistill.studies.runner import draw_again
+    from epistill.studies.draw_report import draw_again
 
-    print(draw_again(folder, out))
+    page, missing = draw_again(folder, out, export)
+    if missing is not None:
+        warn(missing)
+    print(page)
 
 
 @command("pretrain", "lab pretrain --out models/mine", group=lab)

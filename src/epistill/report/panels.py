@@ -87,6 +87,7 @@ def curve(
     band = go.Scatter(
         x=[s for s, _, _ in inside] + [s for s, _, _ in reversed(inside)],
         y=[high for _, _, high in inside] + [low for _, low, _ in reversed(inside)],
+        mode="lines",
         fill="toself",
         fillcolor=colour,
         opacity=0.15,

@@ -12,21 +12,19 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import UndefinedError
 from pydantic import TypeAdapter
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from epistill.config import TaskConfig
-from epistill.errors import EpistillError, damaged, first_line
+from epistill.errors import EpistillError, damaged
 from epistill.inputs import read_settings
-from epistill.integrity import MANIFEST
 from epistill.method_import import without_folders
 from epistill.report.study_page import write_report
 from epistill.rollouts.load_model import model_source
@@ -35,7 +33,7 @@ from epistill.studies.executors import Executor, LocalProcesses
 from epistill.studies.jobs import begin_job
 from epistill.studies.spec import Arm, LabWorld, Preflight, Probe, StudySpec, without_analysis
 from epistill.studies.step_lines import silence
-from epistill.studies.study_summary import summarise_study, with_estimates
+from epistill.studies.study_summary import report_line, summarise_study
 from epistill.tasks.coverage import make_curriculum
 
 REPORT_EVERY_S = 120.0
@@ -303,48 +301,5 @@ def _render(
         total=len(jobs),
         seconds=clock.seconds(),
     )
-    RunStore(out).write_final(write_atomic, "report.json", _line(data))
+    RunStore(out).write_final(write_atomic, "report.json", report_line(data))
     return write_report(data, out / "report.html")
-
-
-def _line(report: Mapping[str, Any]) -> str:
-    """On one line: a third of the size, and the documentation keeps it."""
-    return json.dumps(report, separators=(",", ":"), allow_nan=False, ensure_ascii=False) + "\n"
-
-
-def draw_again(folder: Path, out: Path | None = None) -> Path:
-    """The page of a study from its report.json, its estimates made from its outcomes as of now.
-
-    Args:
-        folder: With report.json, which is written again where an estimate has changed and the page
-            goes into the folder. Of an older version, without outcomes: drawn as it is.
-        out: The page; None is report.html in the folder.
-
-    Raises:
-        EpistillError: No report.json, or none that this version can draw.
-    """
-    source, store = folder / "report.json", RunStore(folder)
-    if not source.is_file():
-        raise EpistillError(
-            f"no report.json in {folder}; expected a study's folder; run `epistill study` first"
-        )
-    if (folder / "study.json").is_file() and not (folder / MANIFEST).is_file():
-        raise EpistillError(
-            f"{folder} has no {MANIFEST} to check {source.name} against; `epistill study` writes "
-            "both anew"
-        )
-    store.check(source.name)
-    data = read_settings(source)
-    try:
-        if "outcomes" in data:
-            before, data = data, with_estimates(data)
-            if out is None and data != before:
-                store.write_final(write_atomic, source.name, _line(data))
-        return write_report(data, out or folder / "report.html")
-    except EpistillError:
-        raise
-    except (LookupError, TypeError, ValueError, AttributeError, UndefinedError) as error:
-        raise EpistillError(
-            f"{source} is not a report as `epistill study` writes it ({type(error).__name__}: "
-            f"{first_line(error)[:120]}); the study's command writes it anew"
-        ) from error

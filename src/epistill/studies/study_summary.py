@@ -6,6 +6,7 @@ the runs measured, problem by problem, and the estimates that follow from it (`w
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -251,3 +252,8 @@ def _traces(spec: StudySpec, stores: Stores) -> list[dict[str, Any]]:
                 response = {"arm": arm.id, **{column: row[column] for column in shown}}
                 entry["responses"].append(response)
     return [entry for entry in by_problem.values() if len(entry["responses"]) > 1]
+
+
+def report_line(report: Mapping[str, Any]) -> str:
+    """On one line: a third of the size, and the documentation keeps it."""
+    return json.dumps(report, separators=(",", ":"), allow_nan=False, ensure_ascii=False) + "\n"

@@ -1,0 +1,213 @@
+"""A study's report for other programs: tables as CSV and parquet, plots as SVG and PNG.
+
+Enters: the report's dict. Leaves: a folder. Tables are tidy: a row for each number, its interval
+beside it; `None` is an empty cell. Pictures need kaleido and a Chrome or Chromium; without them the
+tables are written all the same.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from textwrap import wrap
+from typing import Any
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from epistill.errors import EpistillError, first_line
+from epistill.report.panels import Plot
+from epistill.report.study_figures import study_plots
+
+Row = dict[str, Any]
+FORMATS = ("svg", "png")
+SCALE = 2  # pixels of a PNG for one of the SVG
+COLUMNS = 3  # of panels at most
+PANEL_WIDTH = {1: 760, 2: 520, 3: 420}  # in pixels, by columns
+
+
+def export_report(report: Mapping[str, Any], folder: Path) -> tuple[list[Path], str | None]:
+    """Write the files.
+
+    Returns:
+        The files, and why there are no pictures (None where there are).
+
+    Raises:
+        EpistillError: The folder cannot be written.
+    """
+    import polars as pl
+
+    written: list[Path] = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, rows in report_tables(report).items():
+            table = pl.DataFrame(rows, infer_schema_length=None, strict=False)
+            written += [folder / f"{name}.csv", folder / f"{name}.parquet"]
+            table.write_csv(written[-2])
+            table.write_parquet(written[-1])
+    except OSError as error:
+        raise EpistillError(
+            f"could not write {folder}: {error.strerror or error}; choose another --export"
+        ) from error
+    pictures = dict(named for plot in study_plots(report) for named in _pictures(plot))
+    figures = [figure for figure in pictures.values() for _ in FORMATS]
+    files: list[str | Path] = [folder / f"{name}.{kind}" for name in pictures for kind in FORMATS]
+    try:
+        import plotly.io
+
+        plotly.io.write_images(figures, files, scale=SCALE)
+    except Exception as error:  # noqa: BLE001 - a browser may fail in any way; the tables are there
+        return written, (
+            f"no pictures: {first_line(error)[:160]}; they need kaleido (pip install "
+            "'epistill[export]') and a Chrome or Chromium"
+        )
+    return [*written, *map(Path, files)], None
+
+
+def _pictures(plot: Plot) -> Iterator[tuple[str, go.Figure]]:
+    """Name and figure of each picture: one of all panels, or one for each choice of the page."""
+    stem = re.sub(r"[^\w-]+", "-", plot.id)  # a study names its probes
+    if not plot.choices:
+        yield stem, _side_by_side([(one, one.data) for one in plot.panels], plot.title)
+    for place, title in enumerate(plot.choices):
+        every: list[tuple[Any, Any]] = [(one, one.data) for one in plot.panels]
+        chosen = [(one, [t for t in traces if t.meta == place]) for one, traces in every]
+        shown = [(one, traces) for one, traces in chosen if traces]
+        name = re.sub(r"[^\w-]+", "-", f"{stem}-{title}").strip("-")
+        yield name, _side_by_side(shown, f"{plot.title}: {title}", one_scale=True)
+
+
+def _side_by_side(
+    panels: Sequence[tuple[Any, Any]], title: str, one_scale: bool = False
+) -> go.Figure:
+    """Panels in rows, with one legend below and, where they are to be compared, one scale."""
+    columns = min(COLUMNS, len(panels))
+    rows = -(-len(panels) // columns)
+    heights = max(one.layout.height for one, _ in panels)
+    scale: Any = "all" if one_scale else False  # plotly says bool
+    made: Any = make_subplots(
+        rows,
+        columns,
+        subplot_titles=["<br>".join(wrap(one.layout.title.text or "", 46)) for one, _ in panels],
+        shared_yaxes=scale,
+        vertical_spacing=min(0.3, 110 / (heights * rows)),
+    )
+    named: set[str | None] = set()
+    for place, (one, traces) in enumerate(panels):
+        cell = {"row": place // columns + 1, "col": place % columns + 1}
+        for trace in traces:
+            again = trace.name in named and trace.showlegend is not False
+            looks = {"showlegend": False} if again else {}
+            if trace.type == "heatmap" and place:
+                looks = {"showscale": False}  # all of a plot have one scale
+            named |= {trace.name} if trace.showlegend is not False else set()
+            made.add_trace(type(trace)(trace.to_plotly_json() | looks), **cell)
+        for axis, update in (("xaxis", made.update_xaxes), ("yaxis", made.update_yaxes)):
+            update(one.layout[axis].to_plotly_json(), **cell)
+    made.update_annotations(font_size=13)
+    made.update_layout(
+        template="plotly_white",
+        showlegend=any(len({t.name for t in traces} - {None}) > 1 for _, traces in panels),
+        title={"text": title, "x": 0.01},
+        width=columns * PANEL_WIDTH[columns],
+        height=heights * rows + 140,
+        font=panels[0][0].layout.font,
+        legend={"orientation": "h", "x": 0, "y": 0.02, "yref": "container", "yanchor": "bottom"},
+        margin={"l": 60, "r": 20, "t": 80, "b": 110},
+    )
+    return made
+
+
+def report_tables(report: Mapping[str, Any]) -> dict[str, list[Row]]:
+    """Name and rows of every table that has some.
+
+    Args:
+        report: What `study.summary` collected.
+    """
+    arms: Sequence[Mapping[str, Any]] = report["arms"]
+    about = ("method", "coverage", "learning_rate", "baseline", "seconds")
+    pairs = (report["surface"] or {"pairs": {}})["pairs"]
+    found: dict[str, list[Row]] = {
+        "claims": [
+            {"kind": kind, "claim": claim["id"], "claim_verdict": claim["verdict"], **_flat(number)}
+            for kind in ("claims", "controls")
+            for claim in report[kind]
+            for number in claim["numbers"]
+        ],
+        "arms": [{"arm": a["id"], "label": a["label"], **{n: a[n] for n in about}} for a in arms],
+        "evaluations": [
+            row for a in arms for row in _numbers(a["evaluations"], ("on",), arm=a["id"])
+        ],
+        "differences": [
+            row
+            for a in arms
+            for row in _numbers(
+                a["difference_to_baseline"], ("on",), arm=a["id"], versus=a["baseline"]
+            )
+        ],
+        "sets": [row for a in arms for row in _numbers(a["sets"], ("seed", "set"), arm=a["id"])],
+        "training_curves": [
+            {"arm": a["id"], "measure": measure, "seed": seed, "step": step, "value": value}
+            for a in arms
+            for measure, curve in a["curves"].items()
+            for seed, values in curve["seeds"].items()
+            for step, value in zip(curve["steps"], values, strict=False)
+        ],
+        "evaluation_curves": [
+            {"arm": a["id"], "measure": n, "seed": seed, "step": point["step"], "value": value}
+            for a in arms
+            for seed, points in a["evaluation_curve"].items()
+            for point in points
+            for n, value in point.items()
+            if n != "step"
+        ],
+        "probes": [
+            row
+            for probe in report["probes"]
+            for row in _numbers(probe["contexts"], ("context",), probe=probe["id"])
+        ],
+        "surface": [
+            {"pair": pair, **_flat(point)} for pair, points in pairs.items() for point in points
+        ],
+        "predictions": [
+            _flat(arm)
+            for one in report.get("preflights", ())
+            if one.get("prediction")
+            for arm in one["prediction"]["arms"]
+        ],
+        "correlations": [
+            {"outcome": outcome, "predictor": predictor, **_flat(found)}
+            for one in report.get("preflights", ())
+            if one.get("prediction")
+            for outcome, predictors in one["prediction"]["correlations"].items()
+            for predictor, found in predictors.items()
+        ],
+        "traces": [
+            {**{n: trace[n] for n in ("problem_id", "set", "kind")}, **response}
+            for trace in report["traces"]
+            for response in trace["responses"]
+        ],
+    }
+    return {name: rows for name, rows in found.items() if rows}
+
+
+def _numbers(tree: Mapping[str, Any], levels: Sequence[str], **labels: Any) -> Iterator[Row]:
+    """A row for each estimate of a tree whose first levels have the names of these columns."""
+    for name, part in tree.items():
+        if levels:
+            if part is not None:
+                yield from _numbers(part, levels[1:], **labels, **{levels[0]: name})
+        elif isinstance(part, Mapping):
+            yield {**labels, "measure": name, **part}
+        elif isinstance(part, int | float):
+            yield {**labels, "measure": name, "value": part}
+
+
+def _flat(record: Mapping[str, Any], prefix: str = "") -> Row:
+    """A record in one row: what is inside another record has both names, joined."""
+    row: Row = {}
+    for name, value in record.items():
+        inner = _flat(value, f"{prefix}{name}/") if isinstance(value, Mapping) else None
+        row |= {f"{prefix}{name}": value} if inner is None else inner
+    return row

@@ -1,0 +1,63 @@
+"""A finished study drawn again from its report.json, and exported. Trains nothing.
+
+Enters: a study's folder. Leaves: its page, and the files of `report/exports.py` where asked for.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jinja2 import UndefinedError
+
+from epistill.errors import EpistillError, first_line
+from epistill.inputs import read_settings
+from epistill.integrity import MANIFEST
+from epistill.report.exports import export_report
+from epistill.report.study_page import write_report
+from epistill.store import RunStore, write_atomic
+from epistill.studies.study_summary import report_line, with_estimates
+
+
+def draw_again(
+    folder: Path, out: Path | None = None, export: Path | None = None
+) -> tuple[Path, str | None]:
+    """The page of a study from its report.json, its estimates made from its outcomes as of now.
+
+    Args:
+        folder: With report.json, which is written again where an estimate has changed and the page
+            goes into the folder. Of an older version, without outcomes: drawn as it is.
+        out: The page; None is report.html in the folder.
+        export: Where every table and plot is written as a file too; None writes none.
+
+    Returns:
+        The page, and why no pictures could be exported (None where there is nothing to say).
+
+    Raises:
+        EpistillError: No report.json, or none that this version can draw.
+    """
+    source, store = folder / "report.json", RunStore(folder)
+    if not source.is_file():
+        raise EpistillError(
+            f"no report.json in {folder}; expected a study's folder; run `epistill study` first"
+        )
+    if (folder / "study.json").is_file() and not (folder / MANIFEST).is_file():
+        raise EpistillError(
+            f"{folder} has no {MANIFEST} to check {source.name} against; `epistill study` writes "
+            "both anew"
+        )
+    store.check(source.name)
+    data = read_settings(source)
+    try:
+        if "outcomes" in data:
+            before, data = data, with_estimates(data)
+            if out is None and data != before:
+                store.write_final(write_atomic, source.name, report_line(data))
+        missing = None if export is None else export_report(data, export)[1]
+        return write_report(data, out or folder / "report.html"), missing
+    except EpistillError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, UndefinedError) as error:
+        raise EpistillError(
+            f"{source} is not a report as `epistill study` writes it ({type(error).__name__}: "
+            f"{first_line(error)[:120]}); the study's command writes it anew"
+        ) from error

@@ -1,0 +1,134 @@
+"""The exported files hold the report's numbers: read again, compared with it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import polars as pl
+import pytest
+from plotly import io as pictures
+from typer.testing import CliRunner
+
+from epistill.cli import app
+from epistill.errors import EpistillError
+from epistill.report.exports import export_report, report_tables
+
+RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
+REPORT = json.loads((RESULTS / "lab" / "report.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def no_browser(monkeypatch):
+    """Pictures are asked for, and there is nobody to draw them."""
+    asked = []
+
+    def fails(figures, files, **options):
+        asked.extend(zip(figures, files, strict=True))
+        raise RuntimeError("no Chrome\nanywhere")
+
+    monkeypatch.setattr(pictures, "write_images", fails)
+    return asked
+
+
+def test_every_table_is_the_same_in_csv_and_parquet_and_as_in_the_report(tmp_path, no_browser):
+    written, missing = export_report(REPORT, tmp_path / "out")
+    assert missing.startswith("no pictures: no Chrome;")
+    assert "epistill[export]" in missing
+    tables = report_tables(REPORT)
+    assert {path.name for path in written} == {
+        f"{name}.{kind}" for name in tables for kind in ("csv", "parquet")
+    }
+    for name, rows in tables.items():
+        table = pl.read_parquet(tmp_path / "out" / f"{name}.parquet")
+        assert table.to_dicts() == [{c: row.get(c) for c in table.columns} for row in rows], name
+        with (tmp_path / "out" / f"{name}.csv").open(encoding="utf-8", newline="") as file:
+            read = list(csv.DictReader(file))
+        assert len(read) == len(rows)
+        for given, row in zip(read, rows, strict=True):
+            for column, text in given.items():
+                value = row.get(column)
+                if isinstance(value, int | float) and not isinstance(value, bool):
+                    assert float(text) == pytest.approx(value, rel=1e-9)
+                elif not isinstance(value, bool):
+                    assert text == ("" if value is None else str(value)), (name, column)
+
+
+def test_the_numbers_are_the_pages(tmp_path):
+    tables = report_tables(REPORT)
+    arm = next(one for one in REPORT["arms"] if one["id"] == "sdpo")
+    (ood,) = [
+        row
+        for row in tables["evaluations"]
+        if (row["arm"], row["on"], row["measure"]) == ("sdpo", "ood", "score")
+    ]
+    assert {n: ood[n] for n in ("value", "low", "high")} == {
+        n: arm["evaluations"]["ood"]["score"][n] for n in ("value", "low", "high")
+    }
+    assert len(tables["claims"]) == sum(
+        len(one["numbers"]) for one in REPORT["claims"] + REPORT["controls"]
+    )
+    curve = [
+        row["value"]
+        for row in tables["training_curves"]
+        if (row["arm"], row["measure"], row["seed"]) == ("sdpo", "reward", "0")
+    ]
+    assert curve == arm["curves"]["reward"]["seeds"]["0"]
+    assert len(tables["traces"]) == sum(len(one["responses"]) for one in REPORT["traces"])
+
+
+def test_a_picture_shows_one_choice_and_every_trace_is_in_some(tmp_path, no_browser):
+    from epistill.report.study_figures import study_plots
+
+    export_report(REPORT, tmp_path)
+    drawn = [figure for figure, path in no_browser if path.suffix == ".svg"]
+    assert len(drawn) == sum(max(len(plot.choices), 1) for plot in study_plots(REPORT))
+    assert sum(len(figure.data) for figure in drawn) == sum(
+        len(panel.data) for plot in study_plots(REPORT) for panel in plot.panels
+    )
+    assert len({path for _, path in no_browser}) == 2 * len(drawn)
+
+
+def test_a_probe_cannot_name_a_file_elsewhere(tmp_path, no_browser):
+    (probe,) = REPORT["probes"]
+    report = {**REPORT, "arms": [], "probes": [{**probe, "id": "../../x/y"}]}
+    export_report(report, tmp_path / "out")
+    assert [path.parent for _, path in no_browser] == [tmp_path / "out"] * 2
+
+
+def test_a_surface_is_a_table(no_browser):
+    report = json.loads((RESULTS / "lab-phase" / "report.json").read_text(encoding="utf-8"))
+    rows = report_tables(report)["surface"]
+    pairs = report["surface"]["pairs"]
+    assert len(rows) == sum(map(len, pairs.values()))
+    assert rows[0]["score/value"] == next(iter(pairs.values()))[0]["score"]["value"]
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(EpistillError, match=r"could not write .*--export"):
+        export_report(REPORT, tmp_path / "file" / "out")
+
+
+def test_the_command_says_that_there_are_no_pictures(tmp_path, no_browser):
+    old = {name: part for name, part in REPORT.items() if name != "outcomes"}
+    (tmp_path / "report.json").write_text(json.dumps(old), encoding="utf-8")
+    asked = ["report", tmp_path, "--out", tmp_path / "p.html", "--export", tmp_path / "out"]
+    done = CliRunner().invoke(app, list(map(str, asked)))
+    assert done.exit_code == 0, done.output
+    assert "no pictures" in done.stderr
+    assert done.stdout.strip() == str(tmp_path / "p.html")
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium")
+def test_pictures_are_drawn(tmp_path):
+    pytest.importorskip("kaleido")
+    report = {**REPORT, "arms": []}
+    written, missing = export_report(report, tmp_path)
+    assert missing is None
+    assert ET.parse(tmp_path / "probe-teacher.svg").getroot().tag.endswith("svg")
+    assert (tmp_path / "probe-teacher.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert all(path.stat().st_size > 500 for path in written if path.suffix in (".svg", ".png"))
