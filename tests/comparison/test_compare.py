@@ -258,8 +258,8 @@ def test_budget_scores_by_hand(tmp_path):
         r["budget"]: (r["a"]["value"], r["b"]["value"], r["cut_share"])
         for r in found["sets"][0]["budgets"]
     }
-    assert got[2] == (0, 1, {"a": 1, "b": 1})  # B's first answer was right
-    assert got[4] == (0, 0, {"a": 1, "b": 1})  # "answer 7 again again" is another answer
+    assert got[2] == (0, 0, {"a": 1, "b": 1})  # "answer 7" is cut: it could have gone on
+    assert got[4] == (0, 0, {"a": 1, "b": 1})  # B: "answer 7 again again" is another answer
     assert got[5][0] == 1
     assert got[100] == (1, 0, {"a": 0, "b": 0})
     assert found["sets"][0]["budget_unit"] == "words"

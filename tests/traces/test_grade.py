@@ -126,7 +126,7 @@ def test_grading_again_replaces_the_columns(write):
     _, again = graded(write("b.jsonl", [{**rows[0], "gold": "5"}]), grader="exact")
     assert again[0]["grade_score"] == 0.0
     (found,) = measure_files([write("c.jsonl", rows)], Options(keep=1))
-    assert found.shown[0].score == 1.0
+    assert found.sample[0][1]["score"] == 1.0
 
 
 HOSTILE = {
