@@ -6,14 +6,18 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import polars as pl
 import pytest
+from typer.testing import CliRunner
 
-from epistill.errors import EpistillError
+from epistill.cli import app
+from epistill.errors import EpistillError, did_you_mean
 from epistill.inputs import load_run_config
 from epistill.rollouts.load_model import lab_directory, load_model
 
+ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = [
     [], ["study"], ["plan"], ["train"], ["eval"], ["lab"], ["lab", "pretrain"], ["lab", "card"],
     ["measure"], ["shift"], ["grade"], ["compare"], ["preflight"], ["tasks"], ["tasks", "show"], ["methods"], ["report"], ["env"],
@@ -60,7 +64,7 @@ def mistakes(folder):
             ["train", "--model", "lab", "--data", "star-search", "--method", "x"],
             "no method 'x'",
         ),
-        "negative k": (["eval", "lab", "--data", "star-search", "-k", "-1"], "samples"),
+        "negative k": (["eval", "lab", "--data", "star-search", "-k", "-1"], "-k: Input"),
         "not a number": (["eval", "lab", "--data", "star-search", "-k", "many"], "valid integer"),
         "too long": (
             ["eval", "lab", "--data", "star-search", "--max-new-tokens", "600"],
@@ -216,7 +220,7 @@ def test_the_help_of_every_command_shows_an_example_of_it():
     for path, command in commands:
         start, _, rest = command.epilog.partition("Example: epistill ")
         assert not start, path
-        words = rest.split()
+        words = rest.partition("\n\nMore: ")[0].split()
         assert words[: len(path)] == path
         # It parses: every argument and flag is one that the command has.
         command.make_context(path[-1], words[len(path) :])
@@ -245,3 +249,56 @@ def test_a_name_with_a_slip_is_answered_with_what_was_meant(command, meant, tmp_
     assert done.returncode == 2, done.stderr
     assert f"did you mean '{meant}'" in done.stderr.lower()
     assert len(done.stderr.splitlines()) == 1
+
+
+def commands_of(group):
+    for command in group.registered_commands:
+        yield (command.name,)
+    for inner in group.registered_groups:
+        yield from ((inner.name, *rest) for rest in commands_of(inner.typer_instance))
+
+
+@pytest.mark.parametrize("command", list(commands_of(app)), ids=" ".join)
+def test_help_shows_an_example_and_leads_to_a_page(command):
+    told = " ".join(CliRunner().invoke(app, [*command, "--help"]).stdout.split())
+    example, _, page = told.partition("Example: epistill ")[2].partition(" More: ")
+    assert tuple(example.split()[: len(command)]) == command
+    assert (ROOT / page.split(";")[0]).is_file()
+
+
+TRAIN = ("train", "--model", "lab", "--data", "star-search", "--method", "sdpo")
+NAMED = {
+    "field": ((*TRAIN, "--learning-rate", "-1"), "--learning-rate: Input should be greater than 0"),
+    "sampling's": ((*TRAIN, "--top-p=3"), "--top-p: Input"),
+    "the adapter's": ((*TRAIN, "--lora-rank", "0"), "--lora-rank: Input"),
+    "a union's": ((*TRAIN, "--microbatch-tokens", "0"), "--microbatch-tokens: Input"),
+    "another name": ((*TRAIN, "--samples", "0"), "--samples: Input"),
+    "a function's": (("eval", "lab", "--data", "star-search", "--problems", "0"), "--problems: "),
+    "said by itself": (
+        ("eval", "lab", "--data", "star-search", "--dtype", "f8"),
+        "--dtype is 'f8'",
+    ),
+    "a task's": (("eval", "lab", "--data", "star-search:1x1"), "task 'star-search:1x1': arms: "),
+}
+
+
+@pytest.mark.parametrize(("arguments", "begins"), NAMED.values(), ids=NAMED)
+def test_an_error_names_the_flag_that_was_typed(arguments, begins, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["epistill", *arguments])
+    error = CliRunner().invoke(app, arguments).exception
+    assert isinstance(error, EpistillError)
+    assert str(error).startswith(begins)
+
+
+def test_a_setting_of_a_file_keeps_its_name(tmp_path):
+    config = tmp_path / "run.toml"
+    config.write_text(
+        'model = "lab"\ntask = {type = "star_search"}\nmethod = "sdpo"\nlearning_rate = -1.0\n'
+    )
+    error = CliRunner().invoke(app, ["train", str(config)]).exception
+    assert str(error).startswith("learning_rate: ")
+
+
+def test_letters_that_changed_places_are_what_was_meant():
+    assert did_you_mean("spdo", ["srpo", "sdpo"]) == "; did you mean 'sdpo'?"
+    assert did_you_mean("scor", ["score", "source"]) == "; did you mean 'score'?"

@@ -43,7 +43,8 @@ def first_line(error: Exception) -> str:
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """The end of an error line: "; did you mean 'score'?", or nothing where no choice is near."""
-    near = difflib.get_close_matches(name, list(choices), n=1)
+    near = difflib.get_close_matches(name, list(choices), n=3)
+    near.sort(key=lambda one: sorted(one) != sorted(name))  # letters that changed places come first
     return f"; did you mean {near[0]!r}?" if near else ""
 
 

@@ -47,7 +47,8 @@ def task_from_name(name: str) -> TaskConfig:
     """Read "star-search:6x3", "number-pairs:5x20:difference:story", a file, or a dataset name."""
     for stem, knobs, kind, expected in _GENERATED:
         if found := re.fullmatch(stem + knobs, name):
-            return checked(kind, {n: v for n, v in found.groupdict().items() if v is not None})
+            knobs_given = {n: v for n, v in found.groupdict().items() if v is not None}
+            return checked(kind, knobs_given, f"task {name!r}: ")
         if name.startswith(stem):
             raise EpistillError(f"no task {name!r}; expected {expected}")
     return FileTask(path=name)

@@ -45,6 +45,7 @@ _PARSED: dict[Any, Any] = {
 def command(
     name: str,
     example: str,
+    page: str,
     *,
     of: Callable[..., Result] | None = None,
     settings: Mapping[str, Any] | None = None,
@@ -57,6 +58,7 @@ def command(
     Args:
         name: Of the command.
         example: Of its use, shown in `--help`.
+        page: Where its settings and numbers are described, shown there too.
         of: What the command does; its parameters with a `Flag` are offered too, and the decorated
             function is given the call that was asked for, a `partial`.
         settings: Further flags; those that are given become keywords of `of`, or of the decorated
@@ -74,17 +76,24 @@ def command(
             mine = {one.name: given.pop(one.name) for one in own}
             asked = {one.name: _as_taken(one, given[one.name]) for one in called}
             asked = {n: value for n, value in asked.items() if value is not None}
-            if of is None:
-                prints(**asked, **mine)
-            else:
-                prints(partial(of, **asked), **mine)
+            try:
+                if of is None:
+                    prints(**asked, **mine)
+                else:
+                    prints(partial(of, **asked), **mine)
+            except EpistillError as error:
+                told = _as_typed(str(error), [p for p in (*called, *own) if p.name in asked | mine])
+                if told == str(error):
+                    raise
+                raise type(error)(told) from error
 
         parameters = [_declared(one) for one in (*called, *own)]
         parameters.sort(key=lambda one: one.name == "as_json")  # last
         run.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
         run.__annotations__ = {}
+        epilog = f"Example: epistill {example}\n\nMore: {page}"
         said = inspect.getdoc(prints) or inspect.getdoc(of) or ""
-        group.command(name, help=said.split("\n\n")[0], epilog=f"Example: epistill {example}")(run)
+        group.command(name, help=said.split("\n\n")[0], epilog=epilog)(run)
         return prints
 
     return decorate
@@ -109,6 +118,23 @@ def _declared(one: inspect.Parameter) -> inspect.Parameter:
     )
 
 
+def _as_typed(message: str, parameters: Sequence[inspect.Parameter]) -> str:
+    """An error about a setting, with the flag that gave it in place of the setting's name.
+
+    "sampling.top_p: ..." and "lora.rank: ..." become "--top-p: ..." and "--lora-rank: ...".
+    """
+    found = re.match(r"([\w.-]+)(?=: | is )", message)
+    parts = found[1].split(".") if found else []
+    for one in parameters:
+        (flag,) = one.annotation.__metadata__
+        offered = one.kind is inspect.Parameter.KEYWORD_ONLY or flag.names
+        if found and offered and one.name in (*parts, "_".join(parts)):
+            names = flag.names or (f"--{one.name.replace('_', '-')}",)
+            typed = (n for n in names for a in sys.argv if a.split("=")[0] == n)
+            return next(typed, names[-1]) + message[found.end() :]
+    return message
+
+
 def _as_taken(one: inspect.Parameter, value: Any) -> Any:
     """What the function takes, of what the command line parsed."""
     if isinstance(value, str) and one.annotation.__origin__ == Whole:
@@ -119,7 +145,9 @@ def _as_taken(one: inspect.Parameter, value: Any) -> Any:
             )
         return tuple(map(int, parts))
     # A setting that is a file may be written down, and read from another folder.
-    return str(value.resolve()) if one.name == "chat_template" and value is not None else value
+    if one.name == "chat_template" and isinstance(value, Path):
+        return str(value.resolve())
+    return value
 
 
 # All that steers a terminal or turns the direction of writing; line ends and tabs are left.

@@ -11,7 +11,7 @@ from epistill.cli.common import Json, command, printable, say, tasks, terminal
 from epistill.library.results import Flag
 
 
-@command("show", "tasks show problems.jsonl", group=tasks)
+@command("show", "tasks show problems.jsonl", "docs/recipes.md", group=tasks)
 def _tasks_show(
     source: Annotated[str, Flag("File, dataset, or star-search[:5x3].")],
     *,
@@ -24,7 +24,7 @@ def _tasks_show(
     _say(describe_task(source, split), as_json)
 
 
-@command("methods", "methods sdpo mine.py:rlrt")
+@command("methods", "methods sdpo mine.py:rlrt", "docs/methods.md")
 def _methods(
     names: Annotated[list[str] | None, Flag("Only these; FILE.py:NAME is one of your own.")] = None,
     *,
@@ -49,7 +49,7 @@ def _methods(
         console.print(f"{name}: {source}")
 
 
-@command("env", "env --json")
+@command("env", "env --json", "CONTRIBUTING.md")
 def _env(*, as_json: Json = False) -> None:
     """Versions, commit and machine, for a bug report."""
     from epistill.environment import describe_environment

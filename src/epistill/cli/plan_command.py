@@ -21,7 +21,7 @@ PARTS = (
 )  # fmt: skip
 
 
-@command("plan", "plan recipes/math-ds-7b --gpus 8")
+@command("plan", "plan recipes/math-ds-7b --gpus 8", "docs/recipes.md")
 def _plan(
     name: Annotated[str | None, Flag("recipes/... or a TOML file; without, a list.")] = None,
     *,

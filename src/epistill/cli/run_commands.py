@@ -71,7 +71,7 @@ _PREFLIGHT: dict[str, Any] = {
 }
 
 
-@command("study", "study lab --preset quick", of=study)
+@command("study", "study lab --preset quick", "docs/lab.md", of=study)
 def _study(call: Call, *, as_json: Json = False) -> None:
     """Train, compare and report: arms x coverage x seeds. The same command resumes."""
     found = call(console=terminal(stderr=True))
@@ -86,6 +86,7 @@ def _study(call: Call, *, as_json: Json = False) -> None:
 @command(
     "train",
     "train --model lab --data star-search --method sdpo --steps 20",
+    "docs/methods.md; --print-config explains every key",
     settings=_TRAINING,
 )
 def _train(
@@ -140,6 +141,7 @@ def _train(
 @command(
     "eval",
     "eval lab --data star-search:6x3 -k 4",
+    "docs/metrics.md",
     of=evaluate,
     settings={
         "top_k": Annotated[int | None, Flag("Of sampling; default all.")],
@@ -165,6 +167,7 @@ def _evaluate(call: Call, *, as_json: Json = False) -> None:
 @command(
     "preflight",
     "preflight lab --data star-search --problems 16 -k 4",
+    "docs/preflight.md",
     of=preflight,
     settings=_PREFLIGHT,
 )
@@ -225,7 +228,7 @@ def _print_preflight(report: Mapping[str, Any]) -> None:
     print(report["advice"])
 
 
-@command("report", "report docs/results/lab --out page.html")
+@command("report", "report docs/results/lab --out page.html", "docs/lab.md")
 def _report(
     folder: Annotated[Path, Flag("A study's folder (with report.json).")],
     *,
@@ -243,7 +246,7 @@ def _report(
     print(page)
 
 
-@command("pretrain", "lab pretrain --out models/mine", group=lab)
+@command("pretrain", "lab pretrain --out models/mine", "docs/lab.md", group=lab)
 def _pretrain(
     *,
     out: Annotated[Path, Flag("Folder for the model.")],
@@ -259,7 +262,12 @@ def _pretrain(
     print(out)
 
 
-@command("warm-start", "lab warm-start models/smollm2 --out models/smollm2-search", group=lab)
+@command(
+    "warm-start",
+    "lab warm-start models/smollm2 --out models/smollm2-search",
+    "docs/smollm2.md",
+    group=lab,
+)
 def _warm_start(
     model: Annotated[str, Flag("SmolLM2-135M-Instruct, as a directory.")],
     *,
@@ -272,7 +280,7 @@ def _warm_start(
     print(warm_start(model, out, seed=seed))
 
 
-@command("card", "lab card", group=lab)
+@command("card", "lab card", "docs/lab.md", group=lab)
 def _card(*, as_json: Json = False) -> None:
     """Measure the shipped weights again and show what the model card claims beside it."""
     from epistill.lab.card import measure_card, read_card

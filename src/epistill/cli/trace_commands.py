@@ -26,12 +26,14 @@ MAX_GROUPS = 6
 Call = partial[Result]
 
 
-@command("measure", "measure traces.jsonl --by step --report page.html", of=measure)
+@command(
+    "measure", "measure traces.jsonl --by step --report page.html", "docs/metrics.md", of=measure
+)
 def _measure(call: Call, *, as_json: Json = False) -> None:
     show(call(), as_json, _print_measured)
 
 
-@command("shift", "shift base.jsonl tuned.jsonl --top 10", of=shift)
+@command("shift", "shift base.jsonl tuned.jsonl --top 10", "docs/metrics.md", of=shift)
 def _shift(
     call: Call,
     *,
@@ -42,17 +44,24 @@ def _shift(
     show(call(), as_json, partial(_print_shift, top=top))
 
 
-@command("grade", "grade traces.jsonl --problems gold.jsonl", of=grade)
+@command("grade", "grade traces.jsonl --problems gold.jsonl", "docs/metrics.md", of=grade)
 def _grade(call: Call, *, as_json: Json = False) -> None:
     show(call(), as_json, _print_graded)
 
 
-@command("compare", "compare base.jsonl tuned.jsonl --report page.html", of=compare)
+@command(
+    "compare", "compare base.jsonl tuned.jsonl --report page.html", "docs/compare.md", of=compare
+)
 def _compare(call: Call, *, as_json: Json = False) -> None:
     show(call(), as_json, _print_compared)
 
 
-@command("edit", "edit traces.jsonl --rule 'swap wait=so' --out edited.jsonl", of=edit)
+@command(
+    "edit",
+    "edit traces.jsonl --rule 'swap wait=so' --out edited.jsonl",
+    "docs/counterfactuals.md",
+    of=edit,
+)
 def _edit(call: Call, *, as_json: Json = False) -> None:
     show(call(), as_json, _print_edited)
 
