@@ -35,7 +35,7 @@ class StoppedElsewhere(EpistillError):
     """Another process of the run met the error and reports it; this one only stops."""
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """What went wrong, on one line of at most LINE characters."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0] if len(lines[0]) <= LINE else lines[0][: LINE - 3] + "..."

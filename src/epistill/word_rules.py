@@ -88,4 +88,5 @@ def _read(kind: Literal["force", "block"]) -> AfterValidator:
 
 
 # A rule as text, in a record of settings.
-Force, Block = Annotated[str, _read("force")], Annotated[str, _read("block")]
+Force = Annotated[str, _read("force")]
+Block = Annotated[str, _read("block")]

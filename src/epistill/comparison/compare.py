@@ -85,11 +85,13 @@ def compare_sides(a: Path, b: Path, options: CompareOptions, grader: Grader) -> 
     Raises:
         EpistillError: Nothing to compare, or the sides differ in what was not allowed.
     """
-    first, second = find_sources(a, b, pool=options.pool)
-    settled = _settled((first, second), options.reading)
-    sides = tuple(read_side(source, settled, options.reading) for source in (first, second))
+    sources = find_sources(a, b, pool=options.pool)
+    settled = _settled(sources, options.reading)
+    one, other = (read_side(source, settled, options.reading) for source in sources)
+    sides = (one, other)
     agreement = agree(
-        *sides,
+        one,
+        other,
         allow_different_settings=options.allow_different_settings,
         common_problems=options.common_problems,
     )

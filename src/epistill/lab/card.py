@@ -30,7 +30,8 @@ def measure_card(name: str = LAB_NAME) -> dict[str, Any]:
     Args:
         name: The model to measure.
     """
-    model, size = load_model(name), {"problems": PROBLEMS, "samples": SAMPLES}
+    model = load_model(name)
+    size: dict[str, Any] = {"problems": PROBLEMS, "samples": SAMPLES}
     card: dict[str, Any] = {**size, "temperature": 1.0, "split": "card"}
     drawn: Any = {"sampling": SamplingConfig(max_new_tokens=120), "seed": SEED}
     with Grader() as grader:

@@ -104,8 +104,8 @@ def vocabulary_shift(counts_a: Any, counts_b: Any, words_a: Floats, words_b: Flo
         p_value[tested] = 2 * stats.t.sf(t, smaller - 1)
         q_value[tested] = stats.false_discovery_control(p_value[tested], method="bh")
     ratio = np.log2((sum_b + 0.5) / total_b) - np.log2((sum_a + 0.5) / total_a)
-    per_1k = (1000 * rate for rate in (rate_a, rate_b, delta, half_width))
-    return Shift(*per_1k, ratio, problems, p_value, q_value)
+    densities = (1000 * rate_a, 1000 * rate_b, 1000 * delta, 1000 * half_width)
+    return Shift(*densities, ratio, problems, p_value, q_value)
 
 
 def ranks(moved: Floats) -> NDArray[np.int64]:

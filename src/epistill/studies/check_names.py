@@ -40,7 +40,8 @@ def check_names(spec: StudySpec) -> None:
     from epistill.studies.spec import world_of
 
     claims = (*spec.claims, *spec.controls)
-    arms, probes = ({item.id: item for item in items} for items in (spec.arms, spec.probes))
+    arms = {arm.id: arm for arm in spec.arms}
+    probes = {probe.id: probe for probe in spec.probes}
     runs = [item.id for item in (*spec.arms, *spec.probes, *spec.preflights)]
     if not runs:
         raise EpistillError("a study needs at least one arm or probe")

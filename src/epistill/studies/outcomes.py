@@ -41,8 +41,8 @@ def _training(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         last = rows if column == "reward" else rows[-max(1, len(rows) // 10) :]
         if column == "early_reward":
             column, last = "reward", rows[:EARLY]
-        values = [row.get(column) for row in last]
-        if None not in values:
+        values = [row[column] for row in last if row.get(column) is not None]
+        if len(values) == len(last):
             found[measure] = float(np.mean(values))
     return found
 

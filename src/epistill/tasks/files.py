@@ -161,7 +161,7 @@ def _read_dataset(source: str, path: Path, split: str) -> list[Mapping[str, Any]
     import datasets
 
     name, _, config = source.partition(":")
-    named = (str(path),) if path.is_dir() else (name, config or None)
+    named = (str(path), None) if path.is_dir() else (name, config or None)
     try:
         return [dict(row) for row in datasets.load_dataset(*named, split=split)]
     except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: it has a script

@@ -243,7 +243,7 @@ def _verdict(
         grade.score, grade.status.value, grade.extracted, grade.reason or None, reference, grader,
         grade.frame or None, with_unframed,
     )  # fmt: skip
-    verdict = dict(zip(COLUMNS, values, strict=True))
+    verdict: dict[str, Any] = dict(zip(COLUMNS, values, strict=True))
     _compare_label(trace, place, verdict, options, totals)
     return verdict
 
