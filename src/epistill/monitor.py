@@ -123,16 +123,11 @@ class Loops(Settings):
 
     def look(self, run: Watcher, settings: Monitor) -> _Found | None:
         """As `Fall.look`."""
-        change = run.change(LOOPING)
-        if change is None or not change.rose(beyond=self.points):
-            return None
-        return _Found(
-            change.before,
-            change.now,
-            change.before + self.points,
-            f"{change.now:.0%} of the responses end in a loop ({change.before:.0%} in the first "
-            f"{settings.baseline_steps} steps): markers in them are collapse, not doubt",
+        said = (
+            "{now:.0%} of the responses end in a loop ({before:.0%} in the first {steps} steps): "
+            "markers in them are collapse, not doubt"
         )
+        return _risen(run.change(LOOPING), self.points, said, settings)
 
 
 class Commits(Settings):
@@ -144,16 +139,20 @@ class Commits(Settings):
 
     def look(self, run: Watcher, settings: Monitor) -> _Found | None:
         """As `Fall.look`."""
-        change = run.change(COMMITTED)
-        if change is None or not change.rose(beyond=self.points):
-            return None
-        return _Found(
-            change.before,
-            change.now,
-            change.before + self.points,
-            f"{change.now:.0%} of the answers are given without a check ({change.before:.0%} in "
-            f"the first {settings.baseline_steps} steps)",
+        said = (
+            "{now:.0%} of the answers are given without a check ({before:.0%} in the first {steps} "
+            "steps)"
         )
+        return _risen(run.change(COMMITTED), self.points, said, settings)
+
+
+def _risen(change: Change | None, points: float, said: str, settings: Monitor) -> _Found | None:
+    """Of a share that rose by more than `points`; what is said names now, before and steps."""
+    if change is None or not change.rose(beyond=points):
+        return None
+    before, now = change.before, change.now
+    message = said.format(now=now, before=before, steps=settings.baseline_steps)
+    return _Found(before, now, before + points, message)
 
 
 Rule = Annotated[Fall | Narrowing | Pull | Loops | Commits, Field(discriminator="type")]

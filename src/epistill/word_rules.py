@@ -48,8 +48,8 @@ class WordRule:
     most: int | None = None
 
 
-def word_rule(kind: Literal["force", "block"], text: str) -> WordRule:
-    """Read a rule.
+def word_rule(kind: Literal["force", "inject", "block"], text: str) -> WordRule:
+    """Read a rule; `inject` (`metrics.text_edits`) has the grammar of force.
 
     Raises:
         ValueError: It is none; the message says what was expected.
@@ -61,15 +61,16 @@ def word_rule(kind: Literal["force", "block"], text: str) -> WordRule:
         'gold'
     """
     found = _RULE.fullmatch(text)
-    expected = "[N*]WORDS@PLACE" if kind == "force" else "TEXT or TEXT@PLACE"
-    expected = f"expected {expected}, PLACE one of {_PLACES[kind]}"
+    blocks = kind == "block"
+    expected = "TEXT or TEXT@PLACE" if blocks else "[N*]WORDS@PLACE"
+    expected = f"expected {expected}, PLACE one of {_PLACES['block' if blocks else 'force']}"
     if found is None or not found["words"].strip():
         raise ValueError(f"{kind} {text!r} is no rule; {expected}")
     place, _, argument = (found["place"] or "").partition(":")
-    here = ("start", "line", "after", "before" if kind == "force" else "until")
-    if place not in here and not (kind == "block" and not place):
+    here = ("start", "line", "after", "until" if blocks else "before")
+    if place not in here and not (blocks and not place):
         raise ValueError(f"{kind} {text!r} has no place where {kind} can be; {expected}")
-    if kind == "block" and found["most"] is not None:
+    if blocks and found["most"] is not None:
         raise ValueError(f"block {text!r} counts {found['most']} times; {expected}")
     if place in ("after", "until"):
         try:

@@ -9,6 +9,7 @@ import torch
 
 from epistill.config import Lora
 from epistill.methods import METHODS, method
+from epistill.metrics.lexicon import PAPER, load_lexicon
 from epistill.rollouts.model import with_lora
 from epistill.teacher.weights import LiveTeacher
 from epistill.training.pre_step_scores import gather_scores
@@ -57,19 +58,7 @@ def test_the_probability_of_a_marker_is_that_of_its_first_tokens():
     tiny = make_tiny_model()
     teacher = make_tiny_model(1)
     rows = make_rows(tiny)
-    words = [
-        "wait",
-        "hmm",
-        "perhaps",
-        "maybe",
-        "actually",
-        "alternatively",
-        "seems",
-        "might",
-        "likely",
-        "check",
-    ]
-    ids = tiny.tokenizer.convert_tokens_to_ids(words)
+    ids = tiny.tokenizer.convert_tokens_to_ids(list(load_lexicon(PAPER).words))
     weights = [{"type": "marker_probability"}, {"type": "marker_probability", "of": "teacher"}]
     found = gather_scores(
         rows, method("sdpo", token_weights=weights), tiny, LiveTeacher(teacher), None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from epistill.methods import METHODS, method
 from epistill.objective import clipped_surrogate, distillation_nats, token_log_probs
 from epistill.rollouts.load_model import load_model
 from epistill.store import RunStore
+from epistill.targets import ContrastTarget, PurifiedTarget
 from epistill.tasks.grading import Grader
 from epistill.teacher.weights import LiveTeacher
 from epistill.training.loop import train_student
@@ -90,8 +92,6 @@ def log_probs(model, prompt, row):
 
 
 def with_verdicts(rows):
-    from dataclasses import replace
-
     return [replace(row, correct=row.advantage > 0) for row in rows]
 
 
@@ -183,8 +183,6 @@ def test_shaped_advantages_reach_the_surrogate(models):
 
 def test_contrast_takes_two_paths_each_with_its_own_mean(models):
     """With eta 3 and a gate that some tokens pass: mean of one path plus three times the other's."""
-    from dataclasses import replace
-
     student, teacher = models
     rows = [
         replace(row, negative_prompt_ids=((50, 51), (52,))) if row.teacher_prompt_ids else row
@@ -233,8 +231,6 @@ def test_constant_length_divides_by_the_limit(models):
 
 
 def test_uniform_groups_leave_the_mean_of_dapo(models):
-    from dataclasses import replace
-
     student, _ = models
     rows = make_rows(student)
     rows[2] = replace(rows[2], uniform=True)
@@ -243,51 +239,37 @@ def test_uniform_groups_leave_the_mean_of_dapo(models):
     assert with_.loss == pytest.approx(without.loss, abs=1e-7)
 
 
-def test_purified_target_runs_base_and_reference_views(models):
-    from dataclasses import replace
+CONTRAST = {"support": {"type": "full"}, "target": {"type": "contrast"}}
 
-    from epistill.targets import PurifiedTarget
 
+@pytest.mark.parametrize(
+    ("chosen", "target", "read", "view", "by_base"),
+    [
+        (
+            METHODS["purified-opsd"], PurifiedTarget(beta=1.0, bound=10.0),
+            {"reference_prompt_ids": (60, 61)}, "context_alone", True,
+        ),
+        (
+            method("sdpo", divergence=CONTRAST, token_weights=()), ContrastTarget(),
+            {"negative_prompt_ids": ((60, 61),)}, "wrong_sibling", False,
+        ),
+    ],
+)  # fmt: skip
+def test_a_target_is_made_of_its_views(models, chosen, target, read, view, by_base):
+    """Purified: start and context alone by the base. Contrast: both contexts by the teacher."""
     student, teacher = models
     base = make_tiny_model(2)
     base.network.double()
-    rows = [replace(row, reference_prompt_ids=(60, 61)) for row in make_rows(student)[:1]]
-    chosen = method("purified-opsd")
+    rows = [replace(row, **read) for row in make_rows(student)[:1]]
     result, found = gradients(student, teacher, rows, chosen, base)
     row = rows[0]
     with torch.no_grad():
         seen = {
             "start": logits(base, row.prompt_ids, row.completion_ids),
             "teacher": logits(teacher, row.teacher_prompt_ids, row.completion_ids),
-            "context_alone": logits(base, (60, 61), row.completion_ids),
+            view: logits(base if by_base else teacher, (60, 61), row.completion_ids),
         }
-        aim = PurifiedTarget(beta=1.0, bound=10.0).logits(seen)
-    mine = logits(student, row.prompt_ids, row.completion_ids)
-    loss = distillation_nats(mine, aim, torch.tensor(row.completion_ids), alpha=0.5).mean()
-    assert result.loss == pytest.approx(loss.item(), abs=1e-6)
-    expect(student, found, loss)
-
-
-def test_contrast_target_asks_the_teacher_twice_and_the_start_once(models):
-    from dataclasses import replace
-
-    from epistill.targets import ContrastTarget
-
-    student, teacher = models
-    base = make_tiny_model(2)
-    base.network.double()
-    rows = [replace(row, negative_prompt_ids=((60, 61),)) for row in make_rows(student)[:1]]
-    divergence = {"support": {"type": "full"}, "target": {"type": "contrast"}}
-    chosen = method("sdpo", divergence=divergence, token_weights=())
-    result, found = gradients(student, teacher, rows, chosen, base)
-    row = rows[0]
-    with torch.no_grad():
-        seen = {
-            "start": logits(base, row.prompt_ids, row.completion_ids),
-            "teacher": logits(teacher, row.teacher_prompt_ids, row.completion_ids),
-            "wrong_sibling": logits(teacher, (60, 61), row.completion_ids),
-        }
-        aim = ContrastTarget().logits(seen)
+        aim = target.logits(seen)
     mine = logits(student, row.prompt_ids, row.completion_ids)
     loss = distillation_nats(mine, aim, torch.tensor(row.completion_ids), alpha=0.5).mean()
     assert result.loss == pytest.approx(loss.item(), abs=1e-6)
@@ -353,8 +335,6 @@ def test_a_row_that_lost_its_context_keeps_the_verifiers_part_alone():
 
 
 def test_the_pull_to_the_start_is_a_mean_over_all_rows_and_a_reason_to_step():
-    from dataclasses import replace
-
     rows = [TrainingRow((5,), (20, 21), (-1.0, -1.0), 0.0, None, uniform=True) for _ in range(4)]
     rows[0] = replace(rows[0], advantage=1.0, uniform=False)
     scores = [PreStepScores(start_log_probs=torch.tensor([-1.0, -2.0])) for _ in rows]

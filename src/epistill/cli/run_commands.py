@@ -15,6 +15,7 @@ from epistill.cli.common import (
     lab,
     print_evaluations,
     say,
+    show,
     terminal,
     warn,
 )
@@ -129,13 +130,12 @@ def _train(
             found = train(chosen, out=out, on_step=show_step, track=track)
     if not world.first:
         return
-    for line in found.warnings:
-        warn(line)
-    if as_json:
-        say(found.summary)
-    else:
-        print_evaluations(found.summary["evaluations"])
+
+    def table(summary: Mapping[str, Any]) -> None:
+        print_evaluations(summary["evaluations"])
         print(found.path)
+
+    show(found, as_json, table)
 
 
 @command(
@@ -157,11 +157,7 @@ def _train(
     },
 )
 def _evaluate(call: Call, *, as_json: Json = False) -> None:
-    found = call()
-    if as_json:
-        say(found.summary)
-    else:
-        print_evaluations({call.keywords["data"]: found.summary})
+    show(call(), as_json, lambda found: print_evaluations({call.keywords["data"]: found}))
 
 
 @command(
@@ -175,11 +171,12 @@ def _preflight(call: Call, *, as_json: Json = False) -> None:
     """Say before training what self-distillation would do. The same command resumes."""
     with terminal(stderr=True).status("loading") as status:
         found = call(say=status.update)
-    if as_json:
-        say(found.summary)
-        return
-    _print_preflight(found.summary)
-    print(found.path)
+
+    def table(summary: Mapping[str, Any]) -> None:
+        _print_preflight(summary)
+        print(found.path)
+
+    show(found, as_json, table)
 
 
 def _print_preflight(report: Mapping[str, Any]) -> None:

@@ -39,7 +39,11 @@ def _wandb(folder: Path, project: str, name: str, config: dict[str, Any]) -> Ope
 
 def _tensorboard(folder: Path, project: str, name: str, config: dict[str, Any]) -> Opened:
     writer = import_module("torch.utils.tensorboard").SummaryWriter(str(folder / "tensorboard"))
-    log = lambda numbers, step: [writer.add_scalar(n, v, step) for n, v in numbers.items()]  # noqa: E731
+
+    def log(numbers: dict[str, float], step: int) -> None:
+        for measure, value in numbers.items():
+            writer.add_scalar(measure, value, step)
+
     return log, writer.close
 
 

@@ -132,9 +132,9 @@ def _begun(text: str) -> str:
 
 def _inject(rule: str, share: float) -> _Edit:
     try:
-        wanted = word_rule("force", rule)
+        wanted = word_rule("inject", rule)
     except ValueError as error:
-        raise EpistillError(str(error).replace("force", "inject")) from error
+        raise EpistillError(str(error)) from error
     before = wanted.place == "before"
     pattern = {
         "start": re.compile(r"\A"),

@@ -67,15 +67,19 @@ def export_report(report: Mapping[str, Any], folder: Path) -> tuple[list[Path], 
 
 def _pictures(plot: Plot) -> Iterator[tuple[str, go.Figure]]:
     """Name and figure of each picture: one of all panels, or one for each choice of the page."""
-    stem = re.sub(r"[^\w-]+", "-", plot.id)  # a study names its probes
+    every: list[tuple[Any, Any]] = [(one, one.data) for one in plot.panels]
     if not plot.choices:
-        yield stem, _side_by_side([(one, one.data) for one in plot.panels], plot.title)
+        yield _file_name(plot.id), _side_by_side(every, plot.title)
     for place, title in enumerate(plot.choices):
-        every: list[tuple[Any, Any]] = [(one, one.data) for one in plot.panels]
         chosen = [(one, [t for t in traces if t.meta == place]) for one, traces in every]
         shown = [(one, traces) for one, traces in chosen if traces]
-        name = re.sub(r"[^\w-]+", "-", f"{stem}-{title}").strip("-")
+        name = _file_name(f"{plot.id}-{title}").strip("-")
         yield name, _side_by_side(shown, f"{plot.title}: {title}", one_scale=True)
+
+
+def _file_name(text: str) -> str:
+    """Of a name that a study gives."""
+    return re.sub(r"[^\w-]+", "-", text)
 
 
 def _side_by_side(

@@ -7,6 +7,7 @@ sampled these words; only responses whose answer is right are kept, as among sam
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -93,7 +94,7 @@ def _trace(
     elif row.get("opened_thinking") and OPEN not in text:
         text = OPEN + text
     blank = Rollout(problem.id, int(row.get("sample") or 0), prompt.ids, (0,), (0.0,), "eos", text)
-    return problem, _said(text, student, blank), prompt.opens_thinking
+    return problem, said(text, student, blank), prompt.opens_thinking
 
 
 def edited_traces(
@@ -109,17 +110,17 @@ def edited_traces(
             named_random("edited_traces", config.seed, i),
             opened_in_prompt=item.opened_thinking,
         )
-        changed.append(replace(item, rollout=_said(text, student, item.rollout)))
+        changed.append(replace(item, rollout=said(text, student, item.rollout)))
     return _scored(changed, student, config)
 
 
-def _said(text: str, student: LanguageModel, rollout: Rollout) -> Rollout:
-    """The rollout, saying this text to its end; its log-probs are set by `_scored`."""
+def said(text: str, student: LanguageModel, rollout: Rollout) -> Rollout:
+    """The rollout, saying this text to its end; nobody sampled it, so its log-probs are NaN."""
     end = student.tokenizer.eos_token_id
     ends = [end if end in student.eos_ids else min(student.eos_ids)]
     ids = (*student.tokenizer.encode(text, add_special_tokens=False), *ends)
     return replace(
-        rollout, completion_ids=ids, logprobs=(0.0,) * len(ids), entropies=None, text=text
+        rollout, completion_ids=ids, logprobs=(math.nan,) * len(ids), entropies=None, text=text
     )
 
 

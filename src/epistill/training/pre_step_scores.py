@@ -74,17 +74,16 @@ def gather_scores(
     if needs.start_log_probs:
         for mine, one in score(base, [(i, row.prompt_ids) for i, row in numbered]):
             mine.start_log_probs = one.log_probs
-    if needs.student_entropies:
-        for i, row in numbered:
-            if row.entropies is not None:
-                found[i].student_entropies = torch.tensor(row.entropies)
-        unknown = [(i, row.prompt_ids) for i, row in numbered if row.entropies is None]
-        for mine, one in score(LiveTeacher(student), unknown):  # without dropout, as it sampled
-            mine.student_entropies = one.entropies
-    if needs.student_marker_mass:
-        asked = [(i, row.prompt_ids) for i, row in numbered]
-        for mine, one in score(LiveTeacher(student), asked, markers):
+    if needs.student_entropies or needs.student_marker_mass:
+        mass = markers if needs.student_marker_mass else None
+        asked = [(i, r.prompt_ids) for i, r in numbered if mass is not None or r.entropies is None]
+        for mine, one in score(LiveTeacher(student), asked, mass):  # without dropout, as it sampled
             mine.student_marker_mass = one.mass
+            mine.student_entropies = one.entropies if needs.student_entropies else None
+    if needs.student_entropies:
+        for mine, row in zip(found, rows, strict=True):
+            if row.entropies is not None:
+                mine.student_entropies = torch.tensor(row.entropies)
     return found
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -31,7 +30,7 @@ from epistill.tasks.coverage import Curriculum
 from epistill.tasks.grading import Grader
 from epistill.teacher.guided import guided_rollouts
 from epistill.training.batches import Batch
-from epistill.training.edited_traces import edited_traces, traces_of_file
+from epistill.training.edited_traces import edited_traces, said, traces_of_file
 from epistill.training_rows import TrainingRow
 from epistill.world import World
 
@@ -128,8 +127,7 @@ def _own_solutions(
     student: LanguageModel, curriculum: Curriculum, config: RunConfig, count: int
 ) -> list[GradedRollout]:
     """The problems' own solutions as responses; nobody sampled them, so log-probs are unknown."""
-    end: Any = student.tokenizer.eos_token_id
-    if end is None:
+    if student.tokenizer.eos_token_id is None:
         raise EpistillError(
             f"the tokenizer of {student.name!r} names no end token to learn; expected eos_token in "
             "its tokenizer_config.json"
@@ -148,10 +146,11 @@ def _own_solutions(
         text = problem.solution
         if prompt.opens_thinking:
             text = text.removeprefix("<think>").lstrip("\n")
-        ids = (*student.tokenizer(text, add_special_tokens=False)["input_ids"], end)
-        rollout = Rollout(problem.id, 0, prompt.ids, ids, (math.nan,) * len(ids), "eos", text)
+        blank = Rollout(problem.id, 0, prompt.ids, (0,), (0.0,), "eos", text)
         grade = Grade(GradeStatus.CORRECT, problem.answer)
-        found.append(GradedRollout(problem, rollout, grade, prompt.opens_thinking))
+        found.append(
+            GradedRollout(problem, said(text, student, blank), grade, prompt.opens_thinking)
+        )
     return found
 
 
