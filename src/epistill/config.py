@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt, ValidationInfo, field_validator, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from epistill.axes import Method, MethodFile
 from epistill.monitor import Monitor, with_less_teacher
@@ -268,7 +268,7 @@ class RunConfig(Settings):
 
     @field_validator(*NONE_IN_TOML, mode="before")
     @classmethod
-    def _none_has_a_word(cls, value: Any, info: ValidationInfo) -> Any:
+    def _none_has_a_word(cls, value: Any, info: Any) -> Any:
         return None if value == NONE_IN_TOML[str(info.field_name)] else value
 
     @model_validator(mode="after")

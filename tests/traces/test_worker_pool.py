@@ -4,6 +4,7 @@ import gc
 import os
 import signal
 import time
+from concurrent.futures import Executor, Future
 from multiprocessing import parent_process
 from pathlib import Path
 
@@ -70,12 +71,10 @@ def test_no_more_is_begun_than_the_queue_holds():
             asked.append(piece.start)
             yield piece
 
-    class Slow:
+    class Slow(Executor):
         """A pool that begins nothing."""
 
         def submit(self, *_):
-            from concurrent.futures import Future
-
             return Future()
 
     found = parallel._shared(start_and_process, some(), Slow(), 4)

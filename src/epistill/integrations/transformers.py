@@ -100,7 +100,7 @@ class EpistemicMonitor(TrainerCallback):
 
     # ---- what is observed
 
-    def reward_hook(self, reward: Reward) -> Reward:
+    def reward_hook(self, reward: Any) -> Reward:
         """The same reward function, seen by the monitor.
 
         Args:
@@ -122,7 +122,7 @@ class EpistemicMonitor(TrainerCallback):
 
         @functools.wraps(reward)
         def hooked(*args: Any, **kwargs: Any) -> Sequence[float | None]:
-            rewards = reward(*args, **kwargs)
+            rewards: Any = reward(*args, **kwargs)
             self._observe(kwargs, rewards)
             return rewards
 

@@ -19,7 +19,6 @@ from pydantic import (
     FailFast,
     Field,
     ValidationError,
-    ValidationInfo,
 )
 
 from epistill.config import SamplingConfig
@@ -49,7 +48,7 @@ def _log_prob(value: float) -> float:
     return max(value, LEAST_LOG_PROB)
 
 
-def _in_vocabulary(token: int, info: ValidationInfo) -> int:
+def _in_vocabulary(token: int, info: Any) -> int:
     if not 0 <= token < (info.context or {})["vocabulary"]:
         raise ValueError(f"token {token} is outside the vocabulary")
     return token

@@ -8,7 +8,7 @@ from __future__ import annotations
 import gc
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from itertools import islice
@@ -55,7 +55,7 @@ def map_pieces(
 def _shared(
     function: Callable[[Piece], Found],
     pieces: Iterator[Piece],
-    pool: ProcessPoolExecutor,
+    pool: Executor,
     ahead: int,
 ) -> Iterator[Found]:
     queue: deque[tuple[Piece, Future[Found]]] = deque()
