@@ -11,6 +11,7 @@ from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
 from epistill.config import StarSearchTask
+from epistill.integrations.rewards import correct_answers
 from epistill.integrations.transformers import EpistemicMonitor
 from epistill.monitor import Monitor
 from epistill.rollouts.load_model import load_model
@@ -18,22 +19,19 @@ from epistill.tasks.coverage import load_eval_problems
 
 problems = load_eval_problems(StarSearchTask(arms=3, depth=2), 8)
 rows = [
-    {"prompt": [{"role": m.role, "content": m.content} for m in p.messages], "answer": p.answer}
+    {
+        "prompt": [{"role": m.role, "content": m.content} for m in p.messages],
+        "answer": p.answer,
+        "grader": "exact",
+    }
     for p in problems
 ]
-
-
-def solved(completions, answer, **_):
-    texts = [completion[0]["content"] for completion in completions]
-    return [float(text.split()[-1:] == [right]) for text, right in zip(texts, answer, strict=True)]
-
-
 model = load_model("lab")  # yours: AutoModelForCausalLM, AutoTokenizer
 monitor = EpistemicMonitor(Monitor(action="stop"))
 trainer = GRPOTrainer(
     model=model.network,
     processing_class=model.tokenizer,
-    reward_funcs=monitor.reward_hook(solved),
+    reward_funcs=monitor.reward_hook(correct_answers),
     args=GRPOConfig(
         output_dir="runs/trl",
         use_cpu=True,

@@ -111,7 +111,7 @@ ALLOWED = {
     "preflights": FREE
     | {"store", "json_files", "objective", "tasks", "metrics", "rollouts", "teacher", "evaluation"},
     "inputs": FREE | {"tasks", "preflights.preflight_config"},
-    "integrations": FREE | {"store", "metrics", "rollouts"},
+    "integrations": FREE | {"store", "metrics", "objective", "rollouts", "tasks"},
     "studies": FREE
     | {
         "store",

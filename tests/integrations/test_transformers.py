@@ -7,50 +7,18 @@ import json
 
 import pytest
 import torch
-from datasets import Dataset
 
-from epistill.config import SamplingConfig, StarSearchTask
+from epistill.config import SamplingConfig
 from epistill.errors import EpistillError
 from epistill.integrations.transformers import EpistemicMonitor
 from epistill.metrics.epistemic import total_markers
 from epistill.metrics.loops import is_looping
 from epistill.monitor import Fall, Monitor
 from epistill.rollouts.load_model import load_model
-from epistill.tasks.coverage import load_eval_problems
-from epistill.tasks.grading import grade_exact
-from epistill.thinking import split_thinking
+from tests.helpers.trl_steps import dataset, solved, trl_settings
 
 # Fires as soon as it can and at any fall, so that what an alarm does shows within a few steps.
 EASY = {"rules": (Fall(measure="length_tokens", share=1e-9),), "baseline_steps": 2, "window_steps": 2, "standard_errors": 0.0}  # fmt: skip
-
-
-def dataset(count=8):
-    problems = load_eval_problems(StarSearchTask(arms=3, depth=2), count)
-    return Dataset.from_list(
-        [
-            {
-                "prompt": [{"role": m.role, "content": m.content} for m in p.messages],
-                "answer": p.answer,
-            }
-            for p in problems
-        ]
-    )
-
-
-def solved(completions, answer, **_):
-    """The verifier, written for TRL."""
-    texts = [completion[0]["content"] for completion in completions]
-    answers = [split_thinking(text, opened_in_prompt=True).answer for text in texts]
-    return [grade_exact(a, text).score for a, text in zip(answer, answers, strict=True)]
-
-
-def trl_settings(folder, **changes):
-    return {
-        "output_dir": str(folder), "use_cpu": True, "bf16": False, "report_to": "none",
-        "per_device_train_batch_size": 16, "num_generations": 4, "max_completion_length": 24,
-        "logging_steps": 1, "save_strategy": "no", "learning_rate": 1e-3, "max_steps": 3,
-        "gradient_checkpointing": False, "disable_tqdm": True, **changes,
-    }  # fmt: skip
 
 
 def grpo(folder, monitor, reward, **changes):

@@ -28,6 +28,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from epistill.config import SamplingConfig
 from epistill.errors import EpistillError
+from epistill.integrations.rewards import completion_text
 from epistill.metrics.epistemic import density, total_markers
 from epistill.metrics.loops import is_looping
 from epistill.monitor import AVG_AT_K, DENSITY, ENTROPY, LOOPING, PASS_AT_K, Alarm, Monitor, Watcher
@@ -147,9 +148,7 @@ class EpistemicMonitor(TrainerCallback):
     def _text(self, ids: Sequence[int], completion: Any) -> str:
         if self._tokenizer is not None:
             return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
-        if isinstance(completion, str):
-            return completion
-        return "\n".join(str(message.get("content") or "") for message in completion)
+        return completion_text(completion)
 
     def _row(
         self,

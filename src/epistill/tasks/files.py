@@ -7,6 +7,8 @@ The known shapes, by their columns:
     prompt + answer (+ system, kind)    multiple choice as in SciKnowEval
     question + answer       GSM8K (`#### 18` ends the solution), or plain
     problem + answer (+ solution)       plain
+    problem or prompt + solution        MATH (an answer in a frame ends it), or TRL's DeepMath-103K
+                                        (it is the answer)
     question_content + public_test_cases    LiveCodeBench
 
 Several rows of one problem (a file that repeats it to fill a batch) are one problem.
@@ -35,10 +37,12 @@ SOLUTION_FIELDS = ("solution", "rationale", "reasoning", "explanation")
 ID_FIELDS = ("problem_id", "id", "idx", "unique_id")
 EXPECTED = (
     "expected `prompt` with `reward_model`, or one of "
-    f"{', '.join(QUESTION_FIELDS)} with one of {', '.join(ANSWER_FIELDS)}"
+    f"{', '.join(QUESTION_FIELDS)} with one of {', '.join(ANSWER_FIELDS)}, "
+    "or a `solution` that ends in an answer"
 )
 HUB_FILE = "hf://datasets/"
 _GSM8K_END = linear_pattern(r"####[ \t]*([^\n]+)\s*$")
+_FORMULA = linear_pattern(r"\$+[^$\n]+\$+")
 _CHOICE = linear_pattern(r"\(?[A-J]\)?")
 
 
@@ -185,6 +189,8 @@ def _parse(
     except EpistillError as error:
         raise EpistillError(f"{source}: row {number}: {error}; give one answer") from error
     solution = worked or _first(record, SOLUTION_FIELDS) or _first(extra, SOLUTION_FIELDS)
+    if answer is None and isinstance(solution, str):
+        answer = answer_of_solution(solution)
     question = _first(record, QUESTION_FIELDS)
     missing = [n for n, v in (("question", question), ("answer", answer)) if v in (None, "")]
     if missing:
@@ -222,6 +228,19 @@ def reference_answer(record: Mapping[str, Any]) -> tuple[str | None, str | None]
     if "question" in record and (end := _GSM8K_END.search(answer)):
         return end[1].strip(), answer
     return answer, None
+
+
+def answer_of_solution(solution: str) -> str | None:
+    r"""The answer that a worked solution ends in, or that stands there alone; None if neither.
+
+    Example:
+        >>> answer_of_solution(r"Two and two: \boxed{4}."), answer_of_solution(r"$\frac{1}{2}$")
+        ('4', '$\\frac{1}{2}$')
+        >>> answer_of_solution("Add them up.") is None
+        True
+    """
+    framed = read_reference(solution)
+    return framed if framed != solution or _FORMULA.fullmatch(solution.strip()) else None
 
 
 def _messages(source: str, number: int, question: Any) -> tuple[Message, ...]:
