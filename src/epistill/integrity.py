@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from epistill.json_files import read_json
 
 MANIFEST = "manifest.json"
 
-Mark = tuple[int, str]  # of a file: a number of bytes, and the SHA-256 of that beginning
+Mark = Sequence[Any]  # of a file: a number of bytes, and the SHA-256 of that beginning
 
 
 def sha256_of(path: Path) -> str:

@@ -12,15 +12,16 @@ import torch
 
 from epistill.records import Rollout
 from epistill.rollouts.sampler import decode_text
+from epistill.seeds import named_random
 from epistill.studies import tiny
-from epistill.tasks.star_search import star_problem
+from epistill.tasks.star_search import make_star
+from epistill.tasks.star_traces import DEFAULT_DIALS, searching_trace
 
 
-def answer_with(patch, responses_of):
-    """Every engine of this process answers so; the log-probs are the model's own.
+def sampler_of(responses_of):
+    """A sampler that answers so; the log-probs are the model's own.
 
     Args:
-        patch: A `MonkeyPatch`.
         responses_of: From a problem's id and the step of training to the right and
             the wrong response.
     """
@@ -44,7 +45,12 @@ def answer_with(patch, responses_of):
             for (request, i), ids, (log_probs, entropies) in zip(asked, written, scored, strict=True)
         ]  # fmt: skip
 
-    patch.setattr("epistill.rollouts.in_process_engine.sample", answer)
+    return answer
+
+
+def answer_with(patch, responses_of):
+    """Every engine of this process samples as `sampler_of` says."""
+    patch.setattr("epistill.rollouts.in_process_engine.sample", sampler_of(responses_of))
 
 
 @torch.no_grad()
@@ -75,15 +81,37 @@ def know_star_answers(patch):
     """The lab's problems are answered after a wait, which is shorter at every step."""
 
     def responses_of(name, steps):
-        _, size, *split, seed, index = name.split("-")
-        arms, depth = map(int, size.split("x"))
-        problem = star_problem(arms, depth, int(seed), "-".join(split), int(index))
-        starts = problem.messages[0].content.split(" from ")[1].split()
-        wrong = next(start for start in starts if start != problem.answer)
+        star = _star(name)
         waits = "wait " * max(1, 12 - steps)
-        return tuple(f"{waits}so {a} </think> answer {a}" for a in (problem.answer, wrong))
+        return tuple(f"{waits}so {a} </think> answer {a}" for a in (star.answer, _wrong(star)))
 
     answer_with(patch, responses_of)
+
+
+def know_star_traces(patch, until):
+    """The lab's problems are searched in its own words up to a step; then they are just answered."""
+
+    def responses_of(name, steps):
+        star, rng = _star(name), named_random("known_traces", name, steps)
+        if steps >= until:
+            return tuple(f"so {a} </think> answer {a}" for a in (star.answer, _wrong(star)))
+        right = wrong = searching_trace(star, rng, DEFAULT_DIALS, must_solve=True)
+        while wrong.endswith(f" {star.answer}"):
+            wrong = searching_trace(star, rng, DEFAULT_DIALS)
+        return right, wrong
+
+    answer_with(patch, responses_of)
+
+
+def _star(name):
+    """The star of a problem's id."""
+    _, size, *split, seed, index = name.split("-")
+    arms, depth = map(int, size.split("x"))
+    return make_star(arms, depth, "-".join(split), int(seed), int(index))
+
+
+def _wrong(star):
+    return next(arm[0] for i, arm in enumerate(star.arms) if i != star.gold)
 
 
 @contextmanager

@@ -15,6 +15,8 @@ from epistill.metrics.epistemic import total_markers
 from epistill.metrics.loops import is_looping
 from epistill.monitor import Fall, Monitor
 from epistill.rollouts.load_model import load_model
+from epistill.rollouts.sampler import sample
+from tests.helpers.known_answers import sampler_of
 from tests.helpers.trl_steps import dataset, solved, trl_settings
 
 # Fires as soon as it can and at any fall, so that what an alarm does shows within a few steps.
@@ -149,9 +151,16 @@ def test_an_async_reward_is_refused():
         EpistemicMonitor().reward_hook(reward)
 
 
-def test_a_plain_trainer_is_watched_through_samples(tmp_path):
-    """Fine-tuned on answers without any doubt, the lab model loses its markers: the alarm says so."""
+def test_a_plain_trainer_is_watched_through_samples(tmp_path, monkeypatch):
+    """Its own samples first; when they lose their markers (whatever is learned), the alarm says so."""
     from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
+
+    answers_at_once = sampler_of(lambda *_: ("so 16 </think> answer 16",) * 2)
+
+    def drawn(*args, **how):
+        return (sample if trainer.state.global_step < 4 else answers_at_once)(*args, **how)
+
+    monkeypatch.setattr("epistill.integrations.transformers.sample", drawn)
 
     model = load_model("lab")
     data = dataset()
@@ -172,7 +181,7 @@ def test_a_plain_trainer_is_watched_through_samples(tmp_path):
         model=model.network,
         args=TrainingArguments(
             output_dir=str(tmp_path), use_cpu=True, report_to="none", save_strategy="no",
-            per_device_train_batch_size=8, learning_rate=3e-3, max_steps=60, disable_tqdm=True,
+            per_device_train_batch_size=8, learning_rate=1e-12, max_steps=12, disable_tqdm=True,
         ),
         train_dataset=rows,
         data_collator=DataCollatorForSeq2Seq(model.tokenizer),
@@ -184,7 +193,8 @@ def test_a_plain_trainer_is_watched_through_samples(tmp_path):
     assert [row["step"] for row in recorded] == list(range(0, trainer.state.global_step + 1, 2))
     assert recorded[0]["entropy_nats_per_token"] > 0
     assert recorded[0]["density_per_1k_tokens"] > 50
-    assert trainer.state.global_step < 60
+    assert recorded[-1]["density_per_1k_tokens"] == 0
+    assert trainer.state.global_step < 12
     stop = next(a for a in monitor.alarms if a.action == "stop")
     assert stop.step == trainer.state.global_step
     assert model.network.training  # as the trainer left it

@@ -11,7 +11,7 @@ from epistill.monitor import Fall, Monitor
 from epistill.rollouts.offsets import token_ends, tokens_in_spans
 from epistill.store import RunStore
 from epistill.studies.run_arm import run
-from tests.helpers.known_answers import know_star_answers
+from tests.helpers.known_answers import know_star_answers, know_star_traces
 
 
 def settings(name, seed, **changes):
@@ -44,24 +44,34 @@ def judged(name, seed, folder):
     )
 
 
-def fires_and_is_silent(seed, folder):
-    """SDPO with the solution really loses its markers; GRPO, from the same seed, does not."""
-    rules, before, after = judged("sdpo", seed, folder / "sdpo")
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
+def test_sdpo_on_the_lab_loses_its_markers_and_grpo_does_not(seed, tmp_path):
+    """What is learned here is what docs/monitor.md says of it."""
+    rules, before, after = judged("sdpo", seed, tmp_path / "sdpo")
     assert after < before / 2
     assert {"fall:density_per_1k_tokens", "pull"} <= rules
-    rules, before, after = judged("grpo", seed, folder / "grpo")
+    rules, before, after = judged("grpo", seed, tmp_path / "grpo")
     assert after > before / 2
     assert rules == set()
 
 
-def test_it_fires_on_a_run_that_collapses_and_is_silent_on_one_that_does_not(tmp_path):
-    fires_and_is_silent(0, tmp_path)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", [1, 2, 3, 4])
-def test_so_it_does_on_other_seeds(seed, tmp_path):
-    fires_and_is_silent(seed, tmp_path)
+@pytest.mark.parametrize(
+    ("name", "until", "fires"),
+    [("sdpo", 5, {"fall:density_per_1k_tokens", "pull"}), ("grpo", 10, set())],
+)
+def test_it_fires_on_a_run_that_collapses_and_is_silent_on_one_that_does_not(
+    name, until, fires, monkeypatch, tmp_path
+):
+    """The responses are known, and the weights stay where they are: so is what the teacher says."""
+    know_star_traces(monkeypatch, until)
+    still = {"steps": 10, "problems_per_step": 4, "learning_rate": 1e-12}
+    store = run(settings(name, 0, **still), tmp_path, save_model=False)
+    densities = [row["density_per_1k_tokens"] for row in store.metrics()]
+    assert min(densities[:until]) > 50
+    assert densities[until:] == [0.0] * (10 - until)
+    rules = {alarm["rule"] for alarm in store.alarms()}
+    assert fires <= rules if fires else rules == set()
 
 
 # A rule that fires early and often, so that what an alarm does is seen within a few small steps.
