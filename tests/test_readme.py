@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 import subprocess
@@ -13,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from epistill.cli import app
+from epistill.studies.load_study import load_study
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -23,8 +23,7 @@ PATHS = [
 COMMANDS = [command for path in PATHS for command in path]
 NOT_RUN = {
     "pip install -c constraints.txt -e .[dev]": "what CI itself begins with",
-    "torchrun --standalone --nproc-per-node=8 -m epistill train runs/math-ds-7b/sdpo-seed-0.json "
-    "--out runs/sdpo-7b": "8 GPUs; its configuration is read below",
+    "epistill study recipes/math-ds-7b --processes 8": "8 GPUs; its arms are read below",
     "epistill study lab --preset quick --out runs/quick": "90 seconds; CI runs it by itself",
     "epistill study lab": "15 minutes; the same study as quick, which CI runs",
 }
@@ -62,14 +61,10 @@ def test_what_is_not_run_is_in_the_readme_and_no_more_than_a_fifth():
     assert 5 * len(NOT_RUN) <= len(COMMANDS)
 
 
-def test_the_run_for_8_gpus_is_a_configuration_that_train_reads(checkout):
-    plan = next(command for command in COMMANDS if command[1:2] == ["plan"])
-    torchrun = next(command for command in COMMANDS if command[0] == "torchrun")
-    assert CliRunner().invoke(app, plan[1:]).exit_code == 0
-    config = torchrun[torchrun.index("train") + 1]
-    done = CliRunner().invoke(app, ["train", config, "--print-config"])
-    assert done.exit_code == 0, done.output
-    assert json.loads(Path(config).read_text())["parallel"] == "shard"
+def test_the_study_for_8_gpus_shards_every_arm():
+    study = next(command for command in COMMANDS if "--processes" in command)
+    spec = load_study(study[2])
+    assert {spec.config_of(arm, 0).parallel for arm in spec.arms} == {"shard"}
 
 
 def test_the_sample_data_are_what_their_script_writes(tmp_path):

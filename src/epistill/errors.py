@@ -31,6 +31,10 @@ class BudgetExceeded(EpistillError):
     """A prompt, context and response together exceed what the model can read."""
 
 
+class LostProcess(EpistillError):
+    """Another process of the run is gone, or did not answer in time."""
+
+
 class StoppedElsewhere(EpistillError):
     """Another process of the run met the error and reports it; this one only stops."""
 

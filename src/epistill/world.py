@@ -11,17 +11,21 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from epistill.errors import EpistillError, StoppedElsewhere
+from epistill.errors import EpistillError, LostProcess, StoppedElsewhere
 
 Item = TypeVar("Item")
+# How long a process waits for one that is there and does not answer; one that died is seen at once.
+HANG_MINUTES = "EPISTILL_HANG_MINUTES"
+MOST_HANG_MINUTES = 10_000  # a week
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +140,9 @@ def joined() -> Iterator[World]:
 
     JSON travels over gloo, gradients over gloo (CPU) or nccl (CUDA). Within another `joined` it is
     that one's world.
+
+    Raises:
+        LostProcess: Another of them ended, or was silent for EPISTILL_HANG_MINUTES (30).
     """
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
     if alone or (dist.is_available() and dist.is_initialized()):
@@ -144,8 +151,27 @@ def joined() -> Iterator[World]:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group(backend)
+    minutes = _hang_minutes()
     try:
+        dist.init_process_group(backend, timeout=timedelta(minutes=minutes))
         yield current_world()
+    except RuntimeError as error:
+        if not (isinstance(error, dist.DistError) or "gloo/" in str(error)):
+            raise
+        silent = f"was silent for {minutes:g} minutes" if "Timed out" in str(error) else "ended"
+        raise LostProcess(
+            f"another process of this run {silent}; the same command goes on from the checkpoint"
+        ) from error
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _hang_minutes() -> float:
+    told = os.environ.get(HANG_MINUTES, "30")
+    with suppress(ValueError):
+        if 0 < (minutes := float(told)) <= MOST_HANG_MINUTES:
+            return minutes
+    raise EpistillError(
+        f"{HANG_MINUTES} is {told!r}; expected minutes, above 0 and at most {MOST_HANG_MINUTES}"
+    )

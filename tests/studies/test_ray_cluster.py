@@ -17,6 +17,7 @@ from rich.console import Console
 from epistill.errors import EpistillError
 from epistill.studies.runner import run_study
 from epistill.studies.spec import StudySpec
+from tests.helpers.killed import kill_when
 
 ray = pytest.importorskip("ray", reason="the extra 'ray' is not installed")
 
@@ -78,8 +79,11 @@ def test_mistakes_are_one_line_and_nobody_waits_for_a_node_that_never_comes(two_
         run_study(wrong, tmp_path / "wrong", ray=cluster.address)
     assert "\n" not in str(found.value)
     large = StudySpec.model_validate({**SPEC, "resources": {"cpus": 1, "gpus": 8}})
-    with pytest.raises(EpistillError, match="asks for 1 CPU and 8 GPU"):
+    with pytest.raises(EpistillError, match="asks for 1 x 1 CPU and 8 GPU"):
         run_study(large, tmp_path / "large", ray=cluster.address)
+    many = StudySpec.model_validate({**SPEC, "resources": {"processes": 3}})
+    with pytest.raises(EpistillError, match="asks for 3 x 1 CPU and 0 GPU"):
+        run_study(many, tmp_path / "many", ray=cluster.address)
 
 
 def test_a_node_dies_in_the_middle_and_nothing_changes(two_nodes, serial, tmp_path):
@@ -119,6 +123,27 @@ def test_a_node_dies_in_the_middle_and_nothing_changes(two_nodes, serial, tmp_pa
     # time to the last digit).
     again = (out / "runs" / lost[0] / "seed-0" / "timing.jsonl").read_text().splitlines()[:5]
     assert again == timings[lost[0]]
+
+
+def test_an_arm_lies_over_both_nodes_and_one_of_its_processes_is_killed(two_nodes, tmp_path):
+    """Each arm takes both processors, one of each node; the lost one goes on from its checkpoint."""
+    cluster, _ = two_nodes
+    cluster.add_node(num_cpus=1, object_store_memory=80 * 1024**2)  # one was killed above
+    arm = {**SPEC["arms"][1]}
+    spec = StudySpec.model_validate(
+        {**SPEC, "arms": [arm], "run": {**SPEC["run"], "steps": 20}, "resources": {"processes": 2}}
+    )
+    run_study(spec, tmp_path / "quiet", workers=1)
+    folder, said = tmp_path / "study" / "runs" / "sdpo" / "seed-0", io.StringIO()
+    killer = kill_when(7, folder, "_carry_out", "\0RANK=1\0")
+    console = Console(file=said, width=300)
+    run_study(spec, tmp_path / "study", ray=cluster.address, console=console)
+    killer.join()
+    assert "sdpo seed 0: " in said.getvalue()
+    assert "it goes on elsewhere" in said.getvalue()
+    for name in ("metrics.jsonl", "result.json", "evaluations/final-held out.jsonl"):
+        path = f"runs/sdpo/seed-0/{name}"
+        assert (tmp_path / "quiet" / path).read_bytes() == (tmp_path / "study" / path).read_bytes()
 
 
 FILE = f"""

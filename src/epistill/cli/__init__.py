@@ -18,7 +18,7 @@ from epistill.cli import plan_command as plan_command  # isort: skip
 from epistill.cli import trace_commands as trace_commands  # isort: skip
 from epistill.cli import look_commands as look_commands  # isort: skip
 from epistill.cli.common import app, lab, tasks, warn
-from epistill.errors import EpistillError, StoppedElsewhere
+from epistill.errors import EpistillError, LostProcess, StoppedElsewhere
 from epistill.interrupts import received, stop_in_order
 
 app.add_typer(lab, name="lab")
@@ -40,6 +40,9 @@ def main() -> None:
     except StoppedElsewhere:
         sys.exit(2)  # the process that met the error says it
     except EpistillError as error:
+        number = received() if isinstance(error, LostProcess) else None
+        if number is not None:  # the others of the run were asked to end too
+            _say_stopped(number)
         _fail(str(error))
     except _USAGE_ERROR as error:
         message = error.format_message()  # pyright: ignore[reportAttributeAccessIssue]

@@ -149,7 +149,10 @@ def study(
     *,
     preset: Annotated[str | None, Flag("A smaller version, e.g. quick.")] = None,
     out: Annotated[Place | None, Flag("Folder; default runs/NAME.")] = None,
-    workers: Annotated[int | None, Flag("Processes; default all cores.")] = None,
+    workers: Annotated[int | None, Flag("Arms at a time; default what the cores allow.")] = None,
+    processes: Annotated[
+        int | None, Flag("That train each arm together; default the file's [resources].")
+    ] = None,
     ray: Annotated[str | None, Flag("A Ray cluster's HOST:PORT, or auto.")] = None,
     track: Annotated[
         str | None, Flag("Tell trackio, wandb or tensorboard of each run when it is finished.")
@@ -169,12 +172,16 @@ def study(
     if preset is not None:
         spec = spec.with_preset(preset)
     at_least("--workers", workers, 1)
+    at_least("--processes", processes, 1)
     check_tracker(track)
     folder = Path(out or Path("runs") / (f"{spec.name}-tiny" if tiny else spec.name))
     if tiny:
         from epistill.studies.tiny import tiny_study
 
         spec = tiny_study(spec, folder)
+    if processes is not None:
+        asked = spec.resources.model_copy(update={"processes": processes})
+        spec = spec.model_copy(update={"resources": asked})
     from epistill.store import read_json
     from epistill.studies.runner import run_study
 

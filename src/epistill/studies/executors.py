@@ -12,12 +12,14 @@ import multiprocessing
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from pebble import ProcessExpired, ProcessPool
 
+from epistill.errors import LostProcess
 from epistill.interrupts import children_without_ctrl_c
 from epistill.studies.spec import Resources
 
@@ -62,17 +64,23 @@ class LocalProcesses:
         self._pool = ProcessPool(
             max_workers=min(workers or workers_at_once(resources), jobs),
             context=multiprocessing.get_context("spawn"),
-            initializer=_start_worker,
+            initializer=start_worker,
             initargs=[os.getpid(), resources.cpus],
         )
+        self._processes = resources.processes
 
     def submit(self, payload: dict[str, Any], folder: Path) -> Future[str | None]:
         """Start a job as soon as a process is free."""
         with children_without_ctrl_c():
-            return self._pool.schedule(run_job, args=(json.dumps(payload), str(folder)))
+            job = json.dumps(payload), str(folder)
+            if is_alone(payload, self._processes):
+                return self._pool.schedule(run_job, args=job)
+            return self._pool.schedule(run_together, args=(*job, self._processes))
 
     def lost(self, error: BaseException) -> str | None:
-        """Whether the process died."""
+        """Whether the process died, or one of several."""
+        if isinstance(error, LostProcess):
+            return str(error)
         return f"its process died: {error}" if isinstance(error, ProcessExpired) else None
 
     def stop(self) -> None:
@@ -94,7 +102,12 @@ def workers_at_once(resources: Resources) -> int:
 
     Nothing here hands out GPUs: jobs beside each other would all take the first. Ray does.
     """
-    return 1 if resources.gpus else max(1, cores() // resources.cpus)
+    return 1 if resources.gpus else max(1, cores() // (resources.cpus * resources.processes))
+
+
+def is_alone(payload: Mapping[str, Any], processes: int) -> bool:
+    """Whether one process does the job: all but training."""
+    return processes == 1 or "run" not in payload
 
 
 def cores() -> int:
@@ -104,7 +117,7 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def _start_worker(parent: int, threads: int) -> None:
+def start_worker(parent: int, threads: int) -> None:
     """A worker whose study was killed must not go on writing, nor hold its run's lock."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -128,3 +141,10 @@ def run_job(payload: str, folder: str) -> None:
     from epistill.studies.jobs import carry_out  # torch, after `use_threads`
 
     carry_out(json.loads(payload), Path(folder))
+
+
+def run_together(payload: str, folder: str, processes: int) -> None:
+    """Carry out one run (JSON) by several processes that this one starts and watches."""
+    from epistill.studies.arm_processes import launch
+
+    launch(payload, folder, processes)

@@ -3,29 +3,35 @@
 Enters: an address, or "auto" for a cluster of this machine's own. Leaves: an `Executor`. What a
 worker is sent are two strings, a job as JSON and a folder; it loads the installed package by name.
 (Ray itself moves functions and errors inside the cluster with cloudpickle.) The study's folder
-must be one that every node sees: that is where results and checkpoints are.
+must be one that every node sees: that is where results and checkpoints are. The processes of an arm
+are placed together (a placement group) and find each other at a store in the study's own process.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import socket
 import time
-from concurrent.futures import Future
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from epistill.errors import EpistillError, FolderInUse, first_line
-from epistill.studies.executors import cores, run_job, use_threads
+from epistill.errors import EpistillError, FolderInUse, LostProcess, first_line
+from epistill.store import RunStore
+from epistill.studies.executors import cores, is_alone, run_job, use_threads
 from epistill.studies.spec import Resources
+from epistill.world import joined
 
 AUTO = "auto"
 # A node that was cut off may still run its worker for a while; that one holds the run's lock.
 LOCK_WAIT_S = 120.0
 LOCK_POLL_S = 1.0
 CONNECT_S = 10.0
+THREADS = 1024
 LOCAL_OBJECTS_BYTES = 80 * 1024**2  # nothing but short strings is ever stored there
 
 
@@ -78,40 +84,84 @@ class RayCluster:
         self._remote: Any = ray.remote(
             num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=0
         )(_carry_out)
-        self._threads = resources.cpus
+        self._resources = resources
         self._study = study
         self._refs: list[Any] = []
+        self._groups: list[Any] = []
+        self._threads = ThreadPoolExecutor(max_workers=THREADS)  # each waits for one arm
 
     def _check_room(self, resources: Resources) -> None:
         """Ray waits for ever for a node that is large enough; a person should not."""
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
-        if not any(
-            node.get("CPU", 0) >= resources.cpus and node.get("GPU", 0) >= resources.gpus
-            for node in nodes
-        ):
+        places = 0
+        for node in nodes:
+            by_gpus = node.get("GPU", 0) // resources.gpus if resources.gpus else math.inf
+            places += int(min(node.get("CPU", 0) // resources.cpus, by_gpus))
+        if places < resources.processes:
             sizes = ", ".join(f"{n.get('CPU', 0):g} CPU {n.get('GPU', 0):g} GPU" for n in nodes)
             self._ray.shutdown()
             raise EpistillError(
-                f"each arm asks for {resources.cpus} CPU and {resources.gpus:g} GPU, but the nodes "
-                f"have {sizes}; change [resources] in the study file, or add a node"
+                f"each arm asks for {resources.processes} x {resources.cpus} CPU and "
+                f"{resources.gpus:g} GPU, but the nodes have {sizes}; change [resources] in the "
+                "study file, or add a node"
             )
 
     def submit(self, payload: dict[str, Any], folder: Path) -> Future[str | None]:
-        """Start a job as soon as a node has room."""
-        ref = self._remote.remote(json.dumps(payload), str(folder), str(self._study), self._threads)
-        self._refs.append(ref)
-        return ref.future()
+        """Start a job as soon as the nodes have room."""
+        job = json.dumps(payload), str(folder), str(self._study), self._resources.cpus
+        if is_alone(payload, self._resources.processes):
+            self._refs.append(ref := self._remote.remote(*job))
+            return ref.future()
+        return self._threads.submit(self._together, job)
+
+    def _together(self, job: Sequence[Any]) -> str | None:
+        """Processes placed together; the first that ends badly, or has a word to say, ends all."""
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+        from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
+
+        asked, host = self._resources, self._ray.util.get_node_ip_address()
+        store = TCPStore(host, 0, is_master=True, wait_for_workers=False)
+        where = {
+            "MASTER_ADDR": host,
+            "MASTER_PORT": str(store.port),
+            "LOCAL_RANK": "0",
+            "WORLD_SIZE": str(asked.processes),
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
+        }
+        bundle = {"CPU": asked.cpus, "GPU": asked.gpus}
+        group = self._ray.util.placement_group([bundle] * asked.processes)
+        self._groups.append(group)
+        refs = [
+            self._remote.options(
+                scheduling_strategy=PlacementGroupSchedulingStrategy(group, rank),
+                runtime_env={"env_vars": {**where, "RANK": str(rank)}},
+            ).remote(*job)
+            for rank in range(asked.processes)
+        ]
+        try:
+            while refs:
+                done, refs = self._ray.wait(refs)
+                if (said := self._ray.get(done[0])) is not None:
+                    return said
+            return None
+        finally:  # with it end the processes that still run
+            self._ray.util.remove_placement_group(group)
 
     def lost(self, error: BaseException) -> str | None:
-        """Whether its process, its node, or the way to it is gone."""
+        """Whether its process, its node, the way to it, or another of its run is gone."""
+        if isinstance(error, LostProcess):
+            return str(getattr(error, "cause", error))  # Ray's own text is a traceback
         errors = self._ray.exceptions
         gone = isinstance(error, errors.RayError) and not isinstance(error, errors.RayTaskError)
         return f"its worker was lost: {first_line(error)}" if gone else None
 
     def stop(self) -> None:
         """Cancel all jobs."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
         for ref in self._refs:
             self._ray.cancel(ref, force=True)
+        for group in self._groups:
+            self._ray.util.remove_placement_group(group)
 
     def __enter__(self) -> RayCluster:
         """Use the cluster."""
@@ -146,15 +196,24 @@ def _carry_out(payload: str, folder: str, study: str, threads: int) -> str | Non
             "nodes share"
         )
     use_threads(threads)
-    deadline = time.monotonic() + LOCK_WAIT_S
-    while True:
-        try:
+    if os.environ.get("RANK", "0") == "0":
+        _wait_for_lock(RunStore(Path(folder)))
+    try:
+        with joined():
             run_job(payload, folder)
-        except FolderInUse as error:
-            if time.monotonic() > deadline:
-                return str(error)
+    except LostProcess:
+        raise
+    except EpistillError as error:
+        return str(error)
+    return None
+
+
+def _wait_for_lock(store: RunStore) -> None:
+    """Until nobody writes there any more, or so long that the job itself says who does."""
+    deadline = time.monotonic() + LOCK_WAIT_S
+    while time.monotonic() < deadline:
+        try:
+            with store.locked():
+                return
+        except FolderInUse:
             time.sleep(LOCK_POLL_S)
-        except EpistillError as error:
-            return str(error)
-        else:
-            return None

@@ -104,10 +104,14 @@ class Resources(Settings):
     """What each arm gets: a share of this machine, or of a Ray cluster.
 
     Attributes:
-        cpus: Processors, and the arm's threads: equal counts give equal bits wherever it runs.
-        gpus: Of a Ray node; a part of one lets arms share it. Without Ray, one arm runs at a time.
+        processes: That train an arm together; probes, preflights and worlds have one.
+        cpus: Processors of a process, and its threads: equal counts give equal bits wherever it
+            runs.
+        gpus: Of a process, on a Ray node; a part of one lets arms share it. Without Ray, one arm
+            runs at a time, each of its processes on a GPU of its own.
     """
 
+    processes: int = Field(default=1, ge=1)
     cpus: int = Field(default=1, ge=1)
     gpus: float = Field(default=0.0, ge=0.0)
 
