@@ -20,12 +20,14 @@ from epistill.readers.text_records import (
     READ_BYTES,
     Parsed,
     Unusable,
+    column_stem,
     parse_record,
+    plain_name,
 )
 
 PARQUET_ROWS = 256  # decoded at a time
 _ZSTD = 93  # the number of zstd among a zip's compressions, which zipfile knows from 3.14 on
-_SAMPLE = re.compile(r"samples/[^/]+(?:/sample)?\.json")
+_SAMPLE = re.compile(r"samples/.+_epoch_[0-9]+(?:/sample)?\.json")  # ids may have slashes
 
 
 def decompressed(source: Any, compression: str) -> io.BufferedReader:
@@ -101,8 +103,8 @@ def parquet_records(
     there = set(file.schema_arrow.names)
     chosen = None
     if columns is not None:  # a name with dots may be a column's own, or lead inside one
-        wanted = {_folded(part) for c in columns for part in (c, c.partition(".")[0])}
-        chosen = [name for name in sorted(there) if _folded(name) in wanted]
+        wanted = {plain_name(part) for c in columns for part in (c, c.partition(".")[0])}
+        chosen = [name for name in sorted(there) if wanted & {plain_name(name), column_stem(name)}]
     held = file.metadata.row_group(group)
     parts = [held.column(i) for i in range(held.num_columns)]
     parts = [p for p in parts if chosen is None or p.path_in_schema.partition(".")[0] in chosen]
@@ -123,10 +125,6 @@ def parquet_records(
                     yield record, part.nbytes // part.num_rows
     except (pa.ArrowException, OSError) as error:
         raise _unreadable(path, error) from error
-
-
-def _folded(name: str) -> str:
-    return name.strip().lower().replace(" ", "_")
 
 
 def _rows(batch: Any) -> list[Mapping[str, Any] | Unusable]:

@@ -25,12 +25,13 @@ HEAD_BYTES = 64 << 10
 MAX_RECORD_BYTES = 64 << 20
 MAX_OBJECT_BYTES = 256 << 20
 MAX_SKIPPED_BYTES = 1 << 30
+ROLES = ("role", "from")
 _HEADER = re.compile(r'"?[\w .:@/-]{0,64}"?')
 # Where an object that is a whole file keeps its records, and what a record (but no response) has.
 _HOLDERS = (
     "results", "samples", "data", "records", "examples", "rows", "items", "instances", "details",
     "traces", "rollouts", "request_states", "predictions", "responses", "outputs", "generations",
-    "convos",
+    "convos", "eval",
 )  # fmt: skip
 _OF_A_RECORD = {
     "question", "problem", "prompt", "input", "query", "instruction", "messages", "origin_prompt",
@@ -135,15 +136,30 @@ def _as_record(value: Any) -> Mapping[str, Any] | Unusable:
     if isinstance(value, list) and value:
         if all(isinstance(one, str) for one in value):  # several responses to one problem
             return {"generations": value}
-        if _is_chat(value):
+        if is_chat(value):
             return {"messages": value}
         if all(isinstance(one, dict) for one in value):
             return {"samples": value}
     return Unusable("not an object")
 
 
-def _is_chat(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(v, dict) and "role" in v for v in value)
+def is_chat(value: Any) -> bool:
+    """Whether a value is a list of turns with a role each."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(turn, dict) and any(role in turn for role in ROLES) for turn in value)
+    )
+
+
+def plain_name(name: str) -> str:
+    """A field's name as tables of results and the tables of names have it in common."""
+    return name.strip().lower().replace(" ", "_")
+
+
+def column_stem(name: str) -> str:
+    """The name that the columns `output_0`, `output_1` of a wide table have in common."""
+    return plain_name(name.rstrip("0123456789")).rstrip("_.-")
 
 
 def _is_beyond_64_bits(value: object) -> bool:
@@ -169,11 +185,11 @@ def _inside(record: Mapping[str, Any], depth: int = 3) -> list[Mapping[str, Any]
     values = list(record.values())
     if not depth or not values or not _OF_A_RECORD.isdisjoint(record):
         return _by_row(record)
-    if all(isinstance(value, dict) for value in values) and (
-        all(map(str.isdecimal, record))
-        or all(not _OF_A_RECORD.isdisjoint(value) for value in values)
-    ):
-        return [{"idx": key, **value} for key, value in record.items()]
+    inner = {key: value for key, value in record.items() if isinstance(value, dict)}
+    numbered = bool(inner) and all(map(str.isdecimal, inner))  # OpenCompass has a type beside them
+    each = len(inner) == len(values) and not any(map(_OF_A_RECORD.isdisjoint, inner.values()))
+    if numbered or each:
+        return [{"idx": key, **value} for key, value in inner.items()]
     names, rows = record.get("columns"), record.get("data")
     if isinstance(names, list) and isinstance(rows, list):  # a data frame, split
         return [dict(zip(names, row, strict=False)) for row in rows]
@@ -182,8 +198,9 @@ def _inside(record: Mapping[str, Any], depth: int = 3) -> list[Mapping[str, Any]
         if isinstance(value, dict):
             if found := _inside(value, depth - 1):
                 return found
-            value = list(value.values())
-        if value and all(map(_is_chat, value)):
+            parts = value.values()
+            value = [(isinstance(v, dict) and _inside(v, depth - 1)) or v for v in parts]
+        if value and all(map(is_chat, value)):
             return [{"messages": one} for one in value]
         if value and all(isinstance(one, list) for one in value):
             value = [inner for one in value for inner in one]

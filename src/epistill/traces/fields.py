@@ -18,18 +18,21 @@ from typing import Any, TypeVar
 import orjson
 
 from epistill.errors import EpistillError
-from epistill.readers.text_records import Unusable
+from epistill.readers.text_records import Unusable, is_chat
 from epistill.thinking import opens_thinking, split_thinking, with_thinking
 from epistill.traces.reply_texts import (
     ASSISTANT,
     NAMES,
     RecordNames,
     get,
-    is_chat,
+    is_log_likelihood,
+    is_one_response,
+    is_plural,
     kind_of_stop,
     listed,
+    may_be_response,
+    numbered_columns,
     plain,
-    plain_name,
     present,
     question_in,
     role_of,
@@ -40,8 +43,9 @@ from epistill.traces.reply_texts import (
 SCORE_FIELDS, SAMPLE_FIELDS = NAMES["score"], NAMES["sample"]
 # What `measure` may look at; a parquet file's other columns are not read.
 KNOWN_FIELDS = ("filter", *(name for names in NAMES.values() for name in names))
-_PLURAL = frozenset(NAMES["plural"])
-_VERDICTS = {"true": 1, "false": 0, "c": 1, "i": 0, "p": 0.5, "n": 0}  # Inspect's letters
+_NEITHER = ("answer", "solution")  # what may be the reference
+VERDICT_WORDS = dict.fromkeys(NAMES["wrong"], 0) | dict.fromkeys(NAMES["right"], 1)
+_VERDICTS = VERDICT_WORDS | {"c": 1, "i": 0, "p": 0.5, "n": 0}  # Inspect's letters
 Found = TypeVar("Found")
 _Place = tuple[int | None, int]  # index among the responses of a record, and their number
 OTHER_FILTER = "the same responses under another filter"
@@ -127,43 +131,29 @@ def traces_of(
     found = value = None
     for name in names:
         value = get(record, name)
-        if value is not None and (field is not None or _may_be_response(name, value, record)):
+        if value is not None and (field is not None or may_be_response(name, value, record)):
             found = name
             break
+    if found is None and (columns := numbered_columns(shape)):
+        lists = {name: [record[c] for c in numbered if c in record] for name, numbered in columns}
+        return traces_of({**record, **lists}, row, field)
     if found is None:
-        names = tuple(name for name in names if name != "answer" or field is not None)
+        names = tuple(name for name in names if name not in _NEITHER or field is not None)
         empty = next((name for name in names if get(record, name) is None), None)
         if empty is not None and present(shape, NAMES["reasoning"]):  # cut in thinking
             return [_trace(None, record, row, shape)], empty
         reason = "null response" if names else f"no field {field}" if field else "no response field"
         return [Unusable(reason)], next((name for name in names if name in record), None)
-    value = listed(value, several=plain_name(found) in _PLURAL)
-    if isinstance(value, list) and not _is_one(found, value):
+    value = listed(value, several=is_plural(found))
+    if isinstance(value, list) and not is_one_response(found, value):
         while len(value) > 0 and all(isinstance(v, list) and not is_chat(v) for v in value):
+            if any(map(is_log_likelihood, value)):
+                return [Unusable("log-likelihoods, no text")], found
             value = [inner for v in value for inner in v]
         if not value:
             return [Unusable("empty list of responses")], found
         return [_trace(v, record, row, shape, (i, len(value))) for i, v in enumerate(value)], found
     return [_trace(value, record, row, shape)], found
-
-
-def _may_be_response(name: str, value: Any, record: Mapping[str, Any]) -> bool:
-    if name == "answer":  # the reference, unless another field says that
-        return isinstance(value, str) and any(record.get(n) for n in NAMES["reference"])
-    # A number under `samples` is a count, and plain texts under `choices` are options to choose.
-    if name.endswith("choices"):
-        return isinstance(value, list) and all(isinstance(v, Mapping) for v in value)
-    if name in ("message", "content") and isinstance(value, Mapping | list):
-        return bool(value)
-    return isinstance(value, (str, list, dict))
-
-
-def _is_one(name: str, value: list[Any]) -> bool:
-    """Whether a list is one response: a chat, or the parts of a message."""
-    if is_chat(value):
-        alone = all(role_of(turn) in ASSISTANT for turn in value)
-        return not (alone and len(value) > 1 and plain_name(name) in _PLURAL)
-    return bool(value) and all(isinstance(v, Mapping) and "type" in v for v in value)
 
 
 def _trace(
@@ -284,8 +274,9 @@ def tokens_of(trace: Trace) -> tuple[int | None, str | None]:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return len(value), name
     number = _number(value)
-    finite = number is not None and math.isfinite(number)
-    return (int(number), name) if finite and number is not None else (None, None)
+    if number is None or not 0 <= number < math.inf:  # -1 where nobody counted
+        return None, None
+    return int(number), name
 
 
 @_once
@@ -335,12 +326,10 @@ def number_of(trace: Trace, names: Sequence[str], what: str) -> tuple[float | No
         EpistillError: It is something else.
     """
     value, name = trace.first(names, each=True)
-    if isinstance(value, Mapping):  # Inspect: {"scorer": {"value": "C"}}
-        value = get({"of": value}, "of.*.value")
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
     number = _number(value)
-    if value is None:
+    if value is None or isinstance(value, Mapping):
         return None, None
     if number is None:
         raise EpistillError(

@@ -14,7 +14,7 @@ from typing import Any
 
 from epistill.errors import EpistillError
 from epistill.readers.record_files import read_records
-from epistill.readers.text_records import Unusable
+from epistill.readers.text_records import Unusable, plain_name
 from epistill.records import GraderName, Problem
 from epistill.tasks.answers import extract_answer
 from epistill.tasks.files import ANSWER_FIELDS, grader_of, load_problems, reference_answer
@@ -31,10 +31,7 @@ LIMIT_FIELDS = _LIMITS + tuple(
     for place in ("sampling", "sampling_params", "generation_config", "generation_kwargs", "params")
     for name in _LIMITS
 )
-_VERDICTS = {
-    "", "0", "1", "true", "false", "correct", "incorrect", "right", "wrong", "yes", "no", "pass",
-    "fail", "passed", "failed", "positive", "negative", "chosen", "rejected",
-}  # fmt: skip
+_VERDICTS = {"", "0", "1", "chosen", "rejected", *fields.VERDICT_WORDS}
 PEEKED = 1_000  # records that decide between letters and mathematics
 Lookup = Mapping[str, tuple[str, GraderName]]
 
@@ -125,21 +122,25 @@ def _reference_in(
             return None, None
         # A worked solution that ends in GSM8K's `#### 18` is read as such.
         return reference_answer({"question": "", "answer": value})[0], answer_field
+    metrics = record.get("metrics")  # whose values stand beside it under their names
+    metrics = metrics if isinstance(metrics, dict | list) else ()
     for name in fields.present(fields.shape_of(record), REFERENCE_FIELDS):
-        if (value := _one(fields.get(record, name))) is not None:
+        if name not in metrics and (value := _one(fields.get(record, name))) is not None:
             return reference_answer({"question": "", "answer": value})[0], name
     if is_evaluation(record):
         return None, None
     shape = fields.shape_of(record)
     named = [name for name in fields.present(shape, ANSWER_FIELDS) if record.get(name) is not None]
-    answer, _ = reference_answer({**record, **{fields.plain_name(n): record[n] for n in named}})
+    answer, _ = reference_answer({**record, **{plain_name(n): record[n] for n in named}})
     if answer is not None:
         return answer, "reward_model" if "reward_model" in record else named[0]
     options, right = fields.get(record, "doc.choices"), _one(fields.get(record, "doc.gold_index"))
     if isinstance(options, list) and isinstance(right, int) and 0 <= right < len(options):
         return str(options[right]), "doc.choices"
+    letters = {text: one for one, text in (record.get("output_mapping") or {}).items()}  # HELM
     for name in fields.present(fields.shape_of(record), fields.NAMES["last_reference"]):
         value = _one(fields.get(record, name))
+        value = letters.get(value, value) if isinstance(value, str) else value
         if value is None or isinstance(value, bool) or (name == "label" and not _is_answer(value)):
             continue
         return reference_answer({"question": "", "answer": value})[0], name
@@ -193,9 +194,16 @@ def reference_of(
         fields.problem_of(trace)[0] if options.problem_field == fields.BY_STEM else None,
         fields.question_of(trace)[0],
     )
-    reference, grader = next((lookup[key] for key in known if key and key in lookup), (None, None))
+    key = next((key for key in known if key and key in lookup), None) or _asked(known[2], lookup)
+    reference, grader = lookup[key] if key is not None else (None, None)
     source = str(options.problems)
     return reference, grader, source if reference is not None else f"problem not in {source}"
+
+
+def _asked(prompt: str | None, lookup: Lookup) -> str | None:
+    """The question that ends last in a rendered prompt."""
+    inside = [key for key in lookup if " " in key and prompt and key in prompt]
+    return max(inside, key=lambda key: (str(prompt).rfind(key) + len(key), len(key)), default=None)
 
 
 def is_cut(trace: Trace) -> bool:

@@ -16,6 +16,7 @@ from typing import Any
 
 import orjson
 
+from epistill.readers.text_records import ROLES, column_stem, is_chat, plain_name
 from epistill.thinking import split_thinking
 
 FIELD_DATA = tomllib.loads(
@@ -24,10 +25,9 @@ FIELD_DATA = tomllib.loads(
 NAMES: dict[str, tuple[str, ...]] = {
     name: tuple(found) for name, found in FIELD_DATA.items() if isinstance(found, list)
 }
-_TYPES = frozenset(NAMES["reasoning_types"])
+_TYPES, _PLURAL = frozenset(NAMES["reasoning_types"]), frozenset(NAMES["plural"])
 ASSISTANT = {"assistant", "gpt", "model", "bot", "ai", "chatbot"}
 _USER = {"user", "human"}
-_ROLES = ("role", "from")
 # What a request asks for under a name of reasoning.
 _SETTINGS = {"enabled", "disabled", "adaptive", "auto", "on", "off", "none", "minimal", "low",
              "medium", "high", "xhigh", "true", "false"}  # fmt: skip
@@ -43,7 +43,7 @@ class RecordNames:
 
 
 def get(record: Mapping[str, Any], name: str) -> Any:
-    """A field, dots leading inside; None where it is absent.
+    """A field, dots leading inside (of each entry of a list); None where it is absent.
 
     Example:
         >>> get({"rollout": {"text": "so 3"}}, "rollout.text")
@@ -53,6 +53,11 @@ def get(record: Mapping[str, Any], name: str) -> Any:
         return record[name]
     value: Any = record
     for part in _parts(name):
+        if isinstance(value, list) and value and all(isinstance(one, dict) for one in value):
+            value = [one.get(part) for one in value]
+            if all(one is None for one in value):
+                return None
+            continue
         if not isinstance(value, dict):
             return None
         value = next(iter(value.values()), None) if part == "*" else value.get(part)
@@ -66,7 +71,7 @@ def _parts(name: str) -> tuple[str, ...]:
 
 def shape_of(record: Mapping[str, Any]) -> RecordNames:
     """The shape of a record; few records of a file differ in it."""
-    nested = [name for name, value in record.items() if isinstance(value, dict)]
+    nested = [name for name, value in record.items() if isinstance(value, dict | list)]
     return _shape(tuple(record), tuple(nested))
 
 
@@ -87,9 +92,14 @@ def present(shape: RecordNames, names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for name in found if name is not None))
 
 
-def plain_name(name: str) -> str:
-    """A field's name as tables of results and the data file have it in common."""
-    return name.strip().lower().replace(" ", "_")
+@lru_cache(maxsize=4096)
+def numbered_columns(shape: RecordNames) -> tuple[tuple[str, list[str]], ...]:
+    """Columns that are one list in a wide table: `output_0`, `output_1` are `output`."""
+    found: dict[str, list[str]] = {}
+    for key in shape.keys:
+        found.setdefault(column_stem(key), []).append(key)
+    wide = {stem: keys for stem, keys in found.items() if stem not in shape.keys and keys[1:]}
+    return tuple((stem, sorted(keys, key=lambda k: (len(k), k))) for stem, keys in wide.items())
 
 
 def listed(value: Any, *, several: bool = False) -> Any:
@@ -117,18 +127,45 @@ def _chat_or(text: str, turns: Any, *, several: bool) -> Any:
     return turns if several or is_chat(turns) else text
 
 
-def is_chat(value: Any) -> bool:
-    """Whether a value is a list of turns with a role each."""
-    return (
-        isinstance(value, list)
-        and bool(value)
-        and all(isinstance(turn, Mapping) and any(r in turn for r in _ROLES) for turn in value)
-    )
-
-
 def role_of(turn: Mapping[str, Any]) -> str:
     """Who speaks, in lower case."""
-    return str(next(turn[r] for r in _ROLES if r in turn)).lower()
+    return str(next(turn[r] for r in ROLES if r in turn)).lower()
+
+
+def may_be_response(name: str, value: Any, record: Mapping[str, Any]) -> bool:
+    """Whether the value under a name of responses is one, or several, in this record."""
+    if name == "answer":  # the reference, unless another field says that
+        return isinstance(value, str) and any(record.get(n) for n in NAMES["reference"])
+    if name == "solution":  # a worked one, unless nothing is asked beside it (EvalPlus)
+        return "task_id" in record and not present(shape_of(record), NAMES["question"])
+    # A number under `samples` is a count, and plain texts under `choices` are options to choose.
+    if name.endswith("choices"):
+        return isinstance(value, list) and all(isinstance(v, Mapping) for v in value)
+    if name in ("message", "content") and isinstance(value, Mapping | list):
+        return bool(value)
+    return isinstance(value, (str, list, dict))
+
+
+def is_log_likelihood(value: list[Any]) -> bool:
+    """Whether lm-evaluation-harness wrote (log-likelihood, whether it was the largest)."""
+    try:
+        float(value[0])
+    except (ValueError, TypeError, IndexError):
+        return False
+    return len(value) == 2 and str(value[1]) in ("True", "False")
+
+
+def is_plural(name: str) -> bool:
+    """Whether a list under this name is several responses."""
+    return plain_name(name) in _PLURAL
+
+
+def is_one_response(name: str, value: list[Any]) -> bool:
+    """Whether a list is one response: a chat, or the parts of a message."""
+    if is_chat(value):
+        alone = all(role_of(turn) in ASSISTANT for turn in value)
+        return not (alone and len(value) > 1 and is_plural(name))
+    return bool(value) and all(isinstance(v, Mapping) and "type" in v for v in value)
 
 
 def question_in(value: Any) -> str | None:
@@ -173,12 +210,14 @@ def spoken(value: Any) -> tuple[str, str | None, int]:
         return plain(value), None, 1
     thinking = next((t for n in NAMES["reasoning"] if (t := plain(value.get(n)))), "")
     content = next((value[n] for n in NAMES["text"] if value.get(n) is not None), None)
+    if content is value.get("nodes") and isinstance(content, list):  # verifiers: a graph of turns
+        content = [node.get("message") for node in content]
     inner, text, turns = spoken(listed(content))
     return thinking or inner, text, turns
 
 
 def _without_role(turn: Mapping[str, Any]) -> Mapping[str, Any]:
-    return {name: value for name, value in turn.items() if name not in _ROLES}
+    return {name: value for name, value in turn.items() if name not in ROLES}
 
 
 def _lines(parts: Any) -> str:
@@ -192,7 +231,9 @@ def plain(value: Any) -> str:
     if isinstance(value, list):
         return _lines(map(plain, value))
     if isinstance(value, Mapping) and "effort" not in value:
-        return next((t for n in NAMES["reasoning_texts"] if (t := plain(value.get(n)))), "")
+        # What is redacted is there in code; its summary may be told.
+        names = ("summary",) if value.get("redacted") else NAMES["reasoning_texts"]
+        return next((t for n in names if (t := plain(value.get(n)))), "")
     return ""
 
 
@@ -201,6 +242,8 @@ _KINDS: dict[str, str] = {
     for kind, words in FIELD_DATA["stop_words"].items()
     for word in words
 }
+
+_SAYS_NOTHING = ("none", "null", "unknown", "unspecified", "")
 
 
 def kind_of_stop(value: Any, name: str) -> str | None:
@@ -220,8 +263,8 @@ def kind_of_stop(value: Any, name: str) -> str | None:
         return "cut" if word not in ("false", "0", "0.0") else "ended"
     if not isinstance(value, str) or (word[:1] == "<" and word[-1:] == ">"):
         return "ended"  # the token that ended it
-    kind = _KINDS.get(_letters(word))
-    if kind is None and (name.endswith("status") or word in ("none", "null", "unknown", "")):
+    kind = _KINDS.get(letters := _letters(word))
+    if kind is None and (name.endswith("status") or letters in _SAYS_NOTHING):
         return None
     return kind or value
 
