@@ -21,7 +21,7 @@ from epistill.rollouts.load_model import load_model
 from epistill.smollm2.warm_start_corpus import warm_start_records
 from epistill.studies.run_arm import run
 
-SEQUENCES, PER_STEP = 1200, 24
+SEQUENCES, PER_STEP = 1440, 24
 LEARNING_RATE = 1e-3
 ADAPTER = Lora(rank=16, alpha=32.0)
 

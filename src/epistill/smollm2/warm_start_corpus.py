@@ -17,7 +17,7 @@ from epistill.tasks.number_pairs import make_pairs
 from epistill.tasks.pair_traces import pair_trace
 from epistill.teacher.context import insert_context
 
-OTHER = 0.2  # share of other tasks
+OTHER = 0.4  # share of other tasks
 # Share of each world among the rest; the wording is always plain.
 WORLDS = (
     (NumberPairsTask(), 0.55),
