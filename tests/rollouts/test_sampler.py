@@ -164,6 +164,24 @@ def test_first_tokens_follow_the_models_distribution(lab_model, monkeypatch, lar
     assert (error < 5 * (expected * (1 - expected) / 4000).sqrt() + 1e-3).all()
 
 
+@pytest.mark.parametrize("size", [7, sampler.SUMMED, 3 * sampler.SUMMED, 1000])
+def test_a_running_sum_by_blocks_finds_the_token_of_the_whole_sum(size):
+    generator = torch.Generator().manual_seed(size)
+    logits = 4 * torch.randn(500, size, generator=generator)
+    logits[:, size // 2 :].masked_fill_(logits[:, size // 2 :] < 2, -torch.inf)
+    log_probs = logits.log_softmax(-1)
+    noise = torch.empty(500, 1).exponential_(generator=generator)
+    noise[:2] = torch.tensor([[1e-30], [60.0]])  # the last token that has any mass, and the first
+    found = sampler.by_running_sum(log_probs, SamplingConfig(), noise)
+    sums = log_probs.exp().cumsum(-1, dtype=torch.float64)
+    reached = (-noise.double()).exp() * sums[:, -1:]
+    assert log_probs.gather(1, found.unsqueeze(1)).isfinite().all()
+    above = torch.nn.functional.pad(sums, (1, 0))
+    low, high = (above.gather(1, found.unsqueeze(1) + more) for more in (0, 1))
+    assert ((low - 1e-6 <= reached) & (reached <= high + 1e-6)).all()
+    assert found[1] == log_probs[1].isfinite().nonzero()[0]
+
+
 def test_a_running_sum_draws_neither_what_is_filtered_nor_by_its_neighbours(lab_model, monkeypatch):
     monkeypatch.setattr(sampler, "LARGE_VOCABULARY", 1)
     several = requests(lab_model)[:3]

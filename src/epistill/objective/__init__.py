@@ -5,6 +5,7 @@ from epistill.objective.loss import (
     at_least_float32,
     distillation_nats,
     self_distillation_loss,
+    tempered,
     token_log_probs,
     top_k_forward_nats,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "importance_weight",
     "sampled_token_terms",
     "self_distillation_loss",
+    "tempered",
     "token_log_probs",
     "top_k_forward_nats",
 ]

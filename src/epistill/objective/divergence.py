@@ -132,5 +132,5 @@ def sampled_token_terms(
 
 def entropy(log_probs: Float[Tensor, "*batch K"]) -> Float[Tensor, "*batch"]:
     """Shannon entropy in nats; 0 log 0 is 0."""
-    probs = log_probs.exp()
-    return -(probs * torch.where(probs > 0, log_probs, torch.zeros_like(probs))).sum(-1)
+    finite = log_probs.clamp(min=torch.finfo(log_probs.dtype).min)
+    return -torch.linalg.vecdot(log_probs.exp(), finite)

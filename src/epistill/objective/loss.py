@@ -152,3 +152,8 @@ def self_distillation_loss(
 def at_least_float32(logits: Tensor) -> Tensor:
     """Half precision becomes float32."""
     return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+
+
+def tempered(logits: Tensor, temperature: float) -> Tensor:
+    """Logits at a sampling temperature; those of greedy decoding (0) are compared at 1."""
+    return logits if temperature in (0.0, 1.0) else logits / temperature

@@ -20,6 +20,7 @@ from transformers.modeling_utils import PreTrainedModel
 from epistill.config import Lora
 from epistill.errors import EpistillError, first_line
 from epistill.objective.products import linear
+from epistill.rollouts.low_rank import use_low_rank_sums
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,4 +194,5 @@ def with_lora(model: LanguageModel, settings: Lora) -> LanguageModel:
         raise EpistillError(
             f"model {model.name!r}: {first_line(error)}; name its linear layers in lora.targets"
         ) from error
+    use_low_rank_sums(network)
     return model.with_network(network.eval())

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from epistill.config import SamplingConfig
 from epistill.errors import BudgetExceeded
-from epistill.objective import entropy
+from epistill.objective import entropy, tempered
 from epistill.records import Rollout
 from epistill.rollouts.engine import PromptRequest
 from epistill.rollouts.kv_cache import cache_argument, make_cache, select_rows
@@ -28,6 +28,7 @@ LEAVE_SHARE = 0.125
 # From so many tokens on a row is drawn by one number and a running sum: as many exponential numbers
 # as there are tokens cost 19 ns each, a sixth of a step of SmolLM2.
 LARGE_VOCABULARY = 2**14
+SUMMED = 2**8  # tokens per block of the running sum
 
 
 def sample(
@@ -198,11 +199,11 @@ def _decode(
     # A stop text has at most a token per byte; a character that begins before it at most 3 more.
     tail = 3 + max((len(text.encode()) for text in sampling.stop), default=0)
     for step in range(limit):
-        log_probs = _tempered(head.logits(hidden).float(), sampling.temperature).log_softmax(-1)
+        log_probs = tempered(head.logits(hidden).float(), sampling.temperature).log_softmax(-1)
         for group in groups:
             noise[group * samples : (group + 1) * samples].exponential_(generator=generators[group])
         if at_once:
-            chosen = _by_running_sum(log_probs, sampling, noise[here])
+            chosen = by_running_sum(log_probs, sampling, noise[here])
         else:
             keys = _keys(log_probs, sampling, noise[here])
             chosen = keys.argmax(-1)
@@ -261,10 +262,6 @@ def _left_pad(
     return ids.to(device), mask.to(device)
 
 
-def _tempered(logits: Tensor, temperature: float) -> Tensor:
-    return logits if temperature in (0.0, 1.0) else logits / temperature
-
-
 def _keys(log_probs: Tensor, sampling: SamplingConfig, noise: Tensor) -> Tensor:
     """[rows, V] whose largest entry is the draw: log-probs themselves at temperature 0.
 
@@ -276,12 +273,22 @@ def _keys(log_probs: Tensor, sampling: SamplingConfig, noise: Tensor) -> Tensor:
     return filtered - noise.log()
 
 
-def _by_running_sum(log_probs: Tensor, sampling: SamplingConfig, noise: Tensor) -> Tensor:
-    """The first token at which the sum of probabilities reaches exp(-noise), uniform in (0, 1]."""
+def by_running_sum(log_probs: Tensor, sampling: SamplingConfig, noise: Tensor) -> Tensor:
+    """The first token at which the sum of probabilities reaches exp(-noise), uniform in (0, 1].
+
+    First the block of tokens, then the token in it: the long sum alone is as dear as the head.
+    """
     filtered = filter_log_probs(log_probs, top_k=sampling.top_k, top_p=sampling.top_p)
-    sums = filtered.exp().cumsum(-1, dtype=torch.float64)
+    probs = torch.nn.functional.pad(filtered.exp(), (0, -filtered.shape[1] % SUMMED))
+    blocks = probs.unflatten(1, (-1, SUMMED))
+    sums = blocks.sum(-1).double().cumsum(-1)
     reached = (-noise.double()).exp() * sums[:, -1:]
-    return torch.searchsorted(sums, reached).squeeze(1)
+    block = torch.searchsorted(sums, reached)
+    before = torch.nn.functional.pad(sums, (1, 0)).gather(1, block)
+    inside = blocks[torch.arange(len(blocks), device=block.device), block[:, 0]].double().cumsum(-1)
+    # At most all of the block: its two sums differ by rounding.
+    place = torch.searchsorted(inside, (reached - before).minimum(inside[:, -1:]))
+    return (block * SUMMED + place).squeeze(1)
 
 
 def filter_log_probs(log_probs: Tensor, *, top_k: int | None, top_p: float) -> Tensor:

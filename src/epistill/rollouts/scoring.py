@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from epistill.objective import entropy, token_log_probs
+from epistill.objective import entropy, tempered, token_log_probs
 from epistill.objective.fused import chunk_rows
 from epistill.rollouts.align import align, micro_batches
 from epistill.rollouts.engine import Ids, TokenScores
@@ -53,7 +53,7 @@ def score_completions(
         for states, ids in zip(
             batch.hidden(model).split(chunk), batch.token_ids.split(chunk), strict=True
         ):
-            logits = head.logits(states).float() / temperature
+            logits = tempered(head.logits(states).float(), temperature)
             normalised = logits.log_softmax(-1)
             columns = [token_log_probs(logits, ids), entropy(normalised)]
             if mass_of is not None:

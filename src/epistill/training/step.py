@@ -20,7 +20,12 @@ import torch
 from torch import Tensor
 
 from epistill.axes import Method
-from epistill.objective import at_least_float32, clipped_surrogate, token_log_probs
+from epistill.objective import (
+    at_least_float32,
+    clipped_surrogate,
+    tempered,
+    token_log_probs,
+)
 from epistill.objective.fused import head_loss
 from epistill.rollouts.align import Aligned, align, micro_batches
 from epistill.rollouts.model import Head, LanguageModel
@@ -144,7 +149,7 @@ class _Step:
         head = self.student.head()
 
         def of_chunk(raw: Tensor, part: slice) -> Tensor:
-            logits = head.finish(at_least_float32(raw)) / self.temperature
+            logits = tempered(head.finish(at_least_float32(raw)), self.temperature)
             here = {name: None if s is None else s[part] for name, s in streams.items()}
             seen = {name: (hidden[part], theirs) for name, (hidden, theirs) in views.items()}
             return self._chunk(logits, batch.token_ids[part], here, seen)
@@ -242,7 +247,7 @@ class _Step:
         heat = self.temperature if divergence.tempered else 1.0
         with torch.no_grad():
             seen = {
-                name: at_least_float32(head.logits(hidden)) / heat
+                name: tempered(at_least_float32(head.logits(hidden)), heat)
                 for name, (hidden, head) in views.items()
             }
             teacher_log_probs = token_log_probs(seen["teacher"], ids)

@@ -1,0 +1,74 @@
+"""Low-rank adapters in the layer's own number type, with float32 masters.
+
+peft computes an adapter in the adapter's float32: each of its layers copies its input to float32,
+scales, adds and copies back. In bfloat16 that costs more than the frozen layer. Here an adapted
+linear layer is its base and two products, in the type of its input; parameters and their gradients
+stay float32, as under autocast.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora import Linear
+from torch import Tensor, nn
+
+
+class _PlainLoraLinear(Linear):
+    """peft's layer, with its vanilla case computed by `low_rank_sum`; all else is left to peft."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if self.disable_adapters or self.merged or args or kwargs or len(self.active_adapters) != 1:
+            return super().forward(x, *args, **kwargs)
+        name = self.active_adapters[0]
+        down, up = self.lora_A[name].weight, self.lora_B[name].weight
+        return low_rank_sum(self.base_layer(x), x, down, up, self.scaling[name])
+
+
+def use_low_rank_sums(network: PeftModel) -> None:
+    """Let every adapted linear layer without dropout, bias or variant compute by `low_rank_sum`."""
+    for module in network.modules():
+        if (
+            type(module) is Linear
+            and not module.lora_variant
+            and all(isinstance(one, nn.Identity) for one in module.lora_dropout.values())
+            and not any(module.lora_bias.values())
+        ):
+            module.__class__ = _PlainLoraLinear
+
+
+def low_rank_sum(base: Tensor, x: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
+    """Base [..., O] + scale * (x [..., I] down^T [I, r]) up^T [r, O], in the type of base."""
+    return _LowRankSum.apply(base, x, down, up, scale)  # pyright: ignore
+
+
+class _LowRankSum(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, base: Tensor, x: Tensor, down: Tensor, up: Tensor, scale: float
+    ) -> Tensor:
+        rows, a, b = (one.to(base.dtype) for one in (x.flatten(0, -2), down, up))
+        inner = rows @ a.t()
+        ctx.save_for_backward(rows, inner, a, b)
+        ctx.scale, ctx.types = scale, (x.dtype, down.dtype, up.dtype)
+        return torch.addmm(base.flatten(0, -2), inner, b.t(), alpha=scale).view(base.shape)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grad_outputs
+        rows, inner, a, b = ctx.saved_tensors
+        of_x, of_down, of_up = ctx.types
+        flat = grad.flatten(0, -2)
+        back = (flat @ b) * ctx.scale
+        to_x = None
+        if ctx.needs_input_grad[1]:
+            to_x = (back @ a).view(*grad.shape[:-1], a.shape[1]).to(of_x)
+        return (
+            grad,
+            to_x,
+            (back.t() @ rows).to(of_down),
+            ((flat.t() @ inner) * ctx.scale).to(of_up),
+            None,
+        )
