@@ -209,6 +209,7 @@ def _model(
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
+    from epistill.rollouts.load_model import load_tokenizer
     from epistill.rollouts.prompts import render_prompt
     from epistill.tasks.coverage import load_eval_problems
     from epistill.teacher.context import teacher_messages
@@ -239,6 +240,10 @@ def _model(
         small["sliding_window"] = 64
     torch.manual_seed(derive_seed("tiny_model", name))
     network = AutoModelForCausalLM.from_config(AutoConfig.for_model(**small))
+    # Read back, a family's tokenizer may cut texts in its own way: the lessons are cut so too.
+    tokenizer.save_pretrained(target)
+    network.config.save_pretrained(target)
+    tokenizer = load_tokenizer(str(target), name, False)
     rows: list[tuple[list[int], list[int]]] = []
     end = tokenizer.eos_token_id
     assert isinstance(end, int)
@@ -253,7 +258,6 @@ def _model(
             answer = tokenizer.encode(response, add_special_tokens=False)
             rows.append((list(prompt), [*answer, end]))
     _teach(network, rows)
-    tokenizer.save_pretrained(target)
     network.save_pretrained(target)
     return str(target)
 
