@@ -78,6 +78,19 @@ class PreStepScores:
     teacher_marker_mass: Tensor | None = None
 
 
+def _known(part: str, name: str) -> Any:
+    """A property: a field of one part as a tensor, which the method must have asked for."""
+
+    def read(row: ScoredRow) -> Tensor:
+        import torch
+
+        values = getattr(getattr(row, part), name)
+        assert values is not None, "a method read scores that it does not say it needs"
+        return torch.as_tensor(values)
+
+    return property(read)
+
+
 @dataclass(frozen=True, slots=True)
 class ScoredRow:
     """One response as a token weight or a shape sees it; [T] is per completion token.
@@ -85,10 +98,27 @@ class ScoredRow:
     Attributes:
         row: The response and the verifier's signal.
         scores: As far as the method `needs` them.
+        markers: [T], true where a token belongs to an epistemic marker.
+        student_log_probs: [T], of the student when it sampled.
+        teacher_log_probs, teacher_entropies: [T], nats; need `teacher_scores`.
+        student_entropies: [T], nats; needs `student_entropies`.
+        student_marker_mass: [T], probability that the student begins a marker; needs its own name.
+        teacher_marker_mass: [T], that the teacher does; needs its own name.
+        negatives: [K, T], the teacher's in other views; needs `wrong_siblings` or
+            `other_questions`.
     """
 
     row: TrainingRow
     scores: PreStepScores
+
+    markers = _known("row", "markers")
+    student_log_probs = _known("row", "old_log_probs")
+    teacher_log_probs = _known("scores", "teacher_log_probs")
+    teacher_entropies = _known("scores", "teacher_entropies")
+    student_entropies = _known("scores", "student_entropies")
+    student_marker_mass = _known("scores", "student_marker_mass")
+    teacher_marker_mass = _known("scores", "teacher_marker_mass")
+    negatives = _known("scores", "negatives")
 
     @property
     def length(self) -> int:
@@ -111,56 +141,9 @@ class ScoredRow:
         return self.row.teacher_prompt_ids is not None
 
     @property
-    def markers(self) -> Tensor:
-        """[T], true where a token belongs to an epistemic marker."""
-        return _tensor(self.row.markers)
-
-    @property
-    def student_log_probs(self) -> Tensor:
-        """[T], of the student when it sampled."""
-        return _tensor(self.row.old_log_probs)
-
-    @property
-    def teacher_log_probs(self) -> Tensor:
-        """[T]; needs `teacher_scores`."""
-        return _tensor(self.scores.teacher_log_probs)
-
-    @property
-    def teacher_entropies(self) -> Tensor:
-        """[T], nats; needs `teacher_scores`."""
-        return _tensor(self.scores.teacher_entropies)
-
-    @property
-    def student_entropies(self) -> Tensor:
-        """[T], nats; needs `student_entropies`."""
-        return _tensor(self.scores.student_entropies)
-
-    @property
-    def student_marker_mass(self) -> Tensor:
-        """[T], probability that the student begins a marker; needs `student_marker_mass`."""
-        return _tensor(self.scores.student_marker_mass)
-
-    @property
-    def teacher_marker_mass(self) -> Tensor:
-        """[T], that the teacher does; needs `teacher_marker_mass`."""
-        return _tensor(self.scores.teacher_marker_mass)
-
-    @property
-    def negatives(self) -> Tensor:
-        """[K, T], the teacher's in other views; needs `wrong_siblings` or `other_questions`."""
-        return _tensor(self.scores.negatives)
-
-    @property
     def log_ratio(self) -> Tensor:
         """[T] u = log p_teacher - log p_student; needs `teacher_scores`."""
         return self.teacher_log_probs - self.student_log_probs
-
-
-def _tensor(values: Tensor | tuple[float, ...] | None) -> Tensor:
-    import torch
-
-    assert values is not None, "a method read scores that it does not say it needs"
-    return torch.as_tensor(values)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,11 +16,11 @@ import torch
 from epistill.axes import EmaWeights, FrozenWeights
 from epistill.config import Lora
 from epistill.methods import METHODS, method
-from epistill.objective import distillation_nats, self_distillation_loss
+from epistill.objective.loss import distillation_nats, self_distillation_loss
 from epistill.rollouts.model import with_lora
 from epistill.teacher.adapters import lora_layers, weight_delta
-from epistill.teacher.context import remove_thinking
 from epistill.teacher.weights import CopiedTeacher, make_teacher
+from epistill.thinking import split_thinking
 from epistill.training.step import accumulate_gradients
 from epistill.training_rows import TrainingRow
 from tests.helpers.models import make_tiny_model
@@ -201,7 +201,7 @@ def test_trl_keeps_the_thinking_where_the_template_opened_the_tag():
     text = "first I try 13, hmm </think> answer 18"
     theirs = re.sub(r"<think>.*?</think>", "", text, flags=re.DOTALL).strip()  # its line 283
     assert "hmm" in theirs
-    assert remove_thinking(text) == "answer 18"
+    assert split_thinking(text).answer == "answer 18"
 
 
 def test_trl_crashes_where_top_k_exceeds_the_vocabulary():

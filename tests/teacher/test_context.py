@@ -8,9 +8,9 @@ from epistill.records import Grade, GradedRollout, GradeStatus, Message, Problem
 from epistill.teacher.context import (
     NAMED_CONTEXTS,
     context_texts,
-    remove_thinking,
     teacher_messages,
 )
+from epistill.thinking import split_thinking
 
 
 def problem(name, solution=None):
@@ -126,6 +126,6 @@ def test_braces_in_a_question_survive():
 
 
 def test_remove_thinking():
-    assert remove_thinking("<think> a </think> b") == "b"
-    assert remove_thinking("a </think> b") == "b"
-    assert remove_thinking("no tags") == "no tags"
+    assert split_thinking("<think> a </think> b").answer == "b"
+    assert split_thinking("a </think> b").answer == "b"
+    assert split_thinking("no tags").answer == "no tags"

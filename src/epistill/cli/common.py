@@ -30,6 +30,7 @@ lab = typer.Typer(help="The laptop world's model.", no_args_is_help=True)
 tasks = typer.Typer(help="Problems: what is asked and how it is graded.", no_args_is_help=True)
 
 Json = Annotated[bool, Flag("Print JSON for a machine to read.", ("--json",))]
+_JSON = inspect.Parameter("as_json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Json)
 Whole = Sequence[int] | None
 # What the command line makes of a text, where a function takes more kinds.
 _PARSED: dict[Any, Any] = {
@@ -59,8 +60,9 @@ def command(
         name: Of the command.
         example: Of its use, shown in `--help`.
         page: Where its settings and numbers are described, shown there too.
-        of: What the command does; its parameters with a `Flag` are offered too, and the decorated
-            function is given the call that was asked for, a `partial`.
+        of: What the command does; its parameters with a `Flag` are offered too. The decorated
+            function prints its summary (`--json` comes with that), or is given the `call` that was
+            asked for, a `partial`.
         settings: Further flags; those that are given become keywords of `of`, or of the decorated
             function where there is no `of`.
         group: Where the command belongs.
@@ -68,9 +70,10 @@ def command(
 
     def decorate(prints: Callable[..., None]) -> Callable[..., None]:
         own, called = _offered(prints), [] if of is None else _offered(of)
+        summary_alone = of is not None and "call" not in inspect.signature(prints).parameters
+        own += [_JSON] if summary_alone else []
         for n, kind in (settings or {}).items():
-            keyword = inspect.Parameter.KEYWORD_ONLY
-            called.append(inspect.Parameter(n, keyword, default=None, annotation=kind))
+            called.append(_JSON.replace(name=n, default=None, annotation=kind))
 
         def run(**given: Any) -> None:
             mine = {one.name: given.pop(one.name) for one in own}
@@ -79,6 +82,8 @@ def command(
             try:
                 if of is None:
                     prints(**asked, **mine)
+                elif summary_alone:
+                    show(of(**asked), mine["as_json"], prints)
                 else:
                     prints(partial(of, **asked), **mine)
             except EpistillError as error:

@@ -23,47 +23,6 @@ from epistill.report.format import (
 )
 
 MAX_GROUPS = 6
-Call = partial[Result]
-
-
-@command(
-    "measure", "measure traces.jsonl --by step --report page.html", "docs/metrics.md", of=measure
-)
-def _measure(call: Call, *, as_json: Json = False) -> None:
-    show(call(), as_json, _print_measured)
-
-
-@command("shift", "shift base.jsonl tuned.jsonl --top 10", "docs/metrics.md", of=shift)
-def _shift(
-    call: Call,
-    *,
-    top: Annotated[int, Flag("Words to print; all are in --out and --json.")] = 20,
-    as_json: Json = False,
-) -> None:
-    at_least("--top", top, 1)
-    show(call(), as_json, partial(_print_shift, top=top))
-
-
-@command("grade", "grade traces.jsonl --problems gold.jsonl", "docs/metrics.md", of=grade)
-def _grade(call: Call, *, as_json: Json = False) -> None:
-    show(call(), as_json, _print_graded)
-
-
-@command(
-    "compare", "compare base.jsonl tuned.jsonl --report page.html", "docs/compare.md", of=compare
-)
-def _compare(call: Call, *, as_json: Json = False) -> None:
-    show(call(), as_json, _print_compared)
-
-
-@command(
-    "edit",
-    "edit traces.jsonl --rule 'swap wait=so' --out edited.jsonl",
-    "docs/counterfactuals.md",
-    of=edit,
-)
-def _edit(call: Call, *, as_json: Json = False) -> None:
-    show(call(), as_json, _print_edited)
 
 
 def _lines(*texts: str) -> None:
@@ -72,6 +31,9 @@ def _lines(*texts: str) -> None:
         console.print(text, soft_wrap=True)
 
 
+@command(
+    "measure", "measure traces.jsonl --by step --report page.html", "docs/metrics.md", of=measure
+)
 def _print_measured(summary: Mapping[str, Any]) -> None:
     console = terminal()
     for file in summary["files"]:
@@ -176,6 +138,17 @@ def _deciles(markers: Mapping[str, Mapping[str, Any]]) -> Table:
     return table
 
 
+@command("shift", "shift base.jsonl tuned.jsonl --top 10", "docs/metrics.md", of=shift)
+def _shift(
+    call: partial[Result],
+    *,
+    top: Annotated[int, Flag("Words to print; all are in --out and --json.")] = 20,
+    as_json: Json = False,
+) -> None:
+    at_least("--top", top, 1)
+    show(call(), as_json, partial(_print_shift, top=top))
+
+
 def _print_shift(found: Mapping[str, Any], top: int) -> None:
     """The words that moved most, then where each list's words stand."""
     console = terminal()
@@ -221,8 +194,8 @@ def _moved(title: str, rows: Iterable[Mapping[str, Any]]) -> Table:
     return table
 
 
+@command("grade", "grade traces.jsonl --problems gold.jsonl", "docs/metrics.md", of=grade)
 def _print_graded(summary: Mapping[str, Any]) -> None:
-    """What grading found, a file at a time, and where older labels disagree."""
     console = terminal()
     for result in summary["files"]:
         _lines(f"{result['file']}: {_reading(result['reading'])}; written to {result['written']}")
@@ -251,8 +224,10 @@ def _print_graded(summary: Mapping[str, Any]) -> None:
             console.print(table)
 
 
+@command(
+    "compare", "compare base.jsonl tuned.jsonl --report page.html", "docs/compare.md", of=compare
+)
 def _print_compared(summary: Mapping[str, Any]) -> None:
-    """What `compare` found, a set at a time; differences are B - A."""
     console = terminal()
     for label in "ab":
         side = summary[label]
@@ -317,6 +292,12 @@ def _strata(strata: Mapping[str, Any]) -> Table:
     return table
 
 
+@command(
+    "edit",
+    "edit traces.jsonl --rule 'swap wait=so' --out edited.jsonl",
+    "docs/counterfactuals.md",
+    of=edit,
+)
 def _print_edited(summary: Mapping[str, Any]) -> None:
     words = summary["words"]
     table = Table("rule", "responses changed", "edits")

@@ -59,10 +59,8 @@ def cut_points(
         >>> cut_points(["<think>so 3</think> 3 it is"], [1, 3, 9])
         ([5], [[9, 21, 27]])
     """
-    ends: list[list[int]] = []
     if tokenizer is None:
-        for text in texts:
-            ends.append([word.end() for word in WORD.finditer(blank_tags(text))])
+        ends = [[word.end() for word in WORD.finditer(blank_tags(text))] for text in texts]
     else:
         encoded = tokenizer.encode_batch(list(texts), add_special_tokens=False)
         ends = [[stop for _, stop in one.offsets] for one in encoded]

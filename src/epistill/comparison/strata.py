@@ -8,7 +8,7 @@ describes: length and density are consequences of the model, not causes that som
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -142,7 +142,6 @@ def _sums(side: Outcomes, group: Ints, count: int, n_problems: int) -> Floats:
 def _decompositions(tables: Mapping[str, Floats], seed: int) -> dict[str, Any]:
     """For each way of splitting: `mix`, `within`, and where one is missing the `reason`."""
     found: dict[str, Any] = {}
-    kept: list[str] = []
     for kind, table in tables.items():
         there = table[:, :, 0].sum(axis=1) > 0
         alone = int(np.count_nonzero(there[0] != there[1]))
@@ -152,27 +151,11 @@ def _decompositions(tables: Mapping[str, Floats], seed: int) -> dict[str, Any]:
                 f"{alone} of {there.shape[1]} strata hold responses of one side only, so that "
                 "there is nothing alike to compare them with"
             )
-        else:
-            kept.append(kind)
-    flat = {kind: np.concatenate(list(tables[kind]), axis=1) for kind in kept}
-    statistics: list[Callable[[Floats], Floats]] = []
-    start = 0
-    for table in flat.values():
-        count, width = table.shape[2], 4 * table.shape[2]
-        for part in (_mix, _within):
-            statistics.append(
-                lambda sums, part=part, start=start, width=width, count=count: part(
-                    sums[:, start : start + width].reshape(-1, 2, 2, count)
-                )
-            )
-        start += width
-    if not flat:
-        return found
-    columns = np.hstack([table.reshape(len(table), -1) for table in flat.values()])
-    tests = iter(bootstrap_statistics(columns, statistics, seed=seed))
-    for kind in kept:
-        for name in ("mix", "within"):
-            found[kind][name] = next(tests).difference.as_dict()
+            continue
+        columns = np.hstack([side.reshape(len(side), -1) for side in table])
+        tests = bootstrap_statistics(columns, [_mix, _within], seed=seed)  # equal draws for all
+        for name, test in zip(("mix", "within"), tests, strict=True):
+            found[kind][name] = test.difference.as_dict()
         if found[kind]["within"]["low"] is None and len(columns) > 1:
             found[kind]["reason"] = (
                 "some strata are so small that resamples leave them empty: no interval"
@@ -181,8 +164,8 @@ def _decompositions(tables: Mapping[str, Floats], seed: int) -> dict[str, Any]:
 
 
 def _shares_and_rates(sums: Floats) -> tuple[Floats, Floats]:
-    """[draws, 2, strata] shares of the responses, and accuracies, of [draws, 2, 2, strata] sums."""
-    weights, right = sums[:, :, 0], sums[:, :, 1]
+    """[draws, 2, strata] shares of the responses, and accuracies, of [draws, 4 strata] sums."""
+    weights, right = np.moveaxis(sums.reshape(len(sums), 2, 2, -1), 2, 0)
     shares = weights / weights.sum(axis=2, keepdims=True)
     with np.errstate(divide="ignore", invalid="ignore"):
         rates = right / weights

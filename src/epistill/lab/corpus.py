@@ -20,7 +20,8 @@ from epistill.rollouts.prompts import render_prompt
 from epistill.seeds import named_random
 from epistill.tasks.star_search import Star, make_star
 from epistill.tasks.star_traces import ContextKind, Dials, searching_trace, short_trace, trace_for
-from epistill.teacher.context import insert_context, remove_thinking
+from epistill.teacher.context import insert_context
+from epistill.thinking import split_thinking
 
 # Share of each kind of context in pretraining.
 MIXTURE: dict[ContextKind, float] = {
@@ -52,7 +53,7 @@ def _context_text(kind: ContextKind, star: Star, rng: random.Random, dials: Dial
         other = make_star(len(star.arms), len(star.arms[0]), "other", rng.random())
         return "<think> " + searching_trace(other, rng, dials, must_solve=True)
     solution = "<think> " + searching_trace(star, rng, dials, must_solve=True)
-    return solution if kind == "solution" else remove_thinking(solution)
+    return solution if kind == "solution" else split_thinking(solution).answer
 
 
 class Corpus:

@@ -108,19 +108,6 @@ def vocabulary_shift(counts_a: Any, counts_b: Any, words_a: Floats, words_b: Flo
     return Shift(*densities, ratio, problems, p_value, q_value)
 
 
-def ranks(moved: Floats) -> NDArray[np.int64]:
-    """1 for the word that moved most, ties by position.
-
-    Example:
-        >>> ranks(np.array([0.1, -3.0, 2.0])).tolist()
-        [3, 1, 2]
-    """
-    order = np.argsort(-np.abs(moved), kind="stable")
-    place = np.empty(order.size, np.int64)
-    place[order] = np.arange(1, order.size + 1)
-    return place
-
-
 def share_of_like_words_that_moved_less(
     moved: Floats, frequency: Floats, chosen: NDArray[np.bool_], *, neighbours: int = 200
 ) -> Floats:

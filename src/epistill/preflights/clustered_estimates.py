@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
+from epistill.evaluation.intervals import Floats
 from epistill.evaluation.stats import Estimate, bootstrap_mean, bootstrap_ratio
-
-Floats = NDArray[np.float64]
 
 
 def ratios(

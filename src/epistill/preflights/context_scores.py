@@ -59,20 +59,6 @@ class Student:
 
 
 @dataclass(frozen=True, slots=True)
-class PromptExample:
-    """One problem's prompts in full, for people, and what all of the context's prompts hash to."""
-
-    problem_id: str
-    student: str
-    teacher: str
-    student_sha256: str
-    teacher_sha256: str
-    student_mode: str
-    teacher_mode: str
-    all_sha256: str
-
-
-@dataclass(frozen=True, slots=True)
 class ContextMeasurement:
     """What one context makes of the teacher.
 
@@ -85,7 +71,7 @@ class ContextMeasurement:
         trace_rows: Of the student's rollouts, one correct one per problem: the held-out y*.
         trace_guided: Their scores under the context of the teacher's own responses.
         too_long: Prompts left out because they did not fit.
-        prompt: What was read.
+        prompt: One problem's prompts in full, for people, and what all of the context's hash to.
     """
 
     name: str
@@ -96,7 +82,7 @@ class ContextMeasurement:
     trace_rows: tuple[int, ...]
     trace_guided: tuple[TokenScores, ...]
     too_long: int
-    prompt: PromptExample | None
+    prompt: dict[str, str] | None
 
 
 def u_nats(guided: TokenScores, bare: TokenScores) -> Floats:
@@ -157,11 +143,7 @@ def measure_context(
     Raises:
         EpistillError: Student and teacher think in different modes.
     """
-    context, graded, teacher = (
-        NAMED_CONTEXTS[name],
-        student.graded,
-        _Teacher(engine, config, name),
-    )
+    context, graded, teacher = NAMED_CONTEXTS[name], student.graded, _Teacher(engine, config, name)
     drawn: Any = {
         "sampling": config.teacher_sampling,
         "seed": derive_seed("preflight", name, config.seed),
@@ -254,19 +236,14 @@ class _Teacher:
         self.too_long += not fits
         return fits
 
-    def example(self) -> PromptExample | None:
+    def example(self) -> dict[str, str] | None:
         """The first problem's prompts."""
         if self._shown is None:
             return None
-        problem_id, student, teacher = self._shown
+        problem_id, *prompts = self._shown
+        found = {"problem_id": problem_id}
+        for side, prompt in zip(("student", "teacher"), prompts, strict=True):
+            found[side], found[f"{side}_sha256"] = prompt.text, prompt.sha256
+            found[f"{side}_mode"] = thinking_mode(prompt.text)
         every = "".join(prompt.sha256 for prompt in self._known.values())
-        return PromptExample(
-            problem_id,
-            student.text,
-            teacher.text,
-            student.sha256,
-            teacher.sha256,
-            thinking_mode(student.text),
-            thinking_mode(teacher.text),
-            hashlib.sha256(every.encode()).hexdigest(),
-        )
+        return {**found, "all_sha256": hashlib.sha256(every.encode()).hexdigest()}

@@ -8,7 +8,6 @@ goes on where it was.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +163,7 @@ def _context(
         "largest_u_nats": max((float(np.abs(values).max()) for values in u), default=None),
         # By which entropies may be too low on average: 0.0 with the full vocabulary.
         "entropy_slack_nats": None if slack is None else float(slack.mean() / 2),
-        "prompt": None if guided.prompt is None else asdict(guided.prompt),
+        "prompt": guided.prompt,
     }
     found["verdict"] = verdict_of(found, load_thresholds())
     found["headline"] = headline(found)

@@ -60,20 +60,18 @@ def verdict_of(context: Mapping[str, Any], thresholds: Mapping[str, Any]) -> lis
         reason (a sentence).
     """
     values = predictors_of(context)
-    return [
-        _one(outcome, entry, values[entry["predictor"]])
-        for outcome, entry in thresholds["outcomes"].items()
-    ]
+    found: list[dict[str, Any]] = []
+    for outcome, entry in thresholds["outcomes"].items():
+        expectation, reason = _expected(entry, values[entry["predictor"]])
+        found.append({"outcome": outcome, "expectation": expectation, "reason": reason})
+    return found
 
 
-def _one(outcome: str, entry: Mapping[str, Any], value: float | None) -> dict[str, Any]:
+def _expected(entry: Mapping[str, Any], value: float | None) -> tuple[str, str]:
+    """What to expect, and why."""
     name = entry["predictor"]
     if value is None:
-        return {
-            "outcome": outcome,
-            "expectation": "not measured",
-            "reason": f"{name} could not be measured here",
-        }
+        return "not measured", f"{name} could not be measured here"
     rho = entry["rho"]
     evidence = f"rho {rho['value']:+.2f} [{rho['low']:+.2f}, {rho['high']:+.2f}]"
     near = _nearest(entry["arms"], value)
@@ -86,11 +84,7 @@ def _one(outcome: str, entry: Mapping[str, Any], value: float | None) -> dict[st
             if not entry["predicts"]
             else "no arm of the validation study went the other way, so there is no threshold"
         )
-        return {
-            "outcome": outcome,
-            "expectation": "not predicted",
-            "reason": f"{why}; {reason}",
-        }
+        return "not predicted", f"{why}; {reason}"
     sign = entry["sign"]
     rises = sign * value > threshold["value"]
     chosen = ""
@@ -99,13 +93,11 @@ def _one(outcome: str, entry: Mapping[str, Any], value: float | None) -> dict[st
         chosen = f"; chosen after the results were seen, since {failed} did not predict it"
     if (near[0]["outcome"] > 0) != rises:
         reason += f" (the nearest, {near[0]['arm']}, went the other way)"
-    return {
-        "outcome": outcome,
-        "expectation": "rise likely" if rises else "fall likely",
-        "reason": f"{reason}; threshold {sign * threshold['value']:+.3g} sorts "
+    return "rise likely" if rises else "fall likely", (
+        f"{reason}; threshold {sign * threshold['value']:+.3g} sorts "
         f"{threshold['right']} of {threshold['of']} lab arms rightly "
-        f"({threshold['left_out_right']} where their context was left out), {evidence}{chosen}",
-    }
+        f"({threshold['left_out_right']} where their context was left out), {evidence}{chosen}"
+    )
 
 
 def _nearest(arms: Sequence[Mapping[str, Any]], value: float) -> list[Mapping[str, Any]]:

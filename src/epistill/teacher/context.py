@@ -55,11 +55,6 @@ def insert_context(question: str, context: str, template: str) -> str:
     return TEMPLATES[template].format(question=question, context=context)
 
 
-def remove_thinking(text: str) -> str:
-    """A response without its thinking, also where only the closing tag is in the text."""
-    return split_thinking(text).answer
-
-
 def teacher_messages(problem: Problem, text: str | None, context: Context) -> tuple[Message, ...]:
     """The chat the teacher sees: the student's, with the context in its last user turn.
 
@@ -161,14 +156,9 @@ def context_alone(text: str, context: Context) -> tuple[Message, ...]:
     return (Message("user", insert_context("", text, template_of(context)).strip()),)
 
 
-def needs_regeneration(context: Context) -> bool:
-    """Whether `context_texts` must be given texts that a guided model wrote beforehand."""
-    return context.source == "regenerated"
-
-
 def _edited(context: Context, text: str, key: tuple[int, int]) -> str | None:
     if context.thinking == "remove":
-        text = remove_thinking(text)
+        text = split_thinking(text).answer
     if context.fraction < 1.0 or context.shuffled:
         words = text.split(" ")
         if context.shuffled:

@@ -19,7 +19,6 @@ from epistill.teacher.context import (
     NAMED_CONTEXTS,
     SUCCESS_THRESHOLD,
     context_texts,
-    needs_regeneration,
     rollout_as_context,
     teacher_messages,
 )
@@ -83,7 +82,7 @@ def contexts_of(
 ) -> list[str | None]:
     """`context_texts`, with the guided model asked first where the context is its own writing."""
     regenerated: Mapping[str, str] = {}
-    if needs_regeneration(context):
+    if context.source == "regenerated":
         first_round = guided_rollouts(
             engine,
             NAMED_CONTEXTS["sibling"],

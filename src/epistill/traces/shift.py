@@ -24,7 +24,6 @@ from epistill.metrics.lexicon import Lexicon, load_lexicon
 from epistill.metrics.vocabulary_shift import (
     MIN_PROBLEMS,
     Shift,
-    ranks,
     share_of_like_words_that_moved_less,
     vocabulary_shift,
 )
@@ -286,9 +285,11 @@ def _describe(
 def _table(
     names: Sequence[str], listed: Mapping[str, str], moved: Shift, a: _Counted, b: _Counted
 ) -> dict[str, Any]:
+    from scipy.stats import rankdata
+
     sums = [np.asarray(one.counts.sum(axis=0)).ravel() for one in (a, b)]
     per_response = sums[1] / b.responses - sums[0] / a.responses
-    place = ranks(moved.delta)
+    place = rankdata(-np.abs(moved.delta), method="ordinal")  # ties by position
     chosen = np.array([name in listed for name in names])
     like = share_of_like_words_that_moved_less(moved.delta, sums[0] + sums[1], chosen)
     rows = [

@@ -13,7 +13,6 @@ import torch
 from epistill.axes import FrozenWeights
 from epistill.config import RunConfig
 from epistill.rollouts.model import LanguageModel
-from epistill.teacher.context import needs_regeneration
 from epistill.teacher.weights import Teacher, make_teacher
 from epistill.training.sharding import placement, trained_copy
 from epistill.world import World
@@ -56,7 +55,8 @@ def make_train_state(config: RunConfig, student: LanguageModel, world: World) ->
         EpistillError: A sharded teacher would have to write its own contexts.
     """
     method = config.method
-    if world.size > 1 and config.parallel == "shard" and needs_regeneration(method.context):
+    sharded = world.size > 1 and config.parallel == "shard"
+    if sharded and method.context.source == "regenerated":
         world.stop(
             "the context of this method is the teacher's own writing, and a sharded teacher cannot "
             'sample; use parallel = "replicate", or another context'
