@@ -29,7 +29,7 @@ from typing import Any
 
 from common import medians_in_turn, report
 
-from epistill.metrics.lexicon import load_lexicon
+from epistill.metrics import load_lexicon
 from epistill.metrics.scan import Scanner
 from epistill.metrics.words import make_buffer
 from epistill.traces.measure import Options, measure_files

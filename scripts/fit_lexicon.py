@@ -16,8 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from epistill.metrics.epistemic import count_markers, total_markers
-from epistill.metrics.lexicon import Lexicon, load_lexicon
+from epistill.metrics import Lexicon, count_markers, load_lexicon, total_markers
 from epistill.seeds import named_random
 
 LABEL = "uncertainty_management"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from epistill.lab.card import measure_card, read_card
 from epistill.lab.corpus import IGNORE, Corpus
@@ -71,17 +72,29 @@ def test_corpus_is_named_by_seed_and_index(lab_model):
     assert corpus(0) != corpus(1)
 
 
-def test_pretraining_learns_and_repeats(tmp_path):
-    from epistill.lab.pretrain import pretrain
+def test_pretraining_moves_every_weight_and_repeats(monkeypatch):
+    from transformers import Qwen3ForCausalLM
 
-    def losses():
+    from epistill.lab import pretrain
+    from epistill.lab.build import build_config, build_tokenizer
+    from epistill.seeds import derive_seed
+
+    monkeypatch.setattr(pretrain, "BATCH_SIZE", 16)
+
+    def trained(seed):
         found = []
-        pretrain(DEFAULT_DIALS, seed=0, steps=12, on_step=lambda step, loss: found.append(loss))
-        return found
+        model, _ = pretrain.pretrain(
+            DEFAULT_DIALS, seed=seed, steps=4, on_step=lambda step, loss: found.append(loss)
+        )
+        return found, dict(model.named_parameters())
 
-    first = losses()
-    assert first[-1] < first[0] - 0.5
-    assert first == losses()
+    losses, weights = trained(0)
+    torch.manual_seed(derive_seed("pretrain_init", 0))
+    before = dict(Qwen3ForCausalLM(build_config(build_tokenizer())).named_parameters())
+    assert all((weights[name] != before[name]).any() for name in before)
+    assert len(losses) == 4
+    assert losses == trained(0)[0]
+    assert losses != trained(1)[0]
 
 
 def test_the_templates_stay_within_the_labs_vocabulary(lab_model):

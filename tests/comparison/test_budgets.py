@@ -19,7 +19,7 @@ def test_default_budgets():
 @settings(max_examples=40)
 @given(st.text(alphabet="ab 等'\n<", max_size=60), st.integers(1, 20))
 def test_a_cut_keeps_so_many_words(text, budget):
-    from epistill.metrics.words import count_words
+    from epistill.metrics import count_words
 
     (length,), ((stop,),) = cut_points([text], [budget])
     assert length == count_words(text)

@@ -10,7 +10,7 @@ import pytest
 
 from epistill.comparison.compare import CompareOptions, compare_sides
 from epistill.errors import EpistillError
-from epistill.evaluation.stats import maj_at_k, pass_at_k
+from epistill.evaluation import maj_at_k, pass_at_k
 from epistill.store import RunStore
 from epistill.tasks.grading import Grader
 from epistill.traces.measure import Options

@@ -11,15 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from epistill.evaluation.paired import (
-    bootstrap_statistics,
+from epistill.evaluation import (
     holm,
     minimum_detectable_difference,
+    paired_bootstrap,
     paired_ratio_test,
     paired_ratio_tests,
     paired_test,
 )
-from epistill.evaluation.stats import paired_bootstrap
+from epistill.evaluation.paired import bootstrap_statistics
 
 
 @given(st.lists(st.sampled_from([-1, -0.5, -0.1, 0, 0.1, 0.3, 0.9]), min_size=2, max_size=30))

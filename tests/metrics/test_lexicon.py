@@ -8,8 +8,7 @@ from importlib import resources
 import pytest
 
 from epistill.errors import EpistillError
-from epistill.metrics.epistemic import count_markers, total_markers
-from epistill.metrics.lexicon import load_lexicon, shipped_lexicons
+from epistill.metrics import count_markers, load_lexicon, shipped_lexicons, total_markers
 from epistill.metrics.words import count_words
 
 CONTROLS = [("paper-en", "control-en"), ("epistemic-zh", "control-zh")]

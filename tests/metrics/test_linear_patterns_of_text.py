@@ -10,8 +10,8 @@ import pytest
 
 import epistill.metrics
 from epistill import thinking
-from epistill.metrics import epistemic, loops, words
-from epistill.metrics.lexicon import load_lexicon, shipped_lexicons
+from epistill.metrics import epistemic, loops, shipped_lexicons, words
+from epistill.metrics.lexicon import load_lexicon
 from tests.helpers.linear_time import is_linear
 
 UNITS = ("<", "<think>", "</think>", "<think ", "[", "[T", "[THINK]", "<|channel|>", "◁", " ", "\n",

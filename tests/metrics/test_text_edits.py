@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from epistill.errors import EpistillError
-from epistill.metrics.epistemic import total_markers
+from epistill.metrics import total_markers
 from epistill.metrics.text_edits import TextEdits
 
 STAR = (

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from epistill.metrics.epistemic import total_markers
-from epistill.metrics.lexicon import load_lexicon
+from epistill.metrics import load_lexicon, total_markers
 from epistill.metrics.verification import (
     Checked,
     Verification,

@@ -13,7 +13,7 @@ from epistill.tasks.grading import Grader
 from epistill.tasks.workers import MEMORY, Lost, Workers
 
 SCRIPT = r"""
-from epistill.tasks.grading import grade_responses
+from epistill.tasks import grade_responses
 print([g.status.value for g in grade_responses([("math", "1/2", r"\boxed{0.5}")])])
 """
 

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from epistill.errors import EpistillError
-from epistill.tasks.answers import extract_answer
-from epistill.tasks.grading import grade_responses
+from epistill.tasks import extract_answer, grade_responses
 from epistill.traces import grade as grading
 from epistill.traces.grade import COLUMNS, grade_files
 from epistill.traces.measure import Options, measure_files

@@ -13,14 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from epistill.errors import EpistillError
-from epistill.metrics.epistemic import (
+from epistill.metrics import (
     count_markers,
+    count_words,
     density,
+    load_lexicon,
     marker_spans,
     official_substring_count,
 )
-from epistill.metrics.lexicon import load_lexicon
-from epistill.metrics.words import WORD, count_words, fold
+from epistill.metrics.words import WORD, fold
 from epistill.thinking import split_thinking
 from epistill.traces import tabulate
 from epistill.traces.measure import Options, measure_files

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from epistill.errors import EpistillError
-from epistill.metrics.epistemic import count_markers
-from epistill.metrics.words import WORD, count_words, fold
+from epistill.metrics import count_markers, count_words
+from epistill.metrics.words import WORD, fold
 from epistill.readers import record_files as read
 from epistill.traces import shift as shifting
 from epistill.traces.measure import Options

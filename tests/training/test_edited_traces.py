@@ -9,7 +9,7 @@ import epistill
 from epistill.config import RunConfig
 from epistill.errors import EpistillError
 from epistill.inputs import load_run_config
-from epistill.metrics.epistemic import total_markers
+from epistill.metrics import total_markers
 from epistill.rollouts.scoring import score_completions
 from epistill.store import RunStore
 from epistill.tasks.grading import Grader

@@ -34,6 +34,9 @@ def settings(name, seed, **changes):
     )
 
 
+FEW = {"problems_per_step": 4, "samples_per_problem": 4}
+
+
 def judged(name, seed, folder):
     store = run(settings(name, seed), folder, save_model=False)
     densities = [row["density_per_1k_tokens"] for row in store.metrics()]
@@ -65,7 +68,7 @@ def test_it_fires_on_a_run_that_collapses_and_is_silent_on_one_that_does_not(
 ):
     """The responses are known, and the weights stay where they are: so is what the teacher says."""
     know_star_traces(monkeypatch, until)
-    still = {"steps": 10, "problems_per_step": 4, "learning_rate": 1e-12}
+    still = {"steps": 10, "learning_rate": 1e-12, **FEW}
     store = run(settings(name, 0, **still), tmp_path, save_model=False)
     densities = [row["density_per_1k_tokens"] for row in store.metrics()]
     assert min(densities[:until]) > 50
@@ -89,8 +92,16 @@ def small(action, **changes):
         action=action, rules=(EASY,), baseline_steps=2, window_steps=2, standard_errors=0.0
     )
     return settings(
-        "sdpo", 3, steps=12, problems_per_step=4, checkpoint_every=3, monitor=monitor.model_dump(), **changes
-    )  # fmt: skip
+        "sdpo", 3, steps=12, checkpoint_every=3, monitor=monitor.model_dump(), **FEW, **changes
+    )
+
+
+@pytest.fixture(scope="module")
+def lowered(tmp_path_factory):
+    """A whole run of such responses whose alarms lower the weight of the teacher."""
+    with pytest.MonkeyPatch.context() as patch:
+        know_star_answers(patch)
+        return run(small("lower"), tmp_path_factory.mktemp("lowered"), save_model=False)
 
 
 @pytest.mark.usefixtures("shorter")
@@ -106,11 +117,10 @@ def test_an_alarm_stops_the_run_cleanly(tmp_path):
 
 
 @pytest.mark.usefixtures("shorter")
-def test_an_alarm_lowers_the_weight_of_the_teacher(tmp_path):
-    changed = run(small("lower"), tmp_path / "lower", save_model=False)
-    plain = run(small("log"), tmp_path / "log", save_model=False)
-    first = changed.alarms()[0]["step"]
-    ours, theirs = changed.metrics(), plain.metrics()
+def test_an_alarm_lowers_the_weight_of_the_teacher(lowered, tmp_path):
+    plain = run(small("log"), tmp_path, save_model=False)
+    first = lowered.alarms()[0]["step"]
+    ours, theirs = lowered.metrics(), plain.metrics()
     assert [r["loss"] for r in ours[: first + 1]] == [r["loss"] for r in theirs[: first + 1]]
     assert ours[first]["teacher_weight_factor"] == 1.0
     assert ours[first]["policy_gradient_loss"] is None
@@ -124,10 +134,9 @@ def test_an_alarm_lowers_the_weight_of_the_teacher(tmp_path):
 
 
 @pytest.mark.usefixtures("shorter")
-def test_a_run_that_broke_off_comes_back_with_the_same_alarms(tmp_path):
-    config = small("lower")
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    first = run(config, whole, save_model=False).alarms()[0]["step"]
+def test_a_run_that_broke_off_comes_back_with_the_same_alarms(lowered, tmp_path):
+    config, broken = small("lower"), tmp_path
+    first = lowered.alarms()[0]["step"]
 
     def break_off(done):
         if done == first + 3:  # behind an alarm, and between two checkpoints or on one
@@ -138,7 +147,7 @@ def test_a_run_that_broke_off_comes_back_with_the_same_alarms(tmp_path):
     assert RunStore(broken).result is None
     store = run(config, broken, save_model=False)
     for name in ("metrics.jsonl", "alarms.jsonl"):
-        assert (broken / name).read_bytes() == (whole / name).read_bytes()
+        assert (broken / name).read_bytes() == (lowered.folder / name).read_bytes()
     assert store.metrics()[-1]["teacher_weight_factor"] < 1
 
 
