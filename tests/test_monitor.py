@@ -14,6 +14,7 @@ from epistill.methods import METHODS, method
 from epistill.monitor import (
     Commits,
     Fall,
+    HeldOut,
     Loops,
     Monitor,
     Narrowing,
@@ -239,3 +240,29 @@ def test_a_run_that_cannot_lower_is_refused_before_it_starts():
 def test_unknown_measures_are_refused():
     with pytest.raises(ValidationError):
         Monitor.model_validate({"rules": [{"type": "fall", "measure": "densty", "share": 0.5}]})
+
+
+def test_held_out_behaviour_must_stay_below_its_best_for_a_while():
+    settings = only(HeldOut(set="six arms", by=0.1, patience=2))
+    scores = [0.5, 0.7, 0.55, 0.65, 0.55, 0.5, 0.7]
+    recorded = [{"step": step, "six arms/score": score} for step, score in enumerate(scores)]
+    assert fired(settings, recorded) == [(5, "held_out:six arms:score")]
+    between = {"reward": 1.0, DENSITY: 3.0}  # rows of training steps say nothing about the set
+    mixed = [one for row in recorded for one in (row, between | {"step": row["step"]})]
+    assert fired(settings, mixed) == [(5, "held_out:six arms:score")]
+
+
+def test_a_rule_on_a_set_that_nobody_evaluates_is_refused():
+    settings = {
+        "model": "lab",
+        "task": {"type": "star_search"},
+        "method": METHODS["grpo"],
+        "evaluations": [{"name": "six arms", "task": {"type": "star_search"}}],
+        "monitor": {"rules": [{"type": "held_out", "set": "six arm"}]},
+    }
+    with pytest.raises(ValidationError, match=r"watches 'six arm'.*did you mean 'six arms'"):
+        RunConfig.model_validate(settings | {"eval_every": 5})
+    settings["monitor"]["rules"][0]["set"] = "six arms"
+    with pytest.raises(ValidationError, match="expected eval_every"):
+        RunConfig.model_validate(settings)
+    RunConfig.model_validate(settings | {"eval_every": 5})

@@ -213,6 +213,12 @@ class Method(Settings):
         weights = self.token_weights if self.blend.distils else ()
         return reduce(or_, (weight.needs for weight in weights), self.blend.needs)
 
+    def at_step(self, step: int) -> Method:
+        """The method in this rollout batch: without the token weights that do not count in it."""
+        counting = (w for w in self.token_weights if step >= w.from_step)
+        kept = tuple(w for w in counting if w.until_step is None or step < w.until_step)
+        return self.model_copy(update={"token_weights": kept})
+
     @property
     def needs_start(self) -> bool:
         """Whether the weights at the start are asked besides the teacher's."""

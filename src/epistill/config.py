@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from epistill.axes import Method, MethodFile
-from epistill.monitor import Monitor, with_less_teacher
+from epistill.errors import did_you_mean
+from epistill.monitor import HeldOut, Monitor, with_less_teacher
 from epistill.settings import Settings
 from epistill.word_rules import Block, Force
 
@@ -285,6 +286,18 @@ class RunConfig(Settings):
                 f"samples_per_problem is {self.samples_per_problem}; expected at least 2: method "
                 f"{self.method.name!r} compares responses to the same problem"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _watched_sets_are_evaluated(self) -> RunConfig:
+        names = [chosen.name for chosen in self.evaluations]
+        for rule in self.monitor.rules if self.monitor is not None else ():
+            if isinstance(rule, HeldOut) and (rule.set not in names or self.eval_every is None):
+                raise ValueError(
+                    f"monitor.rules: held_out watches {rule.set!r}; expected eval_every and one of "
+                    f"the evaluations {', '.join(names) or '(there are none)'}"
+                    f"{did_you_mean(rule.set, names)}"
+                )
         return self
 
     @model_validator(mode="after")

@@ -146,6 +146,37 @@ class Commits(Settings):
         return _risen(run.change(COMMITTED), self.points, said, settings)
 
 
+class HeldOut(Settings):
+    """Early stop: `patience` evaluations in a row lie below the best one before by more than `by`.
+
+    Attributes:
+        set: Name of one of the run's `evaluations`, made every `eval_every` steps.
+        measure: Of its responses.
+        by: In the measure's own unit.
+    """
+
+    type: Literal["held_out"] = "held_out"
+    set: str
+    measure: Literal["score", "length_tokens", "density_per_1k_tokens"] = "score"
+    by: float = Field(default=0.05, gt=0.0)
+    patience: int = Field(default=2, ge=1)
+    action: Action | None = None
+
+    def look(self, run: Watcher, settings: Monitor) -> _Found | None:
+        """As `Fall.look`; of a row that is an evaluation."""
+        values = run.all(f"{self.set}/{self.measure}")
+        before, last = values[: -self.patience], values[-self.patience :]
+        if not before or max(last) >= (limit := max(before) - self.by):
+            return None
+        return _Found(
+            max(before),
+            last[-1],
+            limit,
+            f"{self.measure} on {self.set!r} has been more than {self.by:g} below its best "
+            f"({max(before):.3g}) for {self.patience} evaluations: {last[-1]:.3g}",
+        )
+
+
 def _risen(change: Change | None, points: float, said: str, settings: Monitor) -> _Found | None:
     """Of a share that rose by more than `points`; what is said names now, before and steps."""
     if change is None or not change.rose(beyond=points):
@@ -155,7 +186,7 @@ def _risen(change: Change | None, points: float, said: str, settings: Monitor) -
     return _Found(before, now, before + points, message)
 
 
-Rule = Annotated[Fall | Narrowing | Pull | Loops | Commits, Field(discriminator="type")]
+Rule = Annotated[Fall | Narrowing | Pull | Loops | Commits | HeldOut, Field(discriminator="type")]
 DEFAULT_RULES = (
     Fall(measure=DENSITY, share=0.5),
     Fall(measure=ENTROPY, share=0.8),
@@ -253,7 +284,7 @@ class Watcher:
         self.alarms: list[Alarm] = []
 
     def observe(self, row: Mapping[str, Any]) -> list[Alarm]:
-        """Take in one step's numbers; return the alarms it raised.
+        """Take in the numbers of one step, or of an evaluation after it; return what it raised.
 
         Rows that are not on-policy (`"on_policy": false`) say nothing about the student and are
         passed over; so is, measure by measure, a row whose value is absent or None.
@@ -268,7 +299,8 @@ class Watcher:
                 self._known[name].append(float(value))
         raised: list[Alarm] = []
         for rule in settings.rules:
-            name = ":".join([rule.type, *filter(None, [getattr(rule, "measure", None)])])
+            parts = rule.type, getattr(rule, "set", None), getattr(rule, "measure", None)
+            name = ":".join(filter(None, parts))
             rests = self._seen - self._last_alarm.get(name, -settings.window_steps)
             if rests >= settings.window_steps and (found := rule.look(self, settings)) is not None:
                 self._last_alarm[name] = self._seen
@@ -289,11 +321,14 @@ class Watcher:
         lowered = sum(alarm.action == "lower" for alarm in self.alarms)
         return 1.0 if self._settings is None else self._settings.lower_factor**lowered
 
+    def all(self, measure: str) -> list[float]:
+        """A measure in all rows so far; empty where this row has none."""
+        return [] if self._row.get(measure) is None else self._known[measure]
+
     def last(self, measure: str) -> list[float]:
         """The window of a measure, shorter while the run is; empty where this row has none."""
         assert self._settings is not None
-        known = [] if self._row.get(measure) is None else self._known[measure]
-        return known[-self._settings.window_steps :]
+        return self.all(measure)[-self._settings.window_steps :]
 
     def change(self, measure: str) -> Change | None:
         """From the baseline to the window; None while they are not whole and apart."""

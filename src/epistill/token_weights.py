@@ -21,11 +21,15 @@ class TokenWeight(Choice):
         needs: Scores that `weights` reads.
         mean_one: The product of all weights of this kind is divided by its mean over the tokens
             that the step distils.
+        from_step, until_step: Rollout batches in which it counts, the second exclusive (None: to
+            the end); in all others it is 1.
     """
 
     noun: ClassVar[str] = "token weight"
     needs: ClassVar[Needs] = Needs()
     mean_one: ClassVar[bool] = False
+    from_step: int = Field(default=0, ge=0)
+    until_step: int | None = Field(default=None, ge=1)
 
     def weights(self, row: ScoredRow, kept: Tensor) -> Tensor:
         """[T], before the step, without gradient.

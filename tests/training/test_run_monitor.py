@@ -7,9 +7,10 @@ import pytest
 from epistill.config import RunConfig
 from epistill.errors import EpistillError
 from epistill.methods import method
-from epistill.monitor import Fall, Monitor
+from epistill.monitor import Fall, HeldOut, Monitor
 from epistill.rollouts.offsets import token_ends, tokens_in_spans
 from epistill.store import RunStore
+from epistill.studies import run_arm
 from epistill.studies.run_arm import run
 from tests.helpers.known_answers import know_star_answers, know_star_traces
 
@@ -149,6 +150,40 @@ def test_a_run_that_broke_off_comes_back_with_the_same_alarms(lowered, tmp_path)
     for name in ("metrics.jsonl", "alarms.jsonl"):
         assert (broken / name).read_bytes() == (lowered.folder / name).read_bytes()
     assert store.metrics()[-1]["teacher_weight_factor"] < 1
+
+
+@pytest.mark.usefixtures("shorter")
+def test_a_rule_on_held_out_behaviour_stops_the_run_early_and_again_when_it_is_resumed(
+    tmp_path, monkeypatch
+):
+    at = {}
+    really = run_arm.evaluate_model
+
+    def falls_from_step_4_on(*args, **settings):
+        return [row | {"correct": at["done"] < 4} for row in really(*args, **settings)]
+
+    monkeypatch.setattr(run_arm, "evaluate_model", falls_from_step_4_on)
+    watched = {"name": "held out", "task": {"type": "star_search", "split": "test"}, "problems": 1}
+    rule = HeldOut(set="held out", by=0.2, patience=2, action="stop")
+    config = small("log", eval_every=2, evaluations=[watched | {"samples": 1}])
+    monitor = Monitor(rules=(*config.monitor.rules, rule))
+    config = config.model_copy(update={"monitor": monitor})
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    store = run(config, whole, save_model=False, on_step=lambda done: at.update(done=done))
+    stopped = store.result["stopped_by"]
+    assert (stopped["rule"], stopped["step"]) == ("held_out:held out:score", 5)
+    assert (store.result["steps"], len(store.metrics())) == (6, 6)
+
+    def break_off(done):
+        at.update(done=done)
+        if done == 5:  # the evaluation after step 4 is made again from the checkpoint at 3
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(config, broken, save_model=False, on_step=break_off)
+    run(config, broken, save_model=False, on_step=lambda done: at.update(done=done))
+    for name in ("metrics.jsonl", "alarms.jsonl", "evaluations/curve.jsonl"):
+        assert (broken / name).read_bytes() == (whole / name).read_bytes()
 
 
 # ---- which tokens are markers

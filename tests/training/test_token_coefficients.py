@@ -183,3 +183,28 @@ def test_weights_by_entropy_and_by_certainty_that_only_the_teacher_has():
         {"type": "certainty_gap", "beta": 2.0}, student_entropies=entropies, **teacher
     )
     assert first == pytest.approx([1 / 6, math.exp(-1.5) / 6, 1 / 6])
+
+
+def test_a_weight_counts_in_its_steps_only():
+    chosen = method(
+        "sdpo",
+        token_weights=[
+            {"type": "only_rows", "until_step": 3},
+            {"type": "token_range", "skip_first": 1, "from_step": 2},
+        ],
+    )
+    kinds = [[weight.type for weight in chosen.at_step(step).token_weights] for step in range(4)]
+    both = ["only_rows", "token_range"]
+    assert kinds == [both[:1], both[:1], both, both[1:]]
+    assert chosen.at_step(0).needs == chosen.needs
+
+
+def test_a_step_leaves_out_a_weight_whose_time_has_not_come():
+    student, teacher = make_tiny_model(0), LiveTeacher(make_tiny_model(1))
+    settings = {"temperature": 1.0, "microbatch_tokens": 64}
+    late = method("sdpo", token_weights=[{"type": "token_range", "skip_first": 2, "from_step": 5}])
+    found = [
+        accumulate_gradients(student, teacher, [row()], chosen, progress=Progress(step), **settings)
+        for chosen, step in ((late, 4), (late, 5), (method("sdpo", token_weights=()), 5))
+    ]
+    assert found[0].loss == found[2].loss != found[1].loss

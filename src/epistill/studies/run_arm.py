@@ -92,12 +92,12 @@ def run(
                 engine, chosen, grader, sampling=drawn, seed=config.seed, keep_texts=keep
             )
 
-        def after_step(done: int, model: LanguageModel) -> None:
+        def after_step(done: int, model: LanguageModel) -> dict[str, object] | None:
             """A small evaluation: means only, for the learning curve."""
             if world.first:
                 on_step(done)
             if config.eval_every is None or done % config.eval_every or done >= config.steps:
-                return
+                return None
             point: dict[str, object] = {"step": done}
             for chosen in config.evaluations:
                 fewer = {"problems": chosen.curve_problems, "samples": 1}
@@ -108,6 +108,7 @@ def run(
             curve = store.read_records("evaluations", "curve") or []
             kept = [row for row in curve if row["step"] < done]
             store.write_records("evaluations", "curve", [*kept, point])
+            return point
 
         train_student(config, store, student, grader, on_step=after_step)
         final = {

@@ -7,7 +7,7 @@ student in place. It evaluates nothing itself: `on_step` is called after every s
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -33,7 +33,7 @@ from epistill.training.stored_traces import stored_traces, trace_batch
 from epistill.training.train_state import make_train_state
 from epistill.world import current_world
 
-OnStep = Callable[[int, LanguageModel], None]
+OnStep = Callable[[int, LanguageModel], Mapping[str, Any] | None]
 
 
 def train_student(
@@ -51,7 +51,8 @@ def train_student(
         store: Its directory, already begun and locked; a checkpoint in it is resumed.
         student: The model to train.
         grader: Grades the rollouts.
-        on_step: Called with the number of steps done and the student, also once at 0.
+        on_step: Called with the number of steps done and the student, also once at 0; returns the
+            evaluation that it made, if any.
     """
     world = current_world()
     torch.manual_seed(derive_seed("torch", config.seed, *([world.rank] if world.rank else [])))
@@ -63,7 +64,7 @@ def train_student(
     done = resume(store, state, world)
     monitor = RunMonitor(config, store, world)
     if done == 0:
-        on_step(0, student)
+        monitor.evaluated(on_step(0, student))
     while done < config.steps and monitor.goes_on:
         started = time.perf_counter()
         now = monitor.config
@@ -88,7 +89,7 @@ def train_student(
             },
         )
         done += 1
-        on_step(done, student)  # before the checkpoint: a run killed between them does it again
+        monitor.evaluated(on_step(done, student))  # before the checkpoint: killed between, again
         if done % config.checkpoint_every == 0 and done < config.steps:
             save_checkpoint(store, done, state, world)
     if engine is not None:

@@ -1,10 +1,10 @@
 """The live monitor of a run: replays what was recorded, looks at each new step, acts on alarms.
 
-Enters: the run's configuration and store, one row of metrics per step. Leaves: alarms.jsonl, and
-for the loop: the configuration of the next step, and whether there is one. Its only state is
-metrics.jsonl, so that a resumed run needs nothing from a checkpoint. Where several processes train
-together, all decide by the first one's numbers: one that stopped alone would leave the others
-waiting for ever.
+Enters: the run's configuration and store, one row of metrics per step and evaluation. Leaves:
+alarms.jsonl, and for the loop: the configuration of the next step, and whether there is one. Its
+only state are these rows, so that a resumed run needs nothing from a checkpoint. Where several
+processes train together, all decide by the first one's numbers: one that stopped alone would leave
+the others waiting for ever.
 """
 
 from __future__ import annotations
@@ -32,8 +32,15 @@ class RunMonitor:
         self._store = store
         self._world = world
         self._watcher = Watcher(config.monitor)
-        for row in world.on_first(store.metrics):  # the others may not see its files yet
+        for row in world.on_first(self._recorded):  # the others may not see its files yet
             self._watcher.observe(row)
+
+    def _recorded(self) -> list[dict[str, Any]]:
+        """What was observed before, in its order."""
+        rows = self._store.metrics()
+        curve = self._store.read_records("evaluations", "curve") or []
+        made = [_after_its_step(point) for point in curve if point["step"] <= len(rows)]
+        return sorted([*rows, *made], key=lambda row: row["step"])
 
     @property
     def goes_on(self) -> bool:
@@ -58,3 +65,15 @@ class RunMonitor:
             "teacher_weight_factor": factor,
             "alarms": [alarm.rule for alarm in alarms],
         }
+
+    def evaluated(self, point: Mapping[str, Any] | None) -> None:
+        """Look at an evaluation during training, if there was one."""
+        point = self._world.on_first(lambda: point)
+        if point is not None:
+            for alarm in self._watcher.observe(_after_its_step(point)):
+                self._store.append("alarms", alarm.as_dict())
+
+
+def _after_its_step(point: Mapping[str, Any]) -> dict[str, Any]:
+    """A point counts the steps done before it, a row of metrics is named by its step."""
+    return {**point, "step": point["step"] - 1}

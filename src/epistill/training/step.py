@@ -101,10 +101,12 @@ def accumulate_gradients(
         temperature: All networks' logits are divided by it, as the sampler's were.
         microbatch_tokens: Padded tokens per forward pass; changes memory, not the loss.
     """
+    progress = progress or Progress()
+    method = method.at_step(progress.step)
     if scores is None:
         settings = {"temperature": temperature, "microbatch_tokens": microbatch_tokens}
         scores = gather_scores(rows, method, student, teacher, base, **settings)
-    coefficients = plan_coefficients(rows, scores, method, progress or Progress())
+    coefficients = plan_coefficients(rows, scores, method, progress)
     step = _Step(student, method, temperature, rows, coefficients, scores)
     world = current_world()
     padded = real = 0
