@@ -21,6 +21,7 @@ from epistill.metrics.epistemic import marker_spans
 from epistill.metrics.lexicon import Lexicon
 from epistill.report.format import format_estimate, format_signed, loops_line
 from epistill.report.panels import Plot
+from epistill.report.study_advice import study_advice
 from epistill.report.study_figures import study_plots
 from epistill.store import write_atomic
 
@@ -46,7 +47,12 @@ def write_report(report: Mapping[str, Any], path: Path) -> Path:
     """
     report = {"preflights": [], **report}  # older versions had none
     return render_page(
-        "study.html.j2", path, study_plots(report), report=report, traces=_marked_traces(report)
+        "study.html.j2",
+        path,
+        study_plots(report),
+        report=report,
+        advice=study_advice(report),
+        traces=_marked_traces(report),
     )
 
 
