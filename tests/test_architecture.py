@@ -18,7 +18,7 @@ SOURCE = ROOT / "src" / "epistill"
 FREE = {
     "errors", "seeds", "settings", "records", "training_rows", "targets",
     "token_weights", "shapes", "blends", "axes", "method_import", "config", "environment", "methods",
-    "monitor", "thinking", "word_rules",
+    "alarm_rules", "monitor", "thinking", "word_rules",
 }  # fmt: skip
 # Which folders (or modules) of the package each may import. `lab` is the lab's model.
 ALLOWED = {
@@ -36,7 +36,8 @@ ALLOWED = {
     "blends": {"settings", "training_rows", "shapes"},
     "axes": {"settings", "training_rows", "targets", "token_weights", "shapes", "blends"},
     "method_import": {"axes", "errors"},
-    "monitor": {"settings", "axes", "errors"},
+    "alarm_rules": {"settings"},
+    "monitor": {"settings", "axes", "errors", "alarm_rules"},
     "word_rules": set(),
     "config": {"settings", "axes", "monitor", "word_rules"},
     "describe": {"axes"},

@@ -7,21 +7,12 @@ import random
 import pytest
 from pydantic import ValidationError
 
+from epistill.alarm_rules import Commits, Fall, HeldOut, Loops, Narrowing, Pull
 from epistill.blends import Convex
 from epistill.config import RunConfig
 from epistill.errors import EpistillError
 from epistill.methods import METHODS, method
-from epistill.monitor import (
-    Commits,
-    Fall,
-    HeldOut,
-    Loops,
-    Monitor,
-    Narrowing,
-    Pull,
-    Watcher,
-    with_less_teacher,
-)
+from epistill.monitor import Monitor, Watcher, with_less_teacher
 
 DENSITY, ENTROPY = "density_per_1k_tokens", "entropy_nats_per_token"
 

@@ -11,8 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from epistill.axes import Method, MethodFile
-from epistill.errors import did_you_mean
-from epistill.monitor import HeldOut, Monitor, with_less_teacher
+from epistill.monitor import Monitor, with_less_teacher
 from epistill.settings import Settings
 from epistill.word_rules import Block, Force
 
@@ -290,43 +289,30 @@ class RunConfig(Settings):
 
     @model_validator(mode="after")
     def _watched_sets_are_evaluated(self) -> RunConfig:
-        names = [chosen.name for chosen in self.evaluations]
-        for rule in self.monitor.rules if self.monitor is not None else ():
-            if isinstance(rule, HeldOut) and (rule.set not in names or self.eval_every is None):
-                raise ValueError(
-                    f"monitor.rules: held_out watches {rule.set!r}; expected eval_every and one of "
-                    f"the evaluations {', '.join(names) or '(there are none)'}"
-                    f"{did_you_mean(rule.set, names)}"
-                )
+        if self.monitor is not None:
+            names = [chosen.name for chosen in self.evaluations] if self.eval_every else []
+            self.monitor.check_sets(names)
         return self
 
     @model_validator(mode="after")
     def _training_samples_from_the_model(self) -> RunConfig:
+        served = isinstance(self.rollouts, VllmRollouts)
+        filtered = self.sampling.top_p < 1.0 or self.sampling.top_k is not None
+        told = None
         if self.sampling.has_rules:
-            raise ValueError(
-                "sampling has force or block, and training would learn words that nobody sampled; "
-                "expected them in eval_sampling only"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _servers_can_sample_this(self) -> RunConfig:
-        if isinstance(self.rollouts, VllmRollouts):
-            if self.sampling.top_p < 1.0 or self.sampling.top_k is not None:
-                raise ValueError(
-                    "rollouts.engine is 'vllm' and sampling has top_p or top_k; expected neither: "
-                    "a server's log-probs are those after these filters"
-                )
-            if self.sampling.stop:
-                raise ValueError(
-                    "rollouts.engine is 'vllm' and sampling has stop; expected none: a reply must "
-                    "end with an end token, or it may be of another model"
-                )
-            if self.method.traces is not None:
-                raise ValueError(
-                    f"rollouts.engine is 'vllm' but method {self.method.name!r} trains on traces; "
-                    "expected 'inprocess'"
-                )
+            told = "sampling has force or block, and training would learn words that nobody "
+            told += "sampled; expected them in eval_sampling only"
+        elif served and filtered:
+            told = "rollouts.engine is 'vllm' and sampling has top_p or top_k; expected neither: "
+            told += "a server's log-probs are those after these filters"
+        elif served and self.sampling.stop:
+            told = "rollouts.engine is 'vllm' and sampling has stop; expected none: a reply must "
+            told += "end with an end token, or it may be of another model"
+        elif served and self.method.traces is not None:
+            told = f"rollouts.engine is 'vllm' but method {self.method.name!r} trains on traces; "
+            told += "expected 'inprocess'"
+        if told is not None:
+            raise ValueError(told)
         return self
 
     @property

@@ -8,12 +8,13 @@ import json
 import pytest
 import torch
 
+from epistill.alarm_rules import Fall
 from epistill.config import SamplingConfig
 from epistill.errors import EpistillError
 from epistill.integrations.transformers import EpistemicMonitor
 from epistill.metrics.epistemic import total_markers
 from epistill.metrics.loops import is_looping
-from epistill.monitor import Fall, Monitor
+from epistill.monitor import Monitor
 from epistill.rollouts.load_model import load_model
 from epistill.rollouts.sampler import sample
 from tests.helpers.known_answers import sampler_of

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from epistill.alarm_rules import Fall, HeldOut
 from epistill.config import RunConfig
 from epistill.errors import EpistillError
 from epistill.methods import method
-from epistill.monitor import Fall, HeldOut, Monitor
+from epistill.monitor import Monitor
 from epistill.rollouts.offsets import token_ends, tokens_in_spans
 from epistill.store import RunStore
 from epistill.studies import run_arm

@@ -26,12 +26,13 @@ import torch
 from accelerate.utils import gather_object
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from epistill.alarm_rules import AVG_AT_K, DENSITY, ENTROPY, LOOPING, PASS_AT_K
 from epistill.config import SamplingConfig
 from epistill.errors import EpistillError
 from epistill.integrations.rewards import completion_text
 from epistill.metrics.epistemic import density, total_markers
 from epistill.metrics.loops import is_looping
-from epistill.monitor import AVG_AT_K, DENSITY, ENTROPY, LOOPING, PASS_AT_K, Alarm, Monitor, Watcher
+from epistill.monitor import Alarm, Monitor, Watcher
 from epistill.records import Message
 from epistill.rollouts.engine import PromptRequest
 from epistill.rollouts.model import LanguageModel

@@ -29,10 +29,10 @@ def study_advice(report: Mapping[str, Any]) -> list[tuple[str, list[Mapping[str,
     """
     found: dict[str, list[Mapping[str, Any]]] = {group: [] for group in GROUPS}
     for arm in report["arms"]:
-        changes = [(arm["difference_to_baseline"].get(k) or {}) for k in ("in_domain", "ood")]
-        scores = [change.get("score") for change in changes]
-        if all(scores):
-            found[_group(*scores)].append(arm)
+        changes = arm["difference_to_baseline"]
+        inside, ood = ((changes.get(kind) or {}).get("score") for kind in ("in_domain", "ood"))
+        if inside and ood:
+            found[_group(inside, ood)].append(arm)
     return [(group, sorted(arms, key=_ood, reverse=True)) for group, arms in found.items() if arms]
 
 
