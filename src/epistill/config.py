@@ -168,8 +168,8 @@ class VllmRollouts(Settings):
         model: The name they serve the model under.
         weights_folder: Where the weights are written for them, the same path on every machine;
             None is a folder in the run's directory.
-        push_every: Steps between two pushes of weights; above 1, rollouts are stale by up to
-            push_every - 1 steps.
+        push_every: Steps between two pushes of weights; rollouts are stale by up to one less.
+        ahead: The servers write the next batch while this one trains; rollouts are one step older.
         importance_cap: Upper bound of the importance weight of a token, p_trainer / p_engine.
         in_flight: Requests (one per group) that each server gets at a time.
         attempts: Per request and server, with growing pauses.
@@ -181,6 +181,7 @@ class VllmRollouts(Settings):
     model: str
     weights_folder: str | None = None
     push_every: int = Field(default=1, ge=1)
+    ahead: bool = False
     importance_cap: float = Field(default=2.0, ge=1.0)
     in_flight: int = Field(default=32, ge=1)
     attempts: int = Field(default=4, ge=1)

@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from epistill.records import Grade, GradedRollout, GradeStatus, Message, Problem
 from epistill.rollouts.load_model import load_model
 from epistill.store import RunStore
 from epistill.studies.run_arm import run
+from epistill.training import loop
 from epistill.training.server_rollouts import corrected, open_engine
 from epistill.training.token_coefficients import plan_coefficients
 from epistill.training_rows import PreStepScores, Progress, TrainingRow
@@ -78,6 +80,40 @@ def test_weights_that_are_not_pushed_are_seen_and_corrected(tmp_path):
     assert found[1]["engine_gap_nats_per_token"] is None  # its gap is not the engine's
     assert found[1]["importance_weight_mean"] != pytest.approx(1.0, abs=1e-6)
     assert found[1]["entropy_nats_per_token"] is None
+
+
+def test_the_next_batch_is_written_while_this_one_trains(tmp_path, monkeypatch):
+    """An update does not begin before the next step's first request is there; all are one step old."""
+    inner = loop.optimiser_steps
+    with FakeVllm(load_model("lab")) as server:
+        one_step = [3 + 1, 6 + 1 * 2]  # groups, and the probe of each push
+
+        def held_up(now, store, state, batch, done, world):
+            deadline = time.monotonic() + 120
+            while done < 2 and len(server.bodies) <= one_step[done]:
+                assert time.monotonic() < deadline, "nobody asked for the next batch"
+                time.sleep(0.01)
+            return inner(now, store, state, batch, done, world)
+
+        monkeypatch.setattr(loop, "optimiser_steps", held_up)
+        run(config([server.url], "sdpo", rollouts={"ahead": True}), tmp_path / "run")
+        assert server.paths.count("/collective_rpc") == 2  # the third step's batch is there already
+    found = metrics(tmp_path / "run")
+    assert [row["policy_lag_steps"] for row in found] == [0, 1, 1]
+    assert [row["stale_rollout_share"] for row in found] == [0.0, 1.0, 1.0]
+    assert found[0]["importance_weight_mean"] == pytest.approx(1.0, abs=1e-4)
+    assert found[1]["importance_weight_mean"] != pytest.approx(1.0, abs=1e-6)
+
+
+def test_servers_lost_while_they_write_ahead_stop_the_run_at_the_next_step(tmp_path):
+    # The probe and the groups of step 0, then those of step 1.
+    with FakeVllm(load_model("lab"), faults=["ok"] * 5, always="die") as server:
+        settings = config([server.url], rollouts={"ahead": True})
+        with pytest.raises(EpistillError, match="stopped after 1 steps, with a checkpoint"):
+            run(settings, tmp_path)
+    with FakeVllm(load_model("lab")) as server:
+        run(config([server.url], rollouts={"ahead": True}), tmp_path)
+    assert [row["policy_lag_steps"] for row in metrics(tmp_path)] == [0, 0, 1]
 
 
 def graded(log_probs, version):

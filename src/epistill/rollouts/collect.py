@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Unpack
 
+from epistill.config import SamplingConfig
 from epistill.records import Grade, GradedRollout, GraderName, GradeStatus, Message, Problem
 from epistill.rollouts.engine import Drawing, Engine, PromptRequest
-from epistill.rollouts.prompts import render_prompt
+from epistill.rollouts.prompts import RenderedPrompt, render_prompt
 from epistill.tasks.grading import Grader
 from epistill.thinking import split_thinking
 from epistill.world import current_world
@@ -31,17 +32,8 @@ def sample_and_grade(
         grader: Grades the answer parts.
         **drawing: How they are drawn; its `sampling.thinking` is the mode of the prompts.
     """
-    thinking = drawing["sampling"].thinking
-    prompts = [
-        render_prompt(engine.tokenizer, messages, thinking=thinking) for _, messages in asked
-    ]
-    rollouts = engine.sample(
-        [
-            PromptRequest(problem.id, prompt.ids, i)
-            for i, ((problem, _), prompt) in enumerate(zip(asked, prompts, strict=True))
-        ],
-        **drawing,
-    )
+    prompts, requests = rendered(engine, asked, drawing["sampling"])
+    rollouts = engine.sample(requests, **drawing)
     places = [i for i in range(len(asked)) for _ in range(drawing["samples"])]
     answers = [
         split_thinking(rollout.text, opened_in_prompt=prompts[i].opens_thinking).answer
@@ -55,6 +47,21 @@ def sample_and_grade(
     )
     opened = [prompts[i].opens_thinking for i in places]
     return list(map(GradedRollout, problems, rollouts, grades, opened))
+
+
+def rendered(
+    engine: Engine, asked: Sequence[tuple[Problem, Sequence[Message]]], sampling: SamplingConfig
+) -> tuple[list[RenderedPrompt], list[PromptRequest]]:
+    """The prompts of chats, and what an engine is asked to write to them."""
+    prompts = [
+        render_prompt(engine.tokenizer, messages, thinking=sampling.thinking)
+        for _, messages in asked
+    ]
+    requests = [
+        PromptRequest(problem.id, prompt.ids, i)
+        for i, ((problem, _), prompt) in enumerate(zip(asked, prompts, strict=True))
+    ]
+    return prompts, requests
 
 
 def _grade_together(

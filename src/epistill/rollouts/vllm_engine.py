@@ -7,7 +7,8 @@ train together, the first one asks the servers for all, and an error is the same
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from dataclasses import asdict
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -85,6 +86,8 @@ class VllmEngine:
         self._handed_over = False
         self._version: int | None = None
         self._probe: tuple[float, ...] | None = None
+        self._begun: _Begun | None = None
+        self._background = ThreadPoolExecutor(1, thread_name_prefix="ahead")
 
     def sample(
         self, requests: Sequence[PromptRequest], **drawing: Unpack[Drawing]
@@ -105,10 +108,35 @@ class VllmEngine:
             ServersLost: No server could answer.
             EpistillError: One refused, or log-probs are not those at the sampling temperature.
         """
-        rows = _by_first(lambda: [rollout_to_json(r) for r in self._sample(requests, drawing)])
-        return [rollout_from_json(row) for row in rows]
+        begun, self._begun = self._begun, None
 
-    def _sample(self, requests: Sequence[PromptRequest], drawing: Drawing) -> list[Rollout]:
+        def written() -> list[dict[str, Any]]:
+            if begun is None or begun.asked != (requests, drawing):
+                found = self._ask(requests, drawing)
+            else:
+                assert begun.replies is not None  # of rank 0, which alone is here
+                found = begun.replies.result()
+            return [rollout_to_json(one) for one in self._rollouts(requests, drawing, found)]
+
+        return [rollout_from_json(row) for row in _by_first(written)]
+
+    def begin(self, requests: Sequence[PromptRequest], **drawing: Unpack[Drawing]) -> None:
+        """Have responses written while the caller does something else.
+
+        The next `sample` with the same arguments waits for them, and raises what went wrong.
+        """
+        replies: Future[Any] | None = None
+        if current_world().first:
+            replies = self._background.submit(self._ask, requests, drawing)
+        self._begun = _Begun((requests, drawing), replies)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether responses are being written that nobody has asked for yet."""
+        return self._begun is not None
+
+    def _ask(self, requests: Sequence[PromptRequest], drawing: Drawing) -> list[tuple[Any, Any]]:
+        """The replies to each request, with the version that wrote them."""
         samples, sampling = drawing["samples"], drawing["sampling"]
         # Greedy responses are all the same, and the server refuses to repeat them.
         drawn = 1 if sampling.temperature == 0.0 else samples
@@ -132,6 +160,11 @@ class VllmEngine:
                 ),
                 [server for server in self.client.alive if not server.tempered],
             )
+        return self._run(asked)
+
+    def _rollouts(
+        self, requests: Sequence[PromptRequest], drawing: Drawing, found: list[tuple[Any, Any]]
+    ) -> list[Rollout]:
         return [
             Rollout(
                 problem_id=request.problem_id,
@@ -143,8 +176,9 @@ class VllmEngine:
                 text=decode_text(self.tokenizer, self.eos_ids, reply["ids"]),
                 policy_version=drawing.get("policy_version", 0) if version is None else version,
             )
-            for request, (replies, version) in zip(requests, self._run(asked), strict=True)
-            for k, reply in ((k, replies[k % drawn]) for k in range(samples))
+            for request, (replies, version) in zip(requests, found, strict=True)
+            for k in range(drawing["samples"])
+            for reply in (replies[k % len(replies)],)
         ]
 
     def score(
@@ -260,6 +294,14 @@ class VllmEngine:
         found = self.client.run(asked, self._finished, version)
         self._handed_over = True
         return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """What `begin` was asked, and on rank 0 what will come of it."""
+
+    asked: tuple[Sequence[PromptRequest], Drawing]
+    replies: Future[Any] | None
 
 
 def _by_first(ask: Callable[[], Any]) -> Any:

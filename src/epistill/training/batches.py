@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 
-from epistill.config import RunConfig
+from epistill.config import RunConfig, VllmRollouts
 from epistill.objective import group_advantages
-from epistill.records import GradedRollout
-from epistill.rollouts.collect import sample_and_grade
+from epistill.records import GradedRollout, Message, Problem
+from epistill.rollouts.collect import rendered, sample_and_grade
+from epistill.rollouts.engine import Drawing
 from epistill.rollouts.in_process_engine import InProcessEngine
 from epistill.rollouts.model import LanguageModel
 from epistill.rollouts.vllm_engine import VllmEngine
@@ -60,18 +61,15 @@ def on_policy_batch(
     Raises:
         ServersLost: An engine outside this process is gone.
     """
-    pushed = {} if servers is None else servers.refresh(student, step)
-    problems = curriculum.at(step, config.problems_per_step)
-    graded = sample_and_grade(
-        servers or InProcessEngine(student),
-        [(problem, problem.messages) for problem in problems],
-        grader,
-        samples=config.samples_per_problem,
-        sampling=config.sampling,
-        seed=derive_seed("rollout", config.seed, step),
-        policy_version=step,
-        entropies=True,
-    )
+    pushed: dict[str, Any] = {}
+    if servers is not None and not servers.has_begun:
+        pushed = servers.refresh(student, step)
+    asked, drawing = _asked(config, curriculum, step)
+    graded = sample_and_grade(servers or InProcessEngine(student), asked, grader, **drawing)
+    if servers is not None and _ahead(config) and step + 1 < config.steps:
+        pushed = servers.refresh(student, step) or pushed  # nothing is being written now
+        asked, drawing = _asked(config, curriculum, step + 1)
+        servers.begin(rendered(servers, asked, config.sampling)[1], **drawing)
     rows, numbers, too_long = _rows(graded, config), {}, 0
     if servers is not None:
         rows, graded, numbers = corrected(student, rows, graded, config, step)
@@ -80,6 +78,25 @@ def on_policy_batch(
     if teacher is not None:
         rows, too_long = with_teacher_prompts(rows, graded, student, teacher, config, grader, step)
     return Batch(rows, graded, too_long, numbers)
+
+
+def _asked(
+    config: RunConfig, curriculum: Curriculum, step: int
+) -> tuple[list[tuple[Problem, Sequence[Message]]], Drawing]:
+    """The chats of a step, and how responses to them are drawn."""
+    problems = curriculum.at(step, config.problems_per_step)
+    drawing: Drawing = {
+        "samples": config.samples_per_problem,
+        "sampling": config.sampling,
+        "seed": derive_seed("rollout", config.seed, step),
+        "policy_version": step,
+        "entropies": True,
+    }
+    return [(problem, problem.messages) for problem in problems], drawing
+
+
+def _ahead(config: RunConfig) -> bool:
+    return isinstance(config.rollouts, VllmRollouts) and config.rollouts.ahead
 
 
 def _rows(graded: Sequence[GradedRollout], config: RunConfig) -> list[TrainingRow]:
