@@ -98,6 +98,12 @@ def test_every_notation_is_cut_alike(name, opening, closing):
         ("Here is my thought process: hm", " hm", "", "unclosed"),
         ("<|START_THINKING|>a<|END_THINKING|><|START_RESPONSE|>b<|END_RESPONSE|>", "a", "b",
          "paired"),
+        ("<|open|>think<|sep|>a<|close|>think<|sep|><|open|>response<|sep|>b<|close|>response<|sep|>"
+         "<|close|>message<|sep|>", "a", "b", "paired"),
+        ("<|message_model|><|content_thinking|>a<|end_message|><|message_model|><|content_text|>b"
+         "<|end_message|><|content_model_end_sampling|>", "a", "b", "paired"),
+        (" to=self<|message|>a<|eom|><|start|>assistant to=user<|message|>b<|eot|>", "a", "b", "paired"),
+        ("to=self<|message|>a<|eom|>", "a<|eom|>", "", "unclosed"),
         ("<think>a</think>b<reflection>c</reflection>d", "a\nc", "b\nd", "paired"),
         ("<think>a</think>b<reflection>c", "a\nbc", "", "unclosed"),
     ],

@@ -106,6 +106,8 @@ def test_the_question_is_the_last_user_turn():
         ({"finish_reason": {"type": "stop", "matched": 2}}, None, False),
         ({"n_tokens": float("nan")}, None, None),
         ({"n_tokens": float("inf")}, None, None),
+        ({"n_tokens": 1e308}, None, None),
+        ({"n_tokens": -1}, None, None),
         ({}, None, None),
     ],
 )

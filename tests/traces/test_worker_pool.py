@@ -3,6 +3,8 @@
 import gc
 import os
 import signal
+import subprocess
+import sys
 import time
 from concurrent.futures import Executor, Future
 from multiprocessing import parent_process
@@ -61,6 +63,43 @@ def test_this_process_works_too(tmp_path):
     count = parallel.AHEAD * 2
     shared = [Piece(tmp_path / "done", "json lines", i, i + 1) for i in range(count)]
     assert list(map_pieces(wait_for_file, shared, 2)) == list(range(count))
+
+
+PROGRAM = """
+from operator import attrgetter
+from pathlib import Path
+import epistill
+from epistill.readers.record_files import Piece
+from epistill.traces.worker_pool import map_pieces
+
+pieces = [Piece(Path("a"), "json lines", i, i + 1) for i in range(40)]
+print(list(map_pieces(attrgetter("start"), pieces, 2)) == list(range(40)))
+print(epistill.grade({traces!r}, out={out!r}, workers=2).rows[0]["value"])
+"""
+
+
+@pytest.mark.parametrize("how", ["script", "standard input", "notebook"])
+def test_a_program_that_starts_processes_needs_no_guard(how, write, tmp_path, monkeypatch):
+    traces = write("a.jsonl", [{"response": f"\\boxed{{{i}}}", "answer": "1"} for i in range(2)])
+    code = PROGRAM.format(traces=str(traces), out=str(tmp_path / "graded.jsonl"))
+    if how == "notebook":
+        nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+        monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
+        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+        nbclient.NotebookClient(notebook, resources={"metadata": {"path": str(tmp_path)}}).execute()
+        said = "".join(o["text"] for o in notebook.cells[0].outputs if o["name"] == "stdout")
+    else:
+        (tmp_path / "program.py").write_text(code)
+        name = "-" if how == "standard input" else "program.py"
+        said = subprocess.run(
+            [sys.executable, name],
+            input=code,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+    assert said.split() == ["True", "0.5"]
 
 
 def test_no_more_is_begun_than_the_queue_holds():

@@ -243,7 +243,7 @@ def _add(
 def _reference(trace: Trace) -> str | None:
     """What `epistill grade` graded against, else what the record says."""
     graded, _ = trace.first(("grade_reference",))
-    return graded if isinstance(graded, str) else reference_in(trace.alone())[0]
+    return graded if isinstance(graded, str) else reference_in(trace)[0]
 
 
 def _note_settings(trace: Trace, found: dict[str, set[str]]) -> None:

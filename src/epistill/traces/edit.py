@@ -136,7 +136,7 @@ def _edited(
         "problem_id": problem,
         "sample": trace.first(fields.SAMPLE_FIELDS)[0],
         "question": fields.question_of(trace)[0],
-        "reference": reference_in(trace.alone(), options.answer_field)[0],
+        "reference": reference_in(trace, options.answer_field)[0],
         "grader": grader_in(trace),
         "response": text,
         "opened_thinking": opened,

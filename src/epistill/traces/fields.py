@@ -97,16 +97,6 @@ class Trace:
                 return value, name
         return None, None
 
-    def alone(self) -> Mapping[str, Any]:
-        """The record with lists beside a list of responses read element by element."""
-        lists = {
-            name: value[self.index]
-            for name, value in self.record.items()
-            if self.index is not None and isinstance(value, list) and len(value) == self.of
-            if not is_chat(value)
-        }
-        return {**self.record, **lists} if lists else self.record
-
 
 def traces_of(
     record: Mapping[str, Any], row: int, field: str | None = None
@@ -274,7 +264,7 @@ def tokens_of(trace: Trace) -> tuple[int | None, str | None]:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return len(value), name
     number = _number(value)
-    if number is None or not 0 <= number < math.inf:  # -1 where nobody counted
+    if number is None or not 0 <= number < 2**53:  # -1 where nobody counted
         return None, None
     return int(number), name
 

@@ -84,8 +84,7 @@ def measure_files(paths: Sequence[Path], options: Options, *, workers: int = 1) 
     Args:
         paths: Files, or folders of them.
         options: What to measure.
-        workers: Processes, this one included; a script that asks for several needs the usual
-            `if __name__ == "__main__":`.
+        workers: Processes, this one included.
 
     Raises:
         EpistillError: Nothing to read, a file without one usable response, too many groups.

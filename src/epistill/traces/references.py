@@ -93,7 +93,9 @@ def records_of(path: Path, reading: Reading) -> Iterator[tuple[int, Mapping[str,
 
 def choose_grader(path: Path, options: GradeOptions) -> GraderName:
     """The grader "choice" where the references of the first records are such, else "math"."""
-    records = (record for _, record in islice(records_of(path, Reading()), PEEKED))
+    records = (
+        Trace("", record, row) for row, record in islice(records_of(path, Reading()), PEEKED)
+    )
     answers = [a for r in records if (a := reference_in(r, options.answer_field)[0]) is not None]
     return grader_of(answers) if answers else "math"
 
@@ -103,43 +105,37 @@ def is_evaluation(record: Mapping[str, Any]) -> bool:
     return "n_markers" in record and "status" in record
 
 
-def reference_in(
-    record: Mapping[str, Any], answer_field: str | None = None
-) -> tuple[str | None, str | None]:
-    """The reference answer in a record and the field that has it; None and why there is none."""
+def reference_in(trace: Trace, answer_field: str | None = None) -> tuple[str | None, str | None]:
+    """The reference answer beside a response and its field; None and why there is none."""
     try:
-        return _reference_in(record, answer_field)
+        return _reference_in(trace, answer_field)
     except EpistillError as error:
         return None, str(error)
 
 
-def _reference_in(
-    record: Mapping[str, Any], answer_field: str | None
-) -> tuple[str | None, str | None]:
-    if answer_field is not None:
-        value = fields.get(record, answer_field)
-        if value is None:
-            return None, None
-        # A worked solution that ends in GSM8K's `#### 18` is read as such.
-        return reference_answer({"question": "", "answer": value})[0], answer_field
+def _reference_in(trace: Trace, answer_field: str | None) -> tuple[str | None, str | None]:
+    record, shape = trace.record, trace.shape or fields.shape_of(trace.record)
     metrics = record.get("metrics")  # whose values stand beside it under their names
     metrics = metrics if isinstance(metrics, dict | list) else ()
-    for name in fields.present(fields.shape_of(record), REFERENCE_FIELDS):
-        if name not in metrics and (value := _one(fields.get(record, name))) is not None:
+    sure = (n for n in fields.present(shape, REFERENCE_FIELDS) if n not in metrics)
+    for name in sure if answer_field is None else (answer_field,):
+        if (value := _one(trace.first((name,))[0])) is not None:
+            # A worked solution that ends in GSM8K's `#### 18` is read as such.
             return reference_answer({"question": "", "answer": value})[0], name
-    if is_evaluation(record):
+    if answer_field is not None or is_evaluation(record):
         return None, None
-    shape = fields.shape_of(record)
-    named = [name for name in fields.present(shape, ANSWER_FIELDS) if record.get(name) is not None]
-    answer, _ = reference_answer({**record, **{plain_name(n): record[n] for n in named}})
+    named = {name: trace.first((name,))[0] for name in fields.present(shape, ANSWER_FIELDS)}
+    named = {name: value for name, value in named.items() if value is not None}
+    answer, _ = reference_answer({**record, **{plain_name(n): v for n, v in named.items()}})
     if answer is not None:
-        return answer, "reward_model" if "reward_model" in record else named[0]
+        return answer, "reward_model" if "reward_model" in record else next(iter(named))
     options, right = fields.get(record, "doc.choices"), _one(fields.get(record, "doc.gold_index"))
     if isinstance(options, list) and isinstance(right, int) and 0 <= right < len(options):
         return str(options[right]), "doc.choices"
-    letters = {text: one for one, text in (record.get("output_mapping") or {}).items()}  # HELM
-    for name in fields.present(fields.shape_of(record), fields.NAMES["last_reference"]):
-        value = _one(fields.get(record, name))
+    mapping = record.get("output_mapping")  # HELM: of letters to texts
+    letters = {str(v): k for k, v in mapping.items()} if isinstance(mapping, dict) else {}
+    for name in fields.present(shape, fields.NAMES["last_reference"]):
+        value = _one(trace.first((name,))[0])
         value = letters.get(value, value) if isinstance(value, str) else value
         if value is None or isinstance(value, bool) or (name == "label" and not _is_answer(value)):
             continue
@@ -186,7 +182,7 @@ def reference_of(
 ) -> tuple[str | None, GraderName | None, str]:
     """The reference answer, the grader that comes with it, and where it is from (or is missing)."""
     if lookup is None:
-        reference, name = reference_in(trace.alone(), options.answer_field)
+        reference, name = reference_in(trace, options.answer_field)
         missing = "reference answer" if options.answer_field is None else options.answer_field
         return reference, grader_in(trace), name or f"no {missing}"
     known = (

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import tomllib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -104,27 +105,14 @@ def numbered_columns(shape: RecordNames) -> tuple[tuple[str, list[str]], ...]:
 
 def listed(value: Any, *, several: bool = False) -> Any:
     """A list that is stored as a string, as tables do (chats; `several` responses too)."""
-    if not isinstance(value, str) or not value.startswith("["):
+    if not isinstance(value, str) or not value.startswith("[" if several else "[{"):
         return value
-    objects = value.startswith("[{")
-    try:
-        if objects:
-            return _chat_or(value, orjson.loads(value), several=several)
-    except orjson.JSONDecodeError:
-        pass
-    if (several or objects) and value.rstrip().endswith("]") and len(value) <= MAX_LITERAL_BYTES:
-        try:
-            found = ast.literal_eval(value)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            return value
-        if objects:
-            return _chat_or(value, found, several=several)
-        return found if found and all(isinstance(one, str) for one in found) else value
+    for read in (orjson.loads, ast.literal_eval)[: 1 + (len(value) <= MAX_LITERAL_BYTES)]:
+        with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+            found = read(value)
+            fits = several and found and all(isinstance(one, str | dict) for one in found)
+            return found if fits or is_chat(found) else value
     return value
-
-
-def _chat_or(text: str, turns: Any, *, several: bool) -> Any:
-    return turns if several or is_chat(turns) else text
 
 
 def role_of(turn: Mapping[str, Any]) -> str:
