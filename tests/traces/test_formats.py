@@ -363,9 +363,9 @@ def test_parquet(name, tmp_path):
 
 def test_trl_completions(tmp_path):
     rows = each(lambda i, q, a, s: {
-        "step": 5, "prompt": [{"role": "user", "content": q}], "solution": a, "advantage": 0.5,
-        "completion": [{"role": "assistant", "content": whole(i, s)}],
-        "accuracy_reward": float(s < 2),
+        "step": 5, "prompt": f"user\n{q}\nassistant\n", "completion": whole(i, s),
+        "think_format_reward": 1.0, "accuracy_reward": float(s < 2), "solution": f"${a}$",
+        "gold_parsed": f"[{a}]", "advantage": 0.5,
     })  # fmt: skip
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "completions_00005.parquet")
     check(tmp_path / "completions_00005.parquet", tmp_path)
