@@ -1,9 +1,9 @@
 r"""Whether an answer was verified before it was given, or committed to; and how many were weighed.
 
 Enters: a response's reasoning and the final answer that was read from it. Leaves: a
-`Verification`. In the lab's world it is exact: an answer is verified when its arm was walked to
-gold. Elsewhere text is all there is: the answer is *stated* where it stands in the reasoning, and
-*verified* where it then comes out again, as the right side of an equation (recomputed) or within
+`Verification`. In a world whose traces have a grammar it is exact (`world_readers`). Elsewhere
+text is all there is: the answer is *stated* where it stands in the reasoning, and *verified* where
+it then comes out again, as the right side of an equation (recomputed) or within
 WINDOW words of a phrase of the checking lists (checked, substituted), before the reasoning ends.
 Whether the check was sound, nobody looks. docs/metrics.md says what else it cannot see.
 """
@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import islice
 
-from epistill.metrics.lexicon import PAPER, load_lexicon
+from epistill.metrics.lexicon import load_lexicon
 from epistill.metrics.words import WORD, fold, on_word_boundaries
+from epistill.metrics.world_readers import READERS, Verification
 from epistill.thinking import SplitResponse
 
 WINDOW = 80
@@ -33,28 +34,6 @@ _STATED = re.compile(
     re.IGNORECASE,
 )
 _SENTENCE = re.compile(r"[.!?]\s+|\n+")
-# The lab's grammar (`tasks.star_traces`): openers, names of nodes, how an arm ends.
-_NAME = re.compile(r"\d\d")
-_ENDS = {"gold", "dust"}
-
-
-@dataclass(frozen=True, slots=True)
-class Verification:
-    """What a response shows of one answer.
-
-    Attributes:
-        stated: The answer stands in the reasoning.
-        verified: And comes out again before the reasoning ends.
-        candidates: Different answers that the reasoning names ("the answer is", a box), the final
-            one among them where it is stated; in the lab the arms.
-        recheck: Where in the reasoning, once the answer is stated, checking begins; None where none
-            does.
-    """
-
-    stated: bool
-    verified: bool
-    candidates: int
-    recheck: int | None = None
 
 
 def verification(reasoning: str, answer: str) -> Verification | None:
@@ -75,8 +54,9 @@ def verification(reasoning: str, answer: str) -> Verification | None:
     """
     if len(reasoning) > MOST_REASONING:
         reasoning = reasoning[-MOST_REASONING:]
-    if (star := _star(reasoning, answer)) is not None:
-        return star
+    for reader in READERS:
+        if (own := reader(reasoning, answer)) is not None:
+            return own
     pattern = _occurrence(answer)
     if pattern is None:
         return None
@@ -145,31 +125,6 @@ def checked_response(text: str, part: SplitResponse, answer: str | None) -> Chec
     if found is None:
         return Checked(None, None, None)
     return Checked(found.verified, not found.verified, found.candidates)
-
-
-def _star(reasoning: str, answer: str) -> Verification | None:
-    """In the lab's world a walk is the names of an arm and then gold or dust."""
-    if not _NAME.fullmatch(answer) or not reasoning.strip():
-        return None
-    names, found, recheck, head = set[str](), False, None, None
-    for word in re.finditer(r"\S+", reasoning):
-        if _NAME.fullmatch(word[0]):
-            if head is None:
-                head = word[0]
-                names.add(head)
-                recheck = word.start() if found and recheck is None else recheck
-        elif word[0] not in _star_words():
-            return None
-        else:
-            recheck = word.start() if found and recheck is None else recheck
-            found = found or (word[0] == "gold" and head == answer)
-            head = None
-    return Verification(answer in names, found, len(names), recheck)
-
-
-@cache
-def _star_words() -> frozenset[str]:
-    return frozenset({*_ENDS, "so", "try", *load_lexicon(PAPER).words})
 
 
 def _plain(answer: str) -> str:

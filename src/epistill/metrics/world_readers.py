@@ -1,0 +1,92 @@
+"""What a response shows of one answer; and the readers of the worlds whose traces have a grammar.
+
+Enters: reasoning and the final answer. Leaves: a `Verification`, exact, or None where the text is
+not of that world. `verification` asks these before it looks at the words.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+from epistill.metrics.lexicon import PAPER, load_lexicon
+
+# `tasks.star_traces`: names of nodes, how an arm ends.
+_NAME = re.compile(r"\d\d")
+_ENDS = {"gold", "dust"}
+# `tasks.pair_traces`: a pair with what was said of it.
+_PAIR = re.compile(r"(\d+) *([+-]) *(\d+)")
+_TRIED = re.compile(_PAIR.pattern + r" *= *\d+(?P<missed>\. Too (?:small|big)\b)?")
+_CHECK = re.compile(r"^Check\b", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What a response shows of one answer.
+
+    Attributes:
+        stated: The answer stands in the reasoning.
+        verified: And comes out again before the reasoning ends.
+        candidates: Different answers that the reasoning names ("the answer is", a box), the final
+            one among them where it is stated; in a world with a reader its arms, or pairs.
+        recheck: Where in the reasoning, once the answer is stated, checking begins; None where none
+            does.
+    """
+
+    stated: bool
+    verified: bool
+    candidates: int
+    recheck: int | None = None
+
+
+def star_walks(reasoning: str, answer: str) -> Verification | None:
+    """Star search: a walk is the names of an arm and then gold or dust; gold verifies its arm."""
+    if not _NAME.fullmatch(answer) or not reasoning.strip():
+        return None
+    names, found, recheck, head = set[str](), False, None, None
+    for word in re.finditer(r"\S+", reasoning):
+        if _NAME.fullmatch(word[0]):
+            if head is None:
+                head = word[0]
+                names.add(head)
+                recheck = word.start() if found and recheck is None else recheck
+        elif word[0] not in _star_words():
+            return None
+        else:
+            recheck = word.start() if found and recheck is None else recheck
+            found = found or (word[0] == "gold" and head == answer)
+            head = None
+    return Verification(answer in names, found, len(names), recheck)
+
+
+@cache
+def _star_words() -> frozenset[str]:
+    return frozenset({*_ENDS, "so", "try", *load_lexicon(PAPER).words})
+
+
+def tried_pairs(reasoning: str, answer: str) -> Verification | None:
+    """Number pairs: a pair is verified where it was calculated and not said to miss.
+
+    Whether the calculation is right nobody looks: what came out is what the response believed.
+
+    Example:
+        >>> tried_pairs("Maybe 4 + 16 = 20. Too small. So 4 + 19 = 23. Yes.", "19 + 4")
+        Verification(stated=True, verified=True, candidates=2, recheck=None)
+    """
+    given = _PAIR.fullmatch(answer.partition("=")[0].strip())
+    tried = list(_TRIED.finditer(reasoning))
+    if given is None or not tried or (given[2] == "-" and int(given[1]) < int(given[3])):
+        return None  # 3 - 5 is a range
+    named = {_numbers(one) for one in _PAIR.finditer(reasoning) if one[2] == given[2]}
+    found = [m for m in tried if _numbers(m) == _numbers(given) and m["missed"] is None]
+    again = _CHECK.search(reasoning, found[0].end()) if found else None
+    return Verification(_numbers(given) in named, bool(found), len(named), again and again.start())
+
+
+def _numbers(pair: re.Match[str]) -> frozenset[int]:
+    return frozenset((int(pair[1]), int(pair[3])))
+
+
+READERS: tuple[Callable[[str, str], Verification | None], ...] = (star_walks, tried_pairs)
