@@ -37,10 +37,15 @@ class Endless(LanguageModel):
         return frozenset()
 
 
+def prompt_ids():
+    """[8, 48] of any tokens."""
+    draw = torch.Generator().manual_seed(0)
+    return torch.randint(100, 30_000, (PROMPTS, PROMPT_TOKENS), generator=draw)
+
+
 def sides(model, limit):
     """Ours, generate, floor, each a function of the round."""
-    draw = torch.Generator().manual_seed(0)
-    ids = torch.randint(100, 30_000, (PROMPTS, PROMPT_TOKENS), generator=draw)
+    ids = prompt_ids()
     requests = [PromptRequest(str(i), tuple(row.tolist()), i) for i, row in enumerate(ids)]
     repeated = ids.repeat_interleave(SAMPLES, 0)
     mask = torch.ones_like(repeated)

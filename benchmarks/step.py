@@ -85,15 +85,14 @@ def trl_inputs(rows, pad):
     }  # fmt: skip
 
 
-def trl_trainer(kind, folder):
+def trl_trainer(kind, folder, model, *, rows, group, new_tokens):
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
     from trl.experimental.sdpo import SDPOConfig, SDPOTrainer
 
-    model = load_model("lab")
     common = {
-        "output_dir": folder, "use_cpu": True, "bf16": False, "per_device_train_batch_size": 128,
-        "num_generations": 8, "max_completion_length": 96, "report_to": "none",
+        "output_dir": folder, "use_cpu": True, "bf16": False, "per_device_train_batch_size": rows,
+        "num_generations": group, "max_completion_length": new_tokens, "report_to": "none",
         "gradient_checkpointing": False,
     }  # fmt: skip
     data = Dataset.from_list([{"prompt": [{"role": "user", "content": "edges"}]}] * 16)
@@ -118,12 +117,18 @@ def optimiser_step(network, optimizer, backward):
     optimizer.step()
 
 
-def compare(kind, rows, repeats):
+def compared_method(kind):
+    """As TRL's settings above have it."""
     method = METHODS[kind]
     if kind == "sdpo":
         support = method.divergence.support.model_copy(update={"k": 50})
         divergence = method.divergence.model_copy(update={"support": support})
         method = method.model_copy(update={"divergence": divergence})
+    return method
+
+
+def compare(kind, rows, repeats):
+    method = compared_method(kind)
     student = load_model("lab")
     student.network.train()
     teacher = CopiedTeacher(student)
@@ -152,7 +157,7 @@ def compare(kind, rows, repeats):
             bare.head().logits(batch.hidden(bare)).sum().backward()
 
     with tempfile.TemporaryDirectory() as folder:
-        trainer = trl_trainer(kind, folder)
+        trainer = trl_trainer(kind, folder, load_model("lab"), rows=128, group=8, new_tokens=96)
         trainer.model.train()
         trainer.current_gradient_accumulation_steps = 1
         inputs = trl_inputs(rows, student.pad_id)

@@ -79,7 +79,8 @@ ALLOWED = {
     },
     "evaluation": FREE | {"store", "tasks", "metrics", "rollouts"},
     "lab": FREE | {"tasks", "metrics", "rollouts", "teacher", "evaluation"},
-    "smollm2": FREE | {"tasks", "teacher", "rollouts", "json_files", "studies.run_arm"},
+    "smollm2": FREE
+    | {"tasks", "teacher", "rollouts", "evaluation", "json_files", "studies.run_arm"},
     "traces": {
         "errors",
         "seeds",

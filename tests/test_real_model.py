@@ -16,6 +16,10 @@ from pathlib import Path
 
 import pytest
 
+from epistill.rollouts.load_model import load_model
+from epistill.smollm2.properties import measure_properties
+from epistill.smollm2.warm_start import merge_shipped, shipped_adapter
+
 SCRIPT = Path(__file__).parents[1] / "scripts" / "real_models.py"
 pytestmark = [pytest.mark.real, pytest.mark.timeout(1800)]
 QUESTIONS = [("7 + 5", 12), ("30 - 4", 26), ("6 * 3", 18), ("81 - 40", 41)]
@@ -85,3 +89,14 @@ def test_an_adapter_is_trained_and_found_from_anywhere(
     monkeypatch.chdir(tmp_path)
     measured = epistill("eval", "run/model", "--data", problems, "-k", 1, "--problems", 1, "--max-new-tokens", 8)  # fmt: skip
     assert measured["problems"] == 1
+
+
+def test_the_shipped_warm_start_is_what_its_card_says(model, tmp_path):
+    merged = str(merge_shipped(model, tmp_path))
+    claimed = json.loads((shipped_adapter() / "card.json").read_text())["measured"]
+    found = measure_properties(load_model(merged, dtype="bfloat16"), problems=24, seed=1, ood=False)
+    for name in ("held-out", "solution"):
+        # 48 responses in pairs: a standard error of at most .1.
+        assert abs(found["sets"][name]["score"] - claimed["sets"][name]["score"]) < 0.3
+        assert found["sets"][name]["calculating_share"] > 0.75
+    assert found["solution_gain"]["value"] > 0.1

@@ -9,7 +9,7 @@ from epistill.json_files import read_jsonl
 from epistill.records import Message
 from epistill.rollouts.load_model import lab_directory, load_model
 from epistill.rollouts.prompts import render_prompt
-from epistill.smollm2.warm_start import PER_STEP, warm_start
+from epistill.smollm2.warm_start import PER_STEP, merge_shipped, shipped_adapter, warm_start
 
 
 def test_the_whole_way_on_a_small_model_and_again(tmp_path):
@@ -39,3 +39,17 @@ def test_the_whole_way_on_a_small_model_and_again(tmp_path):
 def test_too_few_sequences_are_refused(tmp_path):
     with pytest.raises(EpistillError, match="at least 24"):
         warm_start("lab", tmp_path, sequences=10)
+
+
+def test_the_shipped_adapter_goes_on_its_own_base_only(tmp_path):
+    with pytest.raises(EpistillError, match="other weights"):
+        merge_shipped("lab", tmp_path)
+    assert not (tmp_path / "merged").exists()
+
+
+def test_the_shipped_adapter_is_small_and_has_a_card():
+    files = {file.name: file.stat().st_size for file in shipped_adapter().iterdir()}
+    assert {"adapter_config.json", "adapter_model.safetensors", "card.json", "README.md"} <= set(
+        files
+    )
+    assert sum(files.values()) < 12e6

@@ -270,11 +270,12 @@ def _warm_start(
     *,
     out: Annotated[Path, Flag("Folder for corpus, run and merged model.")],
     seed: Annotated[int, Flag()] = 0,
+    shipped: Annotated[bool, Flag("Merge the shipped adapter instead of training one.")] = False,
 ) -> None:
     """Teach SmolLM2 to search in words, for `epistill study smollm2` (docs/smollm2.md)."""
-    from epistill.smollm2.warm_start import warm_start
+    from epistill.smollm2.warm_start import merge_shipped, warm_start
 
-    print(warm_start(model, out, seed=seed))
+    print(merge_shipped(model, out) if shipped else warm_start(model, out, seed=seed))
 
 
 @command("card", "lab card", "docs/lab.md", group=lab)
