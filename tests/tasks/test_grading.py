@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import time
-
 import pytest
 
 from epistill.records import GradeStatus
@@ -78,12 +76,9 @@ HOSTILE = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_answer_costs_at_most_the_limit_and_is_not_correct(grader, name):
-    started = time.monotonic()
     bad, good = grader.grade([("math", "5", HOSTILE[name]), ("math", "5", r"\boxed{5}")])
     assert bad.status is not GradeStatus.CORRECT
-    assert good.status is GradeStatus.CORRECT  # the run goes on
-    # Not a speed test: the limit is 3 s, and without it some of these never end.
-    assert time.monotonic() - started < 60
+    assert good.status is GradeStatus.CORRECT  # the run goes on, which without a limit never ends
 
 
 @pytest.mark.parametrize(

@@ -7,18 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from epistill.tasks.grading import Grader, grade_choice, grade_exact, grade_math
+from epistill.tasks.grading import Grader, grade_choice, grade_math
 
-GRADERS = {"math": grade_math, "choice": grade_choice, "exact": grade_exact}
 CASES = Path(__file__).parents[1] / "data" / "verdict_cases.jsonl"
 
 
 def wrong_verdicts(rows):
     """(grader, reference, response, correct, cut) rows whose verdict is another."""
-    for grader, reference, response, correct, *cut in rows:
-        grade = GRADERS[grader](reference, response, cut=bool(cut and cut[0]))
-        if (grade.score > 0) != correct:
-            yield grader, reference, response, correct, grade.extracted
+    rows = list(rows)
+    with Grader(workers=1) as grader:
+        grades = grader.grade([row[:3] for row in rows], cut=[row[4:] == [True] for row in rows])
+    for row, grade in zip(rows, grades, strict=True):
+        if (grade.score > 0) != row[3]:
+            yield *row, grade.extracted
 
 
 def test_every_case_gets_its_verdict():
@@ -32,7 +33,8 @@ def test_shared_cases_get_their_verdicts(shared_data):
     if not path.is_file():
         pytest.skip("the shared cases are not here")
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    found = wrong_verdicts((r["grader"], r["reference"], r["response"], r["correct"]) for r in rows)
+    fields = ("grader", "reference", "response", "correct")
+    found = wrong_verdicts([r[name] for name in fields] for r in rows)
     assert list(found) == []
 
 

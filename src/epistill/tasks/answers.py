@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Literal
 
-from epistill.tasks.linear_patterns import patterns, utf8
+from epistill.tasks.linear_patterns import patterns, rewriter, utf8
 
-_READ = patterns("answers")
+_READ, _rewrite = patterns("answers"), rewriter("answers")
 
 FrameName = Literal["boxed", "tag", "hashes", "label", "whole", "search"]
 MAX_PLAIN = 64
@@ -42,24 +43,45 @@ def frames(text: str, *, cut: bool = False) -> Iterator[Framed]:
         >>> list(frames("The answer is 8", cut=True))
         []
     """
-    text = utf8(text[-MAX_SEARCHED:])
+    for found in _found(readable(text), cut):
+        in_order = sorted(found, key=lambda one: -one[0])
+        yield from (framed for _, framed in in_order[:MAX_FRAMES])
+
+
+_Places = list[tuple[int, Framed]]  # frames and where they end
+
+
+def _found(text: str, cut: bool) -> tuple[_Places, _Places]:
+    """Frames that stand on their own, and sentences, which count after them."""
     whole = complete(text) if cut else text
     strong = [
         *_boxes(text),
         *((m.end(), Framed(m[1], "boxed")) for m in _READ["unbraced"].finditer(whole)),
         *((m.end(), Framed(m[1], "tag")) for m in _READ["tagged"].finditer(text)),
         *((m.end(), Framed(_member(m), "tag")) for m in _READ["member"].finditer(text)),
-        *((m.end(), Framed(m[1], "hashes")) for m in _READ["hashes"].finditer(whole)),
+        *(
+            (m.end(), Framed(m[1], "hashes"))
+            for m in _READ["hashes"].finditer(whole)
+            if not _READ["head"].match(m[1])  # a heading
+        ),
         *_labels(whole),
     ]
-    for found in (strong, [*_sentences(whole), *_elsewhere(whole)]):
-        in_order = sorted(found, key=lambda one: -one[0])
-        yield from (framed for _, framed in in_order[:MAX_FRAMES])
+    return strong, [*_sentences(whole), *_elsewhere(whole)]
+
+
+def readable(text: str) -> str:
+    """The end of a text, without what follows its answer as a next turn, and styles of labels."""
+    text = utf8(text[-MAX_SEARCHED:])
+    for turn in islice(_READ["next_turn"].finditer(text), MAX_FRAMES):
+        own = _rewrite(text[: turn.start()])
+        if any(_found(own, cut=False)):
+            return own
+    return _rewrite(text)
 
 
 def choice_said(text: str) -> list[Framed]:
     """*Option B is correct* or *I choose B*, the last one, where no frame holds a letter."""
-    text = utf8(text[-MAX_LINE:])
+    text = readable(text[-MAX_LINE:])
     said = [(m.end(), text[m.end() : m.end() + MAX_PLAIN]) for m in _READ["chosen"].finditer(text)]
     said += [
         (m.end(), m[1])
@@ -85,8 +107,8 @@ def extract_answer(text: str) -> str | None:
 
 def short_line(text: str) -> str | None:
     """A response, or a reply (`A: 64`), of one short line without a box that never closes."""
-    line = text[-MAX_SEARCHED:].strip()
-    if reply := _READ["reply"].search(utf8(line)):
+    line = readable(text).strip()
+    if reply := _READ["reply"].search(line):
         line = reply[1]
     if "\n" in line or len(line) > MAX_PLAIN or "boxed" in line:
         return None
@@ -116,11 +138,12 @@ def clean(answer: str) -> str | None:
 
 
 def complete(text: str) -> str:
-    """A cut text up to the end of the last sentence or line that is followed by more."""
-    return text[: max(text.rfind(end) + 1 for end in (". ", "\n", "。", "! ", "? "))]
+    """A cut text up to the end of its last sentence or line; 3. may have become 3.5."""
+    found = _READ["completed"].match(text)
+    return found[0] if found else ""
 
 
-def _boxes(text: str) -> list[tuple[int, Framed]]:
+def _boxes(text: str) -> _Places:
     """Complete boxes and their ends; joined by *and* they are one list; inner ones unwrapped."""
     opened: list[tuple[int, int] | None] = []  # start and content of each open brace that is a box
     closed: list[tuple[int, int, str]] = []
@@ -134,7 +157,7 @@ def _boxes(text: str) -> list[tuple[int, Framed]]:
                 content = text[box[1] : start] + inner + text[end : token.start()]
             if not _READ["left_out"].search(text[max(0, box[0] - 20) : box[0]]):
                 closed.append((box[0], token.end(), content))
-    joined: list[tuple[int, Framed]] = []
+    joined: _Places = []
     for i, (start, end, content) in enumerate(closed):
         before = text[closed[i - 1][1] : start] if i else ""
         near = i > 0 and len(before) < MAX_PLAIN and "\n\n" not in before
@@ -164,8 +187,11 @@ def _labels(text: str) -> Iterator[tuple[int, Framed]]:
         rest = text[found.end() : line_end]
         link = _READ["link"].match(rest)
         value = rest[link.end() :] if link else rest
+        before = _READ["word"].split(_READ["clause_end"].split(found[0])[-1])[0]
+        if _READ["not_one"].search(before):
+            continue
         # "The answer is .." is a sentence, also where it begins a line.
-        headed = found[0][-1] in ":：】" or not rest.strip(" *_#\t")
+        headed = found[0][-1] in ":：】]" or not rest.strip(" *_#\t")
         headed = headed or bool(link and _READ["colon"].search(link[0]))
         if not headed and (link or not _begins_a_value(rest)):
             continue
@@ -188,14 +214,17 @@ def _begins_a_value(rest: str) -> bool:
     return rest[0] in " *_】]–-" and bool(_READ["bare"].match(rest))
 
 
-def _block(text: str, start: int) -> str:
-    """The first paragraph after a label; display mathematics whole."""
+def _block(text: str, start: int, *, introduced: bool = False) -> str:
+    """The first paragraph after a label, or after its line with a colon; mathematics whole."""
     rest = text[start : start + MAX_LINE].lstrip()
     for opening, closing in (("\\[", "\\]"), ("$$", "$$"), ("```", "```")):
         if rest.startswith(opening):
             end = rest.find(closing, 2)
             return rest[2:end] if end > 0 else ""
-    return _READ["bullet"].sub("", rest, 1).split("\n", 1)[0]
+    line = _READ["bullet"].sub("", rest, 1).split("\n", 1)[0]
+    if introduced or not line.rstrip().endswith(":"):
+        return line
+    return _block(text, text.index(line, start) + len(line), introduced=True)
 
 
 def _elsewhere(text: str) -> Iterator[tuple[int, Framed]]:
@@ -223,9 +252,12 @@ def _sentences(text: str) -> Iterator[tuple[int, Framed]]:
             yield found.end(), Framed(found[0][-1], "label")
         elif link := _READ["link"].match(text[found.end() : end]):
             value = text[found.end() + link.end() : end]
-            sentence = _READ["sentence_end"].split(value)[0]
-            if _READ["taken_back"].search(sentence) or (
-                _READ["would_be"].search(link[0]) and _READ["conditional"].search(sentence)
+            ended = _READ["sentence_end"].search(f"{value}\n")
+            sentence = value[: ended.start()] if ended else value
+            if (
+                (ended and ended[0][0] in "?？")
+                or _READ["taken_back"].search(sentence)
+                or (_READ["would_be"].search(link[0]) and _READ["conditional"].search(sentence))
             ):
                 continue
             if _READ["denies"].search(link[0]):

@@ -28,22 +28,53 @@ def values_in(framed: Framed) -> Iterator[str]:
     if framed.frame in ("boxed", "tag", "hashes"):
         for inner in frames(text):
             yield from values_in(inner)
+    judgement = _READ["judgement"].match(text)
+    if judgement and not _READ["judgement"].match(judgement[2]):  # "yes, no, ..."
+        yield judgement[1]
     if framed.frame != "label" and not _READ["sentence"].match(framed.text):
         yield framed.text
     # A box, and a response that is nothing else, are taken as they are.
-    clause = clause_of(framed.text) if framed.frame in ("label", "hashes") else text
-    if clause and "boxed{" not in clause:
-        if framed.frame in ("label", "hashes") and not _READ["sentence"].match(clause):
+    if framed.frame not in ("label", "hashes"):
+        yield from _stated(text)
+    elif (sentence := _sentence(framed.text)) and (clause := _clause(sentence)):
+        before, *bold = _READ["bold"].split(sentence)
+        if len(bold) == 2 and not _READ["beside"].search(before):
+            yield bold[0]
+        if not _READ["value"].match(clause) or _READ["unfinished"].search(clause):
+            *_, last = "", *_READ["conclusion"].split(sentence)[1:]
+            if told := _clause(last):
+                result = _READ["resulting"].match(told)
+                told = result[1] if result else told
+                yield from [told] if _READ["value"].match(told) else _stated(told)
+        if not _READ["sentence"].match(clause):
             yield clause
-        if stated := _READ["stated"].match(clause):
-            yield stated[1]
+        yield from _stated(clause)
+        if (alone := _READ["alone"].match(clause)) and not _READ["beside"].search(alone[1]):
+            yield alone[2]
+
+
+def _stated(clause: str) -> Iterator[str]:
+    """The value behind a verb."""
+    if "boxed{" not in clause and (stated := _READ["stated"].match(clause)):
+        yield stated[1]
 
 
 def clause_of(text: str) -> str | None:
-    """A sentence's first clause without fillers; None where it denies what it says."""
+    """A sentence's first clause without fillers; None where it denies or asks what it says."""
+    return _clause(_sentence(text))
+
+
+def _sentence(text: str) -> str:
+    """The first sentence; "" of a question."""
     text = _READ["currency"].sub(r"\1", _undenied(text.strip(" \t\n*_`#\"'“")))
-    if (end := _READ["end"].search(text)) is not None:
-        text = text[: end.start()]
+    text = _READ["hedged"].sub(r" or \1", text)
+    end = _READ["end"].search(text, max(0, text.rfind("\\end{")))
+    if end is None:
+        return text
+    return "" if end[0][0] == "?" else text[: end.start()]
+
+
+def _clause(text: str) -> str | None:
     remark = _READ["remark"].search(text, 1) if text else None
     if remark is not None:
         text = text[: remark.start()]
@@ -64,14 +95,19 @@ def _without_fillers(text: str) -> str:
     return text
 
 
-def letter_in(text: str) -> str | None:
+def letter_in(text: str, *, several: bool = False) -> str | None:
     r"""The letter of a multiple-choice answer, upper case; None for none or several.
+
+    Where the question asks for `several`, all of them, in order.
 
     Example:
         >>> [letter_in(t) for t in ("(E) 14", "D, not A", "a", r"\Delta E", "Vitamin C", "A or B")]
         ['E', 'D', 'A', None, None, None]
     """
-    text = _READ["option"].sub("", _without_fillers(_undenied(tidy(text))), 1)
+    text = _READ["hedged"].sub(r" or \1", _undenied(tidy(text)))
+    text = _READ["option"].sub("", _without_fillers(text), 1)
+    if several and _READ["letters"].match(text):
+        return "".join(sorted({letter for letter in text if letter.isupper()}))
     if whole := _READ["letter"].match(text):
         return whole[1].upper()
     if _READ["several"].match(text):

@@ -30,6 +30,7 @@ MAX_LENGTH = 2_000
 MAX_ELEMENTS = 100
 _PARENTHESES = {"(": ")", "[": "]", "\\{": "\\}", "\\langle": "\\rangle"}
 _OPENING = (*_PARENTHESES, "{", "\\begin{")
+_PREFIXES = {"b": "2", "o": "8", "x": "16"}
 _CLOSING = (*_PARENTHESES.values(), "}", "\\end{")
 
 
@@ -82,6 +83,8 @@ def _readings(text: str) -> list[str]:
     named = _READ["named"].match(text)
     if named and not _READ["judged"].search(text):
         return [text, *_readings(named[1])]
+    if optioned := _READ["optioned"].match(text):
+        return [text, *_readings(optioned[1])]
     if short := _READ["magnitude"].match(text):
         power = {"k": 3, "K": 3, "M": 6, "B": 9}[short[2]]
         return [text, f"{short[1].replace(',', '')}\\times 10^{{{power}}}"]
@@ -102,7 +105,8 @@ def _equal(gold: str, answer: str) -> bool:
         return False
     if ours.percent or theirs.percent:
         return _same_percent(ours, theirs)
-    if theirs.unit and len(theirs.unit) == 1 and theirs.unit in ours.latex and not ours.unit:
+    letters = _READ["command"].sub("", ours.latex)
+    if theirs.unit and len(theirs.unit) == 1 and theirs.unit in letters and not ours.unit:
         theirs = Quantity(answer)  # the reference has a variable of that name
     return _same_shape(
         _undefined(ours.latex, theirs.latex, computed=False),
@@ -144,7 +148,10 @@ def _clock(text: str) -> str:
 
 def _digits_in_base(text: str) -> tuple[str, str] | None:
     found = _READ["based"].match(text) or _READ["base_words"].match(text)
-    return (found[1].upper(), NUMBERS.get(found[2], found[2])) if found else None
+    if found is None:
+        return None
+    digits, base = found.groups()[:2] if found[1] else (found[3][1:], _PREFIXES[found[3][0]])
+    return digits.upper(), NUMBERS.get(base, base)
 
 
 def _same_base(gold: str, answer: str) -> bool:
@@ -197,14 +204,19 @@ def _depths(text: str) -> Iterator[tuple[Any, int]]:
 
 
 def _split(text: str) -> list[str]:
-    """Elements between the separators that stand in no parentheses."""
+    r"""Elements between the separators that stand in no parentheses; `\pm 7` is two."""
     start, elements = 0, list[str]()
     for token, depth in _depths(text):
         if depth == 0 and token[0] in (",", ";", " and ", " or "):
             elements.append(text[start : token.start()])
             start = token.end()
     elements.append(text[start:])
-    return [e.strip() for e in elements if e.strip()]
+    return [
+        element.strip().replace("\\pm", sign)
+        for element in elements
+        if element.strip()
+        for sign in (("+", "-") if "\\pm" in element else ("",))
+    ]
 
 
 def _enclosed(text: str) -> tuple[str, str, str] | None:
@@ -231,7 +243,7 @@ def _same_shape(gold: str, answer: str) -> bool:
             return False
         return _same_elements(left, right, ordered=ours[0] != "\\{")
     if ours and (len(left := _split(ours[1])) == 1 or ours[0] in ("\\{", "(")):
-        found = [(_READ["defined"].match(e), e) for e in _signs(_split(answer))]
+        found = [(_READ["defined"].match(e), e) for e in _split(answer)]
         right = [name[2] if name else element for name, element in found]
         if len(left) == len(right) and not any(map(_READ["relation"].search, right)):
             return _same_elements(left, right, ordered=ours[0] != "\\{")
@@ -241,7 +253,7 @@ def _same_shape(gold: str, answer: str) -> bool:
     several = ours and _split(ours[1])[1:], theirs and _split(theirs[1])[1:]
     if any(several) and not _READ["relation"].search(gold + answer) and "cup" not in gold + answer:
         return False
-    left, right = _signs(_named(_split(gold))), _signs(_named(_split(answer)))
+    left, right = _named(_split(gold)), _named(_split(answer))
     if (len(left) > 1) != (len(right) > 1) and _READ["relation"].search(gold + answer):
         return same_region(left, right)
     if len(left) > 1 or len(right) > 1:
@@ -255,15 +267,6 @@ def _named(elements: list[str]) -> list[str]:
     if found is None or any("=" in element for element in elements[1:]):
         return elements
     return [found[2], *elements[1:]]
-
-
-def _signs(elements: list[str]) -> list[str]:
-    r"""`\pm 7` as two elements."""
-    return [
-        element.replace("\\pm", sign)
-        for element in elements
-        for sign in (("+", "-") if "\\pm" in element else ("",))
-    ]
 
 
 def _same_elements(gold: list[str], answer: list[str], *, ordered: bool) -> bool:

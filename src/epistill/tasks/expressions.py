@@ -123,8 +123,9 @@ def _is_left_to_do(value: Any) -> bool:
         if not isinstance(part, sympy.Add | sympy.Mul):
             continue
         known = [a for a in part.args if a.is_number and a.doit().is_rational]
-        composite = any(a.is_Integer and not sympy.isprime(abs(a)) for a in known)
-        several = len(known) == len(part.args) and sum(a.is_Rational for a in known) > 1
+        factors = [a for a in known if a.is_Rational or a.has(sympy.factorial)]
+        composite = any(not (a.is_Integer and sympy.isprime(abs(a))) for a in factors)
+        several = len(known) == len(part.args) and len(factors) > 1
         if len(known) > 1 if isinstance(part, sympy.Add) else several and composite:
             return True
     return False

@@ -14,11 +14,19 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 
 from epistill.records import Grade, GraderName, GradeStatus
-from epistill.tasks.answers import Framed, choice_said, clean, complete, frames, short_line
+from epistill.tasks.answers import (
+    Framed,
+    choice_said,
+    clean,
+    complete,
+    frames,
+    readable,
+    short_line,
+)
 from epistill.tasks.clauses import letter_in
 from epistill.tasks.code import grade_code
 from epistill.tasks.equality import is_bare
-from epistill.tasks.linear_patterns import patterns, utf8
+from epistill.tasks.linear_patterns import patterns
 from epistill.tasks.math_grading import Question, read_reference
 from epistill.tasks.notation import tidy
 from epistill.tasks.workers import Lost, Workers
@@ -36,7 +44,8 @@ SEARCHED = 2_000  # characters at the end of a response without a frame, where t
 
 def grade_exact(answer: str, response: str, *, cut: bool = False) -> Grade:
     """Equal after collapsing white space and case; of a cut response, what was completed."""
-    text = utf8(complete(response) if cut else response)
+    text = readable(response)
+    text = complete(text) if cut else text
     lines = [m[1] for m in _READ["answer_line"].finditer(text)]
     lines = [line for line in lines if not _READ["empty_line"].match(line)]
     stated = list(frames(response, cut=cut))
@@ -79,18 +88,20 @@ def grade_choice(answer: str, response: str, *, cut: bool = False) -> Grade:
         'C'
     """
     found = list(frames(response, cut=cut))
-    text = utf8(response.strip())
+    text = readable(response).strip()
     if not found and not cut and len(text) < SEARCHED:
         reply = short_line(text)
         if reply is not None and _READ["lone_letter"].match(reply):  # `A: C` is a reply, C
             found = [Framed(reply, "whole")]
-        elif _READ["option_line"].match(text):
+        elif _READ["option_line"].match(text) and not _READ["remarked"].search(text):
             found = [Framed(text, "whole")]
+    gold = letter_in(read_reference(answer)) or letter_in(read_reference(answer), several=True)
+    several = gold is not None and len(gold) > 1
     for framed in found or ([] if cut else choice_said(response)):
         inner = [*frames(framed.text)] if framed.frame == "tag" else []
         for one in (*inner, framed):
-            if letter := letter_in(one.text.split("\n")[0] or one.text):
-                same = letter == (letter_in(read_reference(answer)) or answer.strip())
+            if letter := letter_in(one.text.split("\n")[0] or one.text, several=several):
+                same = letter == (gold or answer.strip())
                 status = GradeStatus.CORRECT if same else GradeStatus.WRONG
                 return Grade(status, letter, frame=framed.frame)
     if found:
@@ -173,7 +184,8 @@ class Grader:
             if grader == "code":
                 programs[i] = answer, response
                 continue
-            response = split_thinking(response).answer
+            # White space behind a cut answer says that it was complete.
+            response = split_thinking(response).answer + response[len(response.rstrip()) :]
             if grader == "math":
                 asked[i] = response, _question(answer, response, is_cut, lenient), is_cut
             else:

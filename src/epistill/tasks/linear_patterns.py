@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Callable
 from importlib import resources
 from typing import Any, cast
 
@@ -30,6 +31,18 @@ def patterns(module: str) -> dict[str, re.Pattern[str]]:
     """The named patterns of `answer_patterns.toml` that a module uses."""
     named = {name: p for name, p in SOURCE[module].items() if name != "rewrites"}
     return {name: linear_pattern("".join(parts)) for name, parts in named.items()}
+
+
+def rewriter(module: str) -> Callable[[str], str]:
+    """The rewrites of `answer_patterns.toml` for a module, one after the other."""
+    rules = [(linear_pattern(pattern), new) for pattern, new in SOURCE[module]["rewrites"]]
+
+    def rewrite(text: str) -> str:
+        for pattern, new in rules:
+            text = pattern.sub(new, text)
+        return text
+
+    return rewrite
 
 
 def utf8(text: str) -> str:

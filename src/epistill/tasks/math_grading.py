@@ -46,11 +46,12 @@ def grade_asked(asked: Mapping[str, Any]) -> dict[str, Any]:
 def grade_question(question: Question) -> Grade:
     """Compare the first frame that holds a value with the reference."""
     reference = _one_value(read_reference(question.reference))
+    worded = is_prose(tidy(reference))
     for framed, value in _values(question):
-        if framed.frame == "label" and is_prose(value) and not is_prose(reference):
+        if framed.frame in ("label", "whole", "hashes") and is_prose(tidy(value)) and not worded:
             continue  # "the answer is obvious"
         try:
-            same = equal(reference, value)
+            same = equal(reference, _one_value(value))
             if same and framed.frame != "boxed" and _READ["product"].match(tidy(value)):
                 same = tidy(value) == tidy(reference)  # a question may have asked for the product
         except NotAValue:
@@ -85,13 +86,13 @@ def read_reference(reference: str) -> str:
     return framed.text if framed.frame != "label" else clause_of(framed.text) or reference
 
 
-def _one_value(reference: str) -> str:
+def _one_value(text: str) -> str:
     """*3/4 or .75* is one value, said twice."""
-    first, *others = reference.split(" or ")
+    first, *others = tidy(text).split(" or ") if "or" in text else (text,)
     try:
-        return first if others and all(equal(first, one) for one in others) else reference
+        return first if others and all(equal(first, one) for one in others) else text
     except NotAValue:
-        return reference
+        return text
 
 
 def reference_text(value: Any) -> str:

@@ -13,10 +13,10 @@ from fractions import Fraction
 from importlib import resources
 from typing import Any
 
-from epistill.tasks.linear_patterns import SOURCE, linear_pattern, patterns, utf8
+from epistill.tasks.linear_patterns import patterns, rewriter, utf8
 
 _READ = patterns("notation")
-_REWRITES = [(linear_pattern(pattern), new) for pattern, new in SOURCE["notation"]["rewrites"]]
+_rewrite = rewriter("notation")
 
 _TABLES: dict[str, Any] = json.loads(
     (resources.files("epistill.tasks") / "notation.json").read_text(encoding="utf-8")
@@ -68,9 +68,10 @@ def tidy(text: str) -> str:
         text, old = _READ["old_style"].subn(r"\1", text)
         if not styles + old:
             break
-    for pattern, replacement in _REWRITES:
-        text = pattern.sub(replacement, text)
-    text = text.replace("\x01", "\\\\ ").lstrip(" ,;:*_").rstrip(" .,;:*_?")
+    if system := _READ["system"].match(text):
+        rows = _READ["chained"].sub(" =", system[1] or system[2])
+        text = rows.strip(" \x01").replace("\x01", ",").replace("&", "")
+    text = _rewrite(text).replace("\x01", "\\\\ ").lstrip(" ,;:*_").rstrip(" .,;:*_?\\")
     return _braced_roots(text).strip()
 
 
@@ -105,6 +106,9 @@ def quantity(latex: str) -> Quantity:
     if (found := _READ["unit"].match(latex)) and _is_unit(found[3], bool(found[2])):
         words = _READ["word"].findall(found[3])
         unit = next((_UNITS[w] for word in words for w in _spellings(word) if w in _UNITS), "")
+        power = "2" if _READ["squared"].search(found[3]) else found[4]
+        power = "3" if _READ["cubed"].search(found[3]) else power
+        unit += f"^{power}" if unit and power else ""
         latex = found[1].strip()
     percent = latex.endswith("%")
     latex = latex.removesuffix("%").strip(" ,;:")
@@ -113,7 +117,9 @@ def quantity(latex: str) -> Quantity:
 
 def _is_unit(words: str, apart: bool) -> bool:
     found = _READ["word"].findall(words)
-    if not found or len(found) > 6 or any(word.lower() in _NOT_UNITS for word in found):
+    if not found or len(found) > 6:
+        return False
+    if any(w.lower() in _NOT_UNITS and (i == 0 or w != "of") for i, w in enumerate(found)):
         return False
     if not found[0].isascii():
         return not _READ["no_unit"].search(words)
