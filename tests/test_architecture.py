@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "epistill"
 FREE = {
-    "errors", "seeds", "settings", "records", "training_rows", "targets",
+    "number_rows", "errors", "seeds", "settings", "records", "training_rows", "targets",
     "token_weights", "shapes", "blends", "axes", "method_import", "config", "environment", "methods",
     "alarm_rules", "monitor", "thinking", "word_rules",
 }  # fmt: skip
@@ -24,6 +24,7 @@ FREE = {
 ALLOWED = {
     "errors": set(),
     "seeds": set(),
+    "number_rows": set(),
     "thinking": set(),
     "readers": {"errors"},
     "records": set(),
@@ -333,6 +334,7 @@ TESTS_OF_MORE = {
     "test_doctests": "every docstring",
     "test_installed": "the wheel, and other systems",
     "test_lab": "the shipped model",
+    "report/test_looks": "every kind of page in a browser",
     "test_real_model": "a pretrained model, end to end",
     "test_trust": "what is never loaded or run",
     "gpu/test_cuda": "what needs a GPU",

@@ -119,3 +119,14 @@ def test_every_locale_will_do(tmp_path):
     assert "等等" in (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "Usage" in in_ascii(tmp_path, "study", "--help")
     assert "sdpo-no-think" in in_ascii(tmp_path, "methods")
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [("epistill tr", "train"), ("epistill lab pre", "pretrain"), ("epistill compare a b --bud", "--budgets")],
+)  # fmt: skip
+def test_the_shell_completes_commands_and_flags(typed, offered):
+    asked = {"_EPISTILL_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(len(typed.split()) - 1)}  # fmt: skip
+    program = "import sys; sys.argv = ['epistill']; from epistill.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", program], env={**os.environ, **asked}, capture_output=True, text=True)  # fmt: skip
+    assert done.stdout.split() == [offered], done.stderr

@@ -17,6 +17,8 @@ from safetensors.torch import load_file
 
 from epistill.errors import EpistillError
 from epistill.rollouts.load_model import lab_directory, load_model
+from epistill.store import RunStore
+from epistill.studies.draw_report import draw_again
 from epistill.tasks.files import load_problems
 
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "epistill"
@@ -133,6 +135,72 @@ def test_a_pickled_adapter_is_not_loaded(tmp_path, lab_model, monkeypatch):
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("a pickle was loaded"))
     with pytest.raises(EpistillError, match="adapter without adapter_model"):
         load_model(str(folder))
+
+
+def test_a_module_that_an_adapter_names_is_not_imported(tmp_path, lab_model, monkeypatch):
+    """PEFT imports what `megatron_core` and `parent_library` say; from its own few names only."""
+    import copy
+
+    from peft import LoraConfig, get_peft_model
+
+    mark = tmp_path / "mark"
+    (tmp_path / "evil_module.py").write_text(f"open({str(mark)!r}, 'w').close()")
+    monkeypatch.syspath_prepend(tmp_path)
+    adapted = get_peft_model(
+        copy.deepcopy(lab_model.network), LoraConfig(r=2, target_modules=["q_proj"])
+    )
+    adapted.peft_config["default"].base_model_name_or_path = str(lab_directory())
+    folder = tmp_path / "adapter"
+    adapted.save_pretrained(folder)
+    lab_model.tokenizer.save_pretrained(folder)
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    for named in (
+        {"megatron_config": {"a": 1}, "megatron_core": "evil_module"},
+        {"auto_mapping": {"base_model_class": "Evil", "parent_library": "evil_module"}},
+    ):
+        (folder / "adapter_config.json").write_text(json.dumps({**settings, **named}))
+        with contextlib.suppress(EpistillError):
+            load_model(str(folder))
+        assert not mark.exists(), named
+
+
+def test_modules_beside_a_model_or_data_are_not_imported(tmp_path, monkeypatch):
+    """Nor by worker processes, although theirs would be the first place that Python looks at."""
+    from epistill.tasks.grading import grade_responses
+
+    folder, mark = tmp_path / "model", tmp_path / "mark"
+    shutil.copytree(lab_directory(), folder)
+    for name in ("epistill", "json", "sympy", "re", "torch", "sitecustomize", "conftest"):
+        (folder / f"{name}.py").write_text(f"open({str(mark)!r}, 'w').close()")
+    (folder / "data.jsonl").write_text(json.dumps({"question": "1 + 1?", "answer": "2"}) + "\n")
+    monkeypatch.chdir(folder)
+    load_model(".")
+    (problem,) = load_problems("data.jsonl").problems
+    (grade,) = grade_responses([("math", problem.answer, "\\boxed{2}")])
+    assert grade.score == 1.0
+    assert not mark.exists()
+
+
+def test_a_report_and_a_result_import_nothing(tmp_path):
+    """A method of a Python file, named wherever a report or a run's result could name one."""
+    mark = tmp_path / "mark"
+    (tmp_path / "evil.py").write_text(f"open({str(mark)!r}, 'w').close()")
+    named = f"{tmp_path / 'evil.py'}:method"
+    report = json.loads((SOURCE.parents[1] / "docs/results/lab/report.json").read_text())
+    for arm in (*report["arms"], *report["settings"]["arms"]):
+        arm |= {"method": named}
+    report["settings"]["method"] = named
+    study, run = tmp_path / "study", tmp_path / "run"
+    for folder in (study, run):
+        folder.mkdir()
+    (study / "report.json").write_text(json.dumps(report))
+    result = {"steps": 1, "method": named, "config": {"method": {"name": named}}, "evaluations": {}}
+    (run / "result.json").write_text(json.dumps(result))
+    with contextlib.suppress(EpistillError):
+        draw_again(study, tmp_path / "page.html")
+    with contextlib.suppress(EpistillError):
+        RunStore(run).result  # noqa: B018 - read, and found without a manifest
+    assert not mark.exists()
 
 
 def test_a_script_beside_a_data_set_does_not_run(tmp_path):

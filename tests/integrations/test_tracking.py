@@ -57,10 +57,10 @@ def names_of(numbers):
 
 
 EXPECTED = {
-    0: {"train/reward": 0.5, "train/loss": 1.0, "train/on_policy": 1.0},
-    1: {"train/reward": 0.6, "train/on_policy": 1.0},  # no loss is not a loss of 0
-    2: {"train/reward": 0.7, "train/loss": 1 / 3, "train/on_policy": 1.0, "curve/ood/score": 0.625},
-    3: {"train/reward": 0.8, "train/loss": 0.25, "train/on_policy": 1.0},
+    0: {"train/reward": 0.5, "train/loss": 1.0},
+    1: {"train/reward": 0.6},  # no loss is not a loss of 0
+    2: {"train/reward": 0.7, "train/loss": 1 / 3, "curve/ood/score": 0.625},
+    3: {"train/reward": 0.8, "train/loss": 0.25},
     4: {"final/ood/score": 0.75, "final/ood/score/low": 0.5, "final/ood/score/high": 1.0},
 }
 

@@ -11,7 +11,8 @@ import polars as pl
 import pytest
 
 import epistill
-from epistill.library.results import Result, estimate_rows
+from epistill.library.results import Result
+from epistill.number_rows import estimate_rows
 
 ROOT = Path(epistill.__file__).parent
 SCORE = {"value": 0.5, "low": None, "high": None, "problems": 1}

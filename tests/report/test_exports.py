@@ -18,6 +18,7 @@ from epistill.errors import EpistillError
 from epistill.report.exports import export_report, report_tables
 
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
+BASE, TUNED = (str(RESULTS.parents[1] / "examples/data" / f"{n}.jsonl") for n in ("base", "tuned"))
 REPORT = json.loads((RESULTS / "lab" / "report.json").read_text(encoding="utf-8"))
 
 
@@ -105,6 +106,28 @@ def test_a_surface_is_a_table(no_browser):
     pairs = report["surface"]["pairs"]
     assert len(rows) == sum(map(len, pairs.values()))
     assert rows[0]["score/value"] == next(iter(pairs.values()))[0]["score"]["value"]
+
+
+@pytest.mark.parametrize(
+    ("command", "tables"),
+    [
+        (["compare", BASE, TUNED, "--export"], {"differences": 14, "words": 30}),
+        (["measure", BASE, TUNED, "--export"], {"numbers": 40}),
+        (["preflight", "lab", "--data", "star-search:3x2", "--problems", "2", "-k", "2", "--max-new-tokens", "16", "--contexts", "answer", "--out", "preflight", "--export"], {"numbers": 20}),
+    ],
+    ids=["compare", "measure", "preflight"],
+)  # fmt: skip
+def test_other_pages_are_exported_too(command, tables, tmp_path, monkeypatch, no_browser):
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, [*command, "out"])
+    assert done.exit_code == 0, done.output
+    assert "no pictures" in done.stderr
+    for name, least in tables.items():
+        table = pl.read_parquet(tmp_path / "out" / f"{name}.parquet")
+        assert len(table) >= least
+        assert pl.read_csv(tmp_path / "out" / f"{name}.csv").columns == table.columns
+        assert not any(isinstance(kind, pl.List | pl.Struct) for kind in table.dtypes)
+    assert len({path for _, path in no_browser}) >= 2  # an SVG and a PNG at least
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):

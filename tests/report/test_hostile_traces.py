@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from epistill.report.study_page import highlight_markers, write_report
 from epistill.store import read_json
+from tests.helpers.browser import needs_chromium, opened
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 REPORT = Path(__file__).resolve().parents[2] / "docs" / "results" / "lab" / "report.json"
 RAN = "document.body.dataset.pwned=1"
 ATTACKS = {
@@ -66,23 +64,14 @@ def test_markers_are_the_only_tags_of_a_highlighted_trace():
         assert set(re.findall(r"<[^>]*>", shown)) <= {"<mark>", "</mark>"}
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+@needs_chromium
 def test_in_a_browser_no_trace_does_anything(tmp_path):
     path = tmp_path / "report.html"
     hostile_page(path, " ".join(ATTACKS.values()))
-    done = subprocess.run(
-        [
-            CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
-            "--no-first-run", "--disable-background-networking", "--disable-component-update",
-            "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}",
-            "--virtual-time-budget=5000", "--dump-dom", path.as_uri(),
-        ],
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    body = re.search(r"<body[^>]*>", done.stdout)[0]
-    assert "data-pwned" not in body
-    assert 'data-requests="0"' in body
-    shown = done.stdout[done.stdout.index('id="trace-') :]
+    facts, dom = opened(path, tmp_path / "profile")
+    assert "pwned" not in facts
+    assert facts["requests"] == "0"
+    shown = dom[dom.index('id="trace-') :]
     assert "&lt;script&gt;" in shown  # it is there, as text
     assert "<mark>hmm</mark>" in shown
     assert not re.search(r"<(img|svg|iframe|a)\b[^>]*(onerror|onload|srcdoc|javascript)", shown)

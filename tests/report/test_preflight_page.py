@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +13,8 @@ import pytest
 from epistill.preflights.verdict import load_thresholds
 from epistill.report.format import format_signed
 from epistill.report.preflight_page import write_preflight
+from tests.helpers.browser import needs_chromium, opened
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 COMMAND = [sys.executable, "-m", "epistill", "preflight", "lab", "--data", "star-search:3x2"]
 SMALL = ["--problems", "4", "-k", "4", "--max-new-tokens", "32", "--contexts", "sibling,answer"]
 
@@ -77,18 +76,9 @@ def test_text_of_a_model_is_escaped(finished, tmp_path):
     assert "&lt;script&gt;alert(1)" in html
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+@needs_chromium
 def test_in_a_browser_every_plot_has_data_and_nothing_is_fetched(finished, tmp_path):
-    done = subprocess.run(
-        [
-            CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
-            "--no-first-run", "--disable-background-networking", "--disable-component-update",
-            "--disable-sync", f"--user-data-dir={tmp_path}", "--virtual-time-budget=10000",
-            "--dump-dom", (finished[0] / "preflight.html").as_uri(),
-        ],
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    facts = dict(re.findall(r'data-([a-z-]+)="(\d+)"', re.search(r"<body[^>]*>", done.stdout)[0]))
+    facts, _ = opened(finished[0] / "preflight.html", tmp_path)
     assert int(facts["plots"]) == 3  # ladder, classes, heat-map of a trace
     assert facts["plots-with-data"] == facts["plots"]
     assert facts["requests"] == "0"

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 
 import pytest
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+from tests.helpers.browser import needs_chromium, opened
+
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)> wait"
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
 
 
 def records(side, problems=24):
@@ -43,20 +42,6 @@ def make_page(folder, problems=24):
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     return make_page(tmp_path_factory.mktemp("page"))[0]
-
-
-def opened(page, profile, fragment=""):
-    done = subprocess.run(
-        [
-            CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
-            "--no-first-run", "--disable-background-networking", "--disable-component-update",
-            "--disable-sync", f"--user-data-dir={profile}", "--virtual-time-budget=10000",
-            "--dump-dom", page.as_uri() + fragment,
-        ],
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    facts = dict(re.findall(r'data-([a-z-]+)="(\d+)"', re.search(r"<body[^>]*>", done.stdout)[0]))
-    return facts, done.stdout
 
 
 def test_every_trace_is_escaped(page):

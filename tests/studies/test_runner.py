@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 
 import pytest
 
@@ -16,9 +15,8 @@ from epistill.studies.executors import workers_at_once
 from epistill.studies.load_study import load_study, shipped_studies
 from epistill.studies.runner import jobs_of, run_study
 from epistill.studies.spec import Resources, StudySpec
+from tests.helpers.browser import needs_chromium, opened
 from tests.helpers.toy_study import SPEC
-
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 
 @pytest.fixture(scope="module")
@@ -68,23 +66,14 @@ def test_nothing_outside_is_referred_to(finished):
     assert "default-src 'none'" in html
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+@needs_chromium
 def test_in_a_browser_every_plot_has_data_and_nothing_is_fetched(finished, tmp_path):
     _, path = finished
-    done = subprocess.run(
-        [
-            CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
-            "--no-first-run", "--disable-background-networking", "--disable-component-update",
-            "--disable-sync", f"--user-data-dir={tmp_path}", "--virtual-time-budget=10000",
-            "--dump-dom", path.as_uri(),
-        ],
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    facts = dict(re.findall(r'data-([a-z-]+)="(\d+)"', re.search(r"<body[^>]*>", done.stdout)[0]))
+    facts, dom = opened(path, tmp_path)
     assert int(facts["plots"]) == 5  # probe, two curve plots, change, coverage
     assert facts["plots-with-data"] == facts["plots"]
     assert facts["requests"] == "0"
-    assert "<mark>" in done.stdout  # highlighted traces were filled in by the page's script
+    assert "<mark>" in dom  # highlighted traces were filled in by the page's script
 
 
 def test_a_finished_study_is_not_done_again(finished):

@@ -18,7 +18,7 @@ from epistill.cli import plan_command as plan_command  # isort: skip
 from epistill.cli import trace_commands as trace_commands  # isort: skip
 from epistill.cli import look_commands as look_commands  # isort: skip
 from epistill.cli.common import app, lab, tasks, warn
-from epistill.errors import EpistillError, LostProcess, StoppedElsewhere
+from epistill.errors import EpistillError, LostProcess, StoppedElsewhere, first_line
 from epistill.interrupts import received, stop_in_order
 
 app.add_typer(lab, name="lab")
@@ -54,11 +54,16 @@ def main() -> None:
         _say_stopped(signal.SIGINT)
     except SystemExit:
         raise
-    except BaseException:  # the signal's own, a library's wrapping of it (torch's is no Exception),
-        # or what others of the run, ending too, made fail here
+    except BaseException as error:  # the signal's own, a library's wrapping of it (torch's is no
+        # Exception), or what others of the run, ending too, made fail here
         number = received()
         if number is None:
-            raise
+            if type(error).__module__ != "pyo3_runtime":  # a panic of Rust is no Exception either
+                raise
+            _fail(
+                f"a library gave up: {first_line(error)}; a file that it read cannot be used, such "
+                "as a tokenizer.json whose patterns never end"
+            )
         _say_stopped(number)
 
 

@@ -22,7 +22,7 @@ from epistill.library.results import Flag, Place, Result
 app = typer.Typer(
     help="A laboratory for on-policy self-distillation of language models.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )

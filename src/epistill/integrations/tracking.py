@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from epistill.errors import EpistillError, did_you_mean, first_line
+from epistill.number_rows import number_rows
 from epistill.store import RunStore, read_json, write_json
 
 Opened = tuple[Callable[[dict[str, float], int], Any], Callable[[], Any]]  # logs a step; ends it
@@ -76,7 +77,7 @@ def mirrored(
 
     def catch_up() -> None:
         rows, result = new_rows(store, told["step"]), store.result
-        final = _numbers({"final": (result or {}).get("evaluations", {})})
+        final = _told({"final": (result or {}).get("evaluations", {})})
         if result is not None and final and not told["finished"]:
             rows[max(told["step"], result.get("steps", 0) - 1, *rows) + 1] = final
         for step, numbers in rows.items():
@@ -114,13 +115,15 @@ def new_rows(store: RunStore, after: int) -> dict[int, dict[str, float]]:
     for kind, rows in (("train", store.metrics()), ("curve", curve)):
         for row in (row for row in rows if row["step"] > after):
             numbers = {name: value for name, value in row.items() if name != "step"}
-            found.setdefault(row["step"], {}).update(_numbers({kind: numbers}))
+            found.setdefault(row["step"], {}).update(_told({kind: numbers}))
     return dict(sorted(found.items()))
 
 
-def _numbers(value: Any, *path: str) -> dict[str, float]:
-    """What is a number in a record, by its path; an estimate's `value` has the estimate's name."""
-    if isinstance(value, Mapping):
-        parts = (_numbers(v, *path, *([] if n == "value" else [n])) for n, v in value.items())
-        return {name: number for part in parts for name, number in part.items()}
-    return {"/".join(path): float(value)} if isinstance(value, int | float) else {}
+def _told(found: Mapping[str, Any]) -> dict[str, float]:
+    """Numbers by their path; an estimate's value has the estimate's name."""
+    return {
+        row["measure"] + ("" if part == "value" else f"/{part}"): float(value)
+        for row in number_rows(found)
+        for part, value in row.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }

@@ -11,7 +11,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from epistill.library.results import Flag, Place, Result, Seed, as_path, at_least, estimate_rows
+from epistill.library.results import Export, Flag, Place, Result, Seed, as_path, at_least
+from epistill.number_rows import estimate_rows
 
 if TYPE_CHECKING:
     from epistill.axes import Method
@@ -212,6 +213,7 @@ def preflight(
         str | Sequence[str] | None,
         Flag("Comma-separated names; default all that the data allow."),
     ] = None,
+    export: Export = None,
     say: Callable[[str], None] = lambda line: None,
     **settings: Any,
 ) -> Result:
@@ -224,6 +226,7 @@ def preflight(
         data: File, dataset, or "star-search[:5x3]".
         out: Folder of results and cache.
         contexts: Names, or one text of names with commas; None is all that the data allow.
+        export: Folder for every table and plot as files; None writes none.
         say: Told what is being done.
         **settings: Others of `PreflightConfig` or `SamplingConfig`, such as `problems`.
     """
@@ -233,7 +236,7 @@ def preflight(
     config = preflight_settings(model=model, data=data, contexts=names, **settings)
     from epistill.preflights.preflight_engine import preflight_engine
     from epistill.preflights.preflight_run import run_preflight
-    from epistill.report.preflight_page import write_preflight
+    from epistill.report.preflight_page import preflight_plots, write_preflight
     from epistill.store import RunStore, write_json
 
     folder, cache = Path(out), Path(out) / "cache"
@@ -241,9 +244,14 @@ def preflight(
         summary = run_preflight(config, preflight_engine(config, cache), cache, say=say)
         write_json(folder / "preflight.json", summary)
         page = write_preflight(summary, folder / "preflight.html")
-    rows = (
+    rows = [
         row
         for name, found in summary["contexts"].items()
         for row in estimate_rows(found, context=name, control=found["control"])
-    )
-    return Result(summary, tuple(rows), page)
+    ]
+    missing = None
+    if export is not None:
+        from epistill.report.exports import export_page
+
+        missing = export_page({"numbers": rows}, preflight_plots(summary), Path(export))[1]
+    return Result(summary, tuple(rows), page, () if missing is None else (missing,))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -30,6 +30,20 @@ class Flag:
 
 Page = Annotated[Place | None, Flag("Write a page (one offline HTML).", ("--report",))]
 Written = Annotated[Place | None, Flag("Write everything as JSON.")]
+Export = Annotated[
+    Place | None, Flag("Folder: every table as CSV and parquet, every plot as SVG and PNG.")
+]
+Traces = Annotated[
+    Place | Sequence[Place],
+    Flag("JSON lines (any name; gzip, zstd) or parquet files, or folders of them."),
+]
+ProblemField = Annotated[
+    str | None, Flag("What tells problems apart; default: an id, else the question.")
+]
+Lexicons = Annotated[
+    Sequence[str] | None,
+    Flag("Name or JSON file; repeatable. Default: English and Chinese.", ("--lexicon",)),
+]
 Seed = Annotated[int, Flag("Names every random draw.")]
 Workers = Annotated[int, Flag("Processes.")]
 
@@ -65,29 +79,6 @@ class Result:
 
         lines = [*self.warnings, *([] if self.path is None else [str(self.path)])]
         return "".join(f"<p>{escape(line)}</p>" for line in lines) + self.to_polars()._repr_html_()
-
-
-def estimate_rows(found: Any, *path: str, **labels: Any) -> Iterator[dict[str, Any]]:
-    """One row for each number with an interval anywhere in a summary.
-
-    Args:
-        found: A summary, or a part of one.
-        path: Its name, joined to `measure` in the rows.
-        labels: Columns that all rows have.
-
-    Example:
-        >>> list(estimate_rows({"score": {"value": 1.0, "low": None, "high": None}}, arm="base"))
-        [{'arm': 'base', 'measure': 'score', 'value': 1.0, 'low': None, 'high': None}]
-    """
-    if isinstance(found, Mapping):
-        if {"value", "low", "high"} <= set(found):
-            yield {**labels, "measure": "/".join(path), **found}
-            return
-        for name, part in found.items():
-            yield from estimate_rows(part, *path, str(name), **labels)
-    elif isinstance(found, list):
-        for index, part in enumerate(found):
-            yield from estimate_rows(part, *path, str(index), **labels)
 
 
 def at_least(flag: str, value: int | None, least: int) -> None:

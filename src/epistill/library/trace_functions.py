@@ -13,36 +13,29 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from epistill.errors import EpistillError
 from epistill.library.results import (
+    Export,
     Flag,
+    Lexicons,
     Page,
     Place,
+    ProblemField,
     Result,
     Seed,
+    Traces,
     Workers,
     Written,
     as_path,
     at_least,
-    estimate_rows,
     interval,
 )
+from epistill.number_rows import estimate_rows
 
 if TYPE_CHECKING:
     from epistill.traces.measure import Options
 
 MAX_SHOWN = 2_000  # traces on a page
-Traces = Annotated[
-    Place | Sequence[Place],
-    Flag("JSON lines (any name; gzip, zstd) or parquet files, or folders of them."),
-]
 Side = Annotated[Place, Flag("Trace file, folder of them, or run directory.")]
 ResponseField = Annotated[str | None, Flag("Where responses are, e.g. output or rollout.text.")]
-ProblemField = Annotated[
-    str | None, Flag("What tells problems apart; default: an id, else the question.")
-]
-Lexicons = Annotated[
-    Sequence[str] | None,
-    Flag("Name or JSON file; repeatable. Default: English and Chinese.", ("--lexicon",)),
-]
 AnswerField = Annotated[str | None, Flag("Field of the reference answer.")]
 TokenizerFolder = Annotated[Place | None, Flag("Folder with tokenizer.json, for tokens.")]
 Opened = Annotated[bool, Flag("The prompts ended inside <think>.")]
@@ -60,6 +53,7 @@ def measure(
     workers: Workers = 1,
     out: Written = None,
     report: Page = None,
+    export: Export = None,
     seed: Seed = 0,
 ) -> Result:
     """Length, markers, controls, positions, truncation and self-corrections of any traces.
@@ -93,12 +87,16 @@ def measure(
         )
     if out is not None:
         write_json(Path(out), summary)
-    rows = (
+    rows = [
         row
         for file in summary["files"]
         for name, group in file["groups"].items()
         for row in estimate_rows(group, file=file["file"], group=name)
-    )
+    ]
+    if export is not None:
+        from epistill.report.exports import export_measured
+
+        warnings += export_measured(summary, rows, Path(export))
     return Result(summary, tuple(rows), as_path(report), tuple(warnings))
 
 
@@ -182,14 +180,10 @@ def grade(
         "problem": ("--problem-field", problem_field),
         "label": ("--label-field", label_field),
     }
-    warnings = [
-        line
-        for found in files
-        for line in (
-            *skipped_of(found["file"], found["reading"]),
-            *unread_of(found["file"], found["reading"], named),
-        )
-    ]
+    warnings: list[str] = []
+    for found in files:
+        warnings += skipped_of(found["file"], found["reading"])
+        warnings += unread_of(found["file"], found["reading"], named)
     rows = (
         {
             "file": found["file"],
@@ -272,6 +266,7 @@ def compare(
     opened_thinking: Opened = False,
     out: Written = None,
     report: Page = None,
+    export: Export = None,
     seed: Seed = 0,
 ) -> Result:
     """Differences B - A on the same problems: scores, length, doubt, budgets, with intervals.
@@ -314,16 +309,7 @@ def compare(
         warnings += [where + line for line in one["warnings"]]
     if out is not None:
         write_json(Path(out), summary)
-    if report is not None:
-        from epistill.comparison.compare import compared_traces
-        from epistill.report.trace_pages import write_compared_page
-        from epistill.traces.shift import shift_files
-
-        shown, total = compared_traces(found)
-        ours, theirs = (list(side.readings) for side in found.sides)
-        page = {**summary, "shift": shift_files(ours, theirs, reading)}
-        write_compared_page(page, shown, total, Path(report), lexicons=reading.lexicons)
-    rows = (
+    rows = [
         {
             "set": one["set"],
             "measure": row["measure"],
@@ -334,7 +320,22 @@ def compare(
         }
         for one in summary["sets"]
         for row in (*one["measures"], *one["budgets"])
-    )
+    ]
+    if report is not None or export is not None:
+        from epistill.traces.shift import shift_files
+
+        ours, theirs = (list(side.readings) for side in found.sides)
+        page = {**summary, "shift": shift_files(ours, theirs, reading)}
+        if report is not None:
+            from epistill.comparison.compare import compared_traces
+            from epistill.report.trace_pages import write_compared_page
+
+            shown, total = compared_traces(found)
+            write_compared_page(page, shown, total, Path(report), lexicons=reading.lexicons)
+        if export is not None:
+            from epistill.report.exports import export_compared
+
+            warnings += export_compared(page, rows, Path(export))
     return Result(summary, tuple(rows), as_path(report), tuple(warnings))
 
 

@@ -1,6 +1,6 @@
-"""A study's report for other programs: tables as CSV and parquet, plots as SVG and PNG.
+"""What a page shows for other programs: tables as CSV and parquet, plots as SVG and PNG.
 
-Enters: the report's dict. Leaves: a folder. Tables are tidy: a row for each number, its interval
+Enters: tables and plots. Leaves: a folder. Tables are tidy: a row for each number, its interval
 beside it; `None` is an empty cell. Pictures need kaleido and a Chrome or Chromium; without them the
 tables are written all the same.
 """
@@ -17,8 +17,10 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from epistill.errors import EpistillError, first_line
+from epistill.number_rows import number_rows
 from epistill.report.panels import Plot
 from epistill.report.study_figures import study_plots
+from epistill.report.trace_figures import compared_plots, decile_plots
 
 Row = dict[str, Any]
 FORMATS = ("svg", "png")
@@ -28,7 +30,19 @@ PANEL_WIDTH = {1: 760, 2: 520, 3: 420}  # in pixels, by columns
 
 
 def export_report(report: Mapping[str, Any], folder: Path) -> tuple[list[Path], str | None]:
+    """A study's report; see `export_page`."""
+    return export_page(report_tables(report), study_plots(report), folder)
+
+
+def export_page(
+    tables: Mapping[str, Sequence[Row]], plots: Sequence[Plot], folder: Path
+) -> tuple[list[Path], str | None]:
     """Write the files.
+
+    Args:
+        tables: Rows by name; one without rows is not written.
+        plots: Those of the page.
+        folder: Where.
 
     Returns:
         The files, and why there are no pictures (None where there are).
@@ -41,8 +55,10 @@ def export_report(report: Mapping[str, Any], folder: Path) -> tuple[list[Path], 
     written: list[Path] = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, rows in report_tables(report).items():
-            table = pl.DataFrame(rows, infer_schema_length=None, strict=False)
+        for name, rows in ((name, rows) for name, rows in tables.items() if rows):
+            table = pl.DataFrame(
+                [_flat(row) for row in rows], infer_schema_length=None, strict=False
+            )
             written += [folder / f"{name}.csv", folder / f"{name}.parquet"]
             table.write_csv(written[-2])
             table.write_parquet(written[-1])
@@ -50,7 +66,7 @@ def export_report(report: Mapping[str, Any], folder: Path) -> tuple[list[Path], 
         raise EpistillError(
             f"could not write {folder}: {error.strerror or error}; choose another --export"
         ) from error
-    pictures = dict(named for plot in study_plots(report) for named in _pictures(plot))
+    pictures = dict(named for plot in plots for named in _pictures(plot))
     figures = [figure for figure in pictures.values() for _ in FORMATS]
     files: list[str | Path] = [folder / f"{name}.{kind}" for name in pictures for kind in FORMATS]
     try:
@@ -63,6 +79,21 @@ def export_report(report: Mapping[str, Any], folder: Path) -> tuple[list[Path], 
             "'epistill[export]') and a Chrome or Chromium"
         )
     return [*written, *map(Path, files)], None
+
+
+def export_measured(summary: Mapping[str, Any], rows: Sequence[Row], folder: Path) -> list[str]:
+    """What `measure` found; a line about missing pictures, if they are."""
+    return _told(export_page({"numbers": rows}, decile_plots(summary), folder))
+
+
+def export_compared(summary: Mapping[str, Any], rows: Sequence[Row], folder: Path) -> list[str]:
+    """What `compare` found, with the words that moved; the same line."""
+    tables = {"differences": rows, "words": summary["shift"]["words"]}
+    return _told(export_page(tables, compared_plots(summary), folder))
+
+
+def _told(exported: tuple[list[Path], str | None]) -> list[str]:
+    return [] if exported[1] is None else [exported[1]]
 
 
 def _pictures(plot: Plot) -> Iterator[tuple[str, go.Figure]]:
@@ -141,16 +172,24 @@ def report_tables(report: Mapping[str, Any]) -> dict[str, list[Row]]:
         ],
         "arms": [{"arm": a["id"], "label": a["label"], **{n: a[n] for n in about}} for a in arms],
         "evaluations": [
-            row for a in arms for row in _numbers(a["evaluations"], ("on",), arm=a["id"])
+            row
+            for a in arms
+            for on, found in a["evaluations"].items()
+            for row in number_rows(found, arm=a["id"], on=on)
         ],
         "differences": [
             row
             for a in arms
-            for row in _numbers(
-                a["difference_to_baseline"], ("on",), arm=a["id"], versus=a["baseline"]
-            )
+            for on, found in a["difference_to_baseline"].items()
+            for row in number_rows(found, arm=a["id"], versus=a["baseline"], on=on)
         ],
-        "sets": [row for a in arms for row in _numbers(a["sets"], ("seed", "set"), arm=a["id"])],
+        "sets": [
+            row
+            for a in arms
+            for seed, sets in a["sets"].items()
+            for name, found in sets.items()
+            for row in number_rows(found, arm=a["id"], seed=seed, set=name)
+        ],
         "training_curves": [
             {"arm": a["id"], "measure": measure, "seed": seed, "step": step, "value": value}
             for a in arms
@@ -169,7 +208,8 @@ def report_tables(report: Mapping[str, Any]) -> dict[str, list[Row]]:
         "probes": [
             row
             for probe in report["probes"]
-            for row in _numbers(probe["contexts"], ("context",), probe=probe["id"])
+            for context, found in probe["contexts"].items()
+            for row in number_rows(found, probe=probe["id"], context=context)
         ],
         "surface": [
             {"pair": pair, **_flat(point)} for pair, points in pairs.items() for point in points
@@ -194,18 +234,6 @@ def report_tables(report: Mapping[str, Any]) -> dict[str, list[Row]]:
         ],
     }
     return {name: rows for name, rows in found.items() if rows}
-
-
-def _numbers(tree: Mapping[str, Any], levels: Sequence[str], **labels: Any) -> Iterator[Row]:
-    """A row for each estimate of a tree whose first levels have the names of these columns."""
-    for name, part in tree.items():
-        if levels:
-            if part is not None:
-                yield from _numbers(part, levels[1:], **labels, **{levels[0]: name})
-        elif isinstance(part, Mapping):
-            yield {**labels, "measure": name, **part}
-        elif isinstance(part, int | float):
-            yield {**labels, "measure": name, "value": part}
 
 
 def _flat(record: Mapping[str, Any], prefix: str = "") -> Row:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -33,6 +33,43 @@ def _format(estimate: Mapping[str, Any] | None, form: str) -> str:
 
 def _without_sign(number: str) -> str:
     return number if number.strip("+0.") else number.removeprefix("+")
+
+
+def compared_answer(measures: Sequence[Mapping[str, Any]]) -> str:
+    """What changed from A to B, in one sentence: score, length, and the first list's markers.
+
+    Args:
+        measures: Of one set, as `compare` found them.
+    """
+    length = [row for row in measures if row["measure"].startswith("length")]
+    score = [row for row in measures if row["measure"].startswith("avg@")]
+    doubt = [row for row in measures if " per 1,000 " in row["measure"] and not row["control"]]
+    parts = [
+        f"{row['measure']} {row['a']['value']:.3g} → {row['b']['value']:.3g} "
+        f"({_direction(row['difference'])})"
+        for row in (*score[:1], *length[:1], *doubt[:1])
+        if row["a"] and row["b"]
+    ]
+    return f"From A to B: {', '.join(parts)}." if parts else ""
+
+
+def _direction(difference: Mapping[str, Any]) -> str:
+    if difference["low"] is None or difference["low"] <= 0 <= difference["high"]:
+        return "not distinguishable"
+    return "higher" if difference["low"] > 0 else "lower"
+
+
+def measured_answer(name: str, group: Mapping[str, Any]) -> str:
+    """What was measured of one group of traces, in one sentence."""
+    length, found = group["length"]["words"], group["markers"]
+    doubt = [
+        f"{one['density_per_1k_words']['value']:.3g} of {lexicon}"
+        for lexicon, one in found.items()
+        if one["density_per_1k_words"]
+    ]
+    words = f" of {length['value']:.3g} words" if length else ""
+    per = f"; per 1,000 words {', '.join(doubt)}" if doubt else ""
+    return f"{name}: {group['responses']:,} responses{words}{per}."
 
 
 def bounds_text(row: Mapping[str, Any], unit: str) -> str:

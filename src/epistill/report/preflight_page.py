@@ -24,11 +24,14 @@ LIMIT_NATS = 3.0  # of the heat-map's colours
 
 def write_preflight(report: Mapping[str, Any], path: Path) -> Path:
     """Write the page, whole or not at all; returns its path."""
-    trace_words = (
-        f"The first student response with a marker (problem {report['trace']['problem_id']}), not "
-        f"a chosen one; {len(report['trace']['pieces'])} of {report['trace']['tokens']} tokens. "
-        "Red: the teacher would rather not."
-    )
+    # All but the one written down beforehand, which is another for each outcome.
+    rivals = [*next(iter(report["thresholds"]["correlations"].values()))][1:]
+    page = {"traces": None, "report": report, "rivals": rivals}
+    return render_page("preflight.html.j2", path, preflight_plots(report), **page)
+
+
+def preflight_plots(report: Mapping[str, Any]) -> list[Plot]:
+    """All plots that have data, in page order."""
     made = (
         Plot(
             "ladder",
@@ -43,10 +46,9 @@ def write_preflight(report: Mapping[str, Any], path: Path) -> Path:
             "of the response; empty where there is no such token.",
             (_classes(report["contexts"]),),
         ),
-        Plot("trace", "One response, token by token", trace_words, (_trace(report["trace"]),)),
+        *([_trace_plot(report["trace"])] if "trace" in report else []),
     )
-    plots = [plot for plot in made if plot.panels[0].data]
-    return render_page("preflight.html.j2", path, plots, traces=None, report=report)
+    return [plot for plot in made if plot.panels[0].data]
 
 
 def _ladder(contexts: Mapping[str, Mapping[str, Any]]) -> go.Figure:
@@ -87,6 +89,15 @@ def _classes(contexts: Mapping[str, Mapping[str, Any]]) -> go.Figure:
     return panel(heat, height=160 + 30 * len(rows)).update_yaxes(autorange="reversed")
 
 
+def _trace_plot(found: Mapping[str, Any]) -> Plot:
+    words = (
+        f"The first student response with a marker (problem {found['problem_id']}), not a chosen "
+        f"one; {len(found['pieces'])} of {found['tokens']} tokens. Red: the teacher would rather "
+        "not."
+    )
+    return Plot("trace", "One response, token by token", words, (_trace(found),))
+
+
 def _trace(found: Mapping[str, Any]) -> go.Figure:
     """U of every token of one student response, one row per context."""
     u = found["u_nats"]
@@ -106,4 +117,5 @@ def _trace(found: Mapping[str, Any]) -> go.Figure:
         hovertemplate="%{y}, token %{x} %{text}: %{z:.2f} nats<extra></extra>",
     )
     figure = panel(heat, height=180 + 30 * len(u)).update_yaxes(autorange="reversed")
+    figure.update_layout(meta={"least_width": 230 + 17 * len(places)})  # a column for each token
     return figure.update_xaxes(tickvals=places, ticktext=found["pieces"], tickangle=90)

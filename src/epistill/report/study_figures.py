@@ -1,7 +1,7 @@
 """The plots of a study's page. Data only from report.json.
 
-Enters: the report's dict. Leaves: plots in page order. A plot without data is not made, so every
-plot on the page has some. Colour is the method, dash (or the number at a point) the coverage.
+Enters: the report's dict. Leaves: plots in page order, the answer's first. A plot without data is
+not made, so every plot on the page has some. Colour is the method, dash or symbol the coverage.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ MEASURE_TITLES = {
 }
 SURFACE_TITLES = {"score": "OOD score", "density_per_1k_tokens": "markers per 1,000 tokens"}
 UNTRAINED = "#8a8a8a"
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x")  # as dashes
 DASHES = ("solid", "longdash", "dash", "dashdot", "dot")  # from all problems to the fewest
 
 Arm = Mapping[str, Any]
@@ -40,15 +41,21 @@ def study_plots(report: Mapping[str, Any]) -> list[Plot]:
     names = dict.fromkeys(arm["method"] for arm in arms if arm["method"] is not None)
     colours = {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(names)} | {None: UNTRAINED}
     made = [
-        *(_probe_plot(probe) for probe in report["probes"]),
         _surface_plot(report["surface"]),
+        _change_plot(arms, colours),
+        *(_probe_plot(probe) for probe in report["probes"]),
         _learning_curves(arms, colours),
         _evaluation_curves(arms, colours),
-        _change_plot(arms, colours),
         _coverage_plot(arms, colours),
         *(_prediction_plot(preflight["prediction"]) for preflight in report["preflights"]),
     ]
     return [plot for plot in made if plot is not None]
+
+
+def measure_title(measure: str) -> str:
+    """The name that plots give a measure of claims, which may be one of the training."""
+    name = measure.removeprefix("train_")
+    return CURVE_TITLES.get(name, MEASURE_TITLES.get(name, measure))
 
 
 def _probe_plot(probe: Mapping[str, Any]) -> Plot | None:
@@ -158,24 +165,33 @@ def _evaluation_curves(arms: Sequence[Arm], colours: Mapping[str | None, str]) -
 
 def _change_plot(arms: Sequence[Arm], colours: Mapping[str | None, str]) -> Plot | None:
     """OOD score change against marker change, one point per arm with both intervals."""
+    changed = [(arm, arm["difference_to_baseline"].get("ood")) for arm in arms]
+    changed = [(arm, change) for arm, change in changed if change is not None]
+    amounts = sorted({_coverage(arm): _amount(arm) for arm, _ in changed}.items(), reverse=True)
+    symbols = dict(zip(dict(amounts), itertools.cycle(SYMBOLS), strict=False))
     traces: dict[str, list[go.Scatter]] = {}
-    for arm in arms:
-        change = arm["difference_to_baseline"].get("ood")
-        if change is None:
-            continue
+    for arm, change in changed:
         name = arm["method"] or "untrained"
         look = {
             "legendgroup": name,
             "showlegend": name not in traces,
             "hovertext": arm["label"],
-            "text": str(arm["coverage"] or ""),
-            "textposition": "top right",
-            "mode": "markers+text",
-            "marker": {"color": colours[arm["method"]], "size": 10},
-        }
+            "mode": "markers",
+            "marker": {
+                "color": colours[arm["method"]], "size": 10, "symbol": symbols[_coverage(arm)],
+            },
+        }  # fmt: skip
         x, y = [change["density_per_1k_tokens"]], [change["score"]]
         traces.setdefault(name, []).append(with_bars(go.Scatter, x, y, name=name, **look))
-    if not traces:
+    if len(amounts) > 1:  # the legend's second half: a symbol for each coverage
+        traces[""] = [
+            go.Scatter(
+                x=[None], y=[None], mode="markers", name=amount, hoverinfo="skip",
+                marker={"color": UNTRAINED, "size": 10, "symbol": symbols[coverage]},
+            )
+            for coverage, amount in amounts
+        ]  # fmt: skip
+    if not changed:
         return None
     every = [trace for of_name in traces.values() for trace in of_name]
     labels = {"x": "change of markers per 1,000 tokens", "y": "change of OOD score"}
@@ -183,8 +199,7 @@ def _change_plot(arms: Sequence[Arm], colours: Mapping[str | None, str]) -> Plot
         "change",
         "What happened to doubt, and what happened to OOD",
         "Change against the untrained base on the out-of-distribution sets, 95 % intervals. Colour "
-        "is the method; a number is the training problems where they were not all; hover for the "
-        "arm.",
+        "is the method, symbol the number of training problems; hover for the arm.",
         (panel(*every, **labels, height=480),),
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from epistill.metrics.lexicon import Lexicon
 from epistill.report.format import format_estimate, format_signed, loops_line
 from epistill.report.panels import Plot
 from epistill.report.study_advice import study_advice
-from epistill.report.study_figures import study_plots
+from epistill.report.study_figures import measure_title, study_plots
 from epistill.store import write_atomic
 
 VERDICT_CLASSES = {
@@ -72,8 +72,10 @@ def render_page(
         loader=PackageLoader("epistill.report"), autoescape=select_autoescape(default=True)
     )
     environment.filters |= {
-        "estimate": format_estimate,
-        "signed": format_signed,
+        "estimate": _in_two_pieces(format_estimate),
+        "signed": _in_two_pieces(format_signed),
+        "measure": measure_title,
+        "number": lambda value: "–" if value is None else f"{value:.3f}",
         "code": with_code,
         "loops": loops_line,
         "minutes": lambda seconds: f"{seconds / 60:.1f}",
@@ -89,6 +91,11 @@ def render_page(
     )
     write_atomic(path, html)
     return path
+
+
+def _in_two_pieces(format_number: Callable[..., str]) -> Callable[..., str]:
+    """A narrow cell may break before an interval, never within."""
+    return lambda *given: format_number(*given).replace(", ", ",\N{NO-BREAK SPACE}")
 
 
 def with_code(text: str) -> Markup:

@@ -66,18 +66,20 @@ def _strata_plot(found: Mapping[str, Any], number: int, suffix: str) -> Plot | N
     panels: list[go.Figure] = []
     for kind, unit in units.items():
         figure = panel(title=f"accuracy by {unit}", barmode="group", height=340)
-        labels = [f"{row['label']}<br>{bounds_text(row, '').strip()}" for row in strata[kind]]
+        labels = [
+            f"{row['label']}<br>{bounds_text(row, '').strip()}<br>"
+            f"n {row['responses']['a']:,}, {row['responses']['b']:,}"
+            for row in strata[kind]
+        ]
         for side, colour in COLOURS.items():
             known = [(n, row) for n, row in zip(labels, strata[kind], strict=True) if row[side]]
-            look = {"textposition": "inside", "insidetextanchor": "start", "marker_color": colour}
             figure.add_trace(
                 with_bars(
                     go.Bar,
                     [name for name, _ in known],
                     [row[side] for _, row in known],
-                    text=[f"n = {row['responses'][side]:,}" for _, row in known],
                     name=side.upper(),
-                    **look,
+                    marker_color=colour,
                 )
             )
         figure.update_yaxes(range=[0, 1.05])
@@ -86,7 +88,7 @@ def _strata_plot(found: Mapping[str, Any], number: int, suffix: str) -> Plot | N
         f"strata-{number}",
         f"Shorter, or less doubtful?{suffix}",
         "Accuracy among responses of like length, and of like marker density; the bounds are the "
-        "thirds of both sides together. Bars: 95 % intervals; n: responses.",
+        "thirds of both sides together. Bars: 95 % intervals; n: responses of A, of B.",
         tuple(panels),
     )
 
@@ -161,7 +163,7 @@ def decile_plots(summary: Mapping[str, Any]) -> list[Plot]:
                     with_bars(go.Scatter, places, values, mode="lines+markers", **look)
                 )
     for figure in panels.values():
-        figure.update_xaxes(tickformat=".0%", range=[0, 1]).update_yaxes(rangemode="tozero")
+        figure.update_xaxes(tickformat=".0%", range=[-0.04, 1]).update_yaxes(rangemode="tozero")
         figure.update_layout(showlegend=len(owners) > 1)
     if not panels:
         return []

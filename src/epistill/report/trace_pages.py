@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from epistill.metrics.lexicon import load_lexicon
-from epistill.report.format import decomposition_lines
+from epistill.report.format import compared_answer, decomposition_lines, measured_answer
 from epistill.report.panels import Plot
 from epistill.report.study_page import highlight_markers, render_page
 from epistill.report.trace_figures import compared_plots, decile_plots
 
 Trace = Mapping[str, Any]
+MAX_ANSWERS = 3  # sentences at the top of a page; the table below has every group
 
 
 def write_compared_page(
@@ -39,6 +40,10 @@ def write_compared_page(
     strata = {found["set"]: found["strata"] for found in summary["sets"]}
     own = {
         "side_name": "side",
+        "answer": [
+            (f"{found['set']}. " if len(strata) > 1 else "") + compared_answer(found["measures"])
+            for found in summary["sets"]
+        ],
         "decompositions": {n: decomposition_lines(s) if s else [] for n, s in strata.items()},
     }
     plots = compared_plots(summary)
@@ -55,7 +60,13 @@ def write_measured_page(
     warnings: Sequence[str] = (),
 ) -> Path:
     """The same of what `measure` found; `warnings` are lines about what was skipped or repeated."""
-    own = {"side_name": "file or group", "warnings": warnings}
+    groups = {
+        file["file"] + (f", {name}" if len(file["groups"]) > 1 else ""): group
+        for file in summary["files"]
+        for name, group in file["groups"].items()
+    }
+    answer = [measured_answer(*one) for one in groups.items()][:MAX_ANSWERS]
+    own = {"side_name": "file or group", "warnings": warnings, "groups": groups, "answer": answer}
     plots = decile_plots(summary)
     return _write("measure.html.j2", path, plots, traces, total, lexicons, summary, **own)
 

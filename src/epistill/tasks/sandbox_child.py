@@ -13,7 +13,6 @@ import ctypes
 import errno
 import json
 import os
-import resource
 import signal
 import struct
 import sys
@@ -174,6 +173,8 @@ def _check(result: int, what: str) -> None:
 
 def restrict_use(memory_bytes: int, file_bytes: int, cpu_s: int) -> None:
     """Limits of the process; nobody without capabilities can raise them again."""
+    import resource  # not everywhere, and this file must be readable everywhere
+
     for name, limit in (
         ("AS", memory_bytes), ("FSIZE", file_bytes), ("CPU", cpu_s), ("NOFILE", 64), ("CORE", 0),
     ):  # fmt: skip

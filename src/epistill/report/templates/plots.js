@@ -45,9 +45,14 @@ function draw(id) {
     node.hidden = !shown.length;
     const bars = shown.filter((trace) => trace.type === "bar" && trace.error_y);
     for (const trace of bars) trace.error_y.color = layout.font.color;
+    if (layout.meta) layout.width = Math.max(node.clientWidth, layout.meta.least_width);
     const title = lines(layout.title.text || "", node.clientWidth / 7.5);
     layout.title = {...layout.title, text: title.join("<br>")};
-    layout.margin = {...layout.margin, t: layout.margin.t + 16 * (title.length - 1)};
+    const across = lines(layout.xaxis.title?.text || "", (node.clientWidth - 70) / 7);
+    layout.xaxis.title = {...layout.xaxis.title, text: across.join("<br>")};
+    const more = {t: 16 * (title.length - 1), b: 16 * (across.length - 1)};
+    layout.margin = {...layout.margin, t: layout.margin.t + more.t, b: layout.margin.b + more.b};
+    layout.height += more.t + more.b;
     const room = legendHeight(shown, layout, node.clientWidth);
     layout.margin = {...layout.margin, b: layout.margin.b + room};
     layout.height += room;

@@ -1,0 +1,71 @@
+"""Pages in a headless Chromium: what their own script says, and how they look."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shutil
+import subprocess
+
+import pytest
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+needs_chromium = pytest.mark.skipif(
+    CHROMIUM is None, reason="NO CHROMIUM: pages are not looked at on this machine"
+)
+QUIET = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+
+
+def opened(page, profile, fragment=""):
+    """What the page's script says of it (`facts.js`), and the page after its script."""
+    done = subprocess.run(
+        [
+            CHROMIUM, *QUIET, f"--user-data-dir={profile}", "--virtual-time-budget=10000",
+            "--dump-dom", page.as_uri() + fragment,
+        ],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    body = re.search(r"<body[^>]*>", done.stdout)[0]
+    return dict(re.findall(r'data-([a-z-]+)="(\w+)"', body)), done.stdout
+
+
+def looked_at(pages, script, widths, schemes):
+    """What a script (an async function's body) returns in each page, by (name, width, scheme)."""
+    choreographer = pytest.importorskip("choreographer")
+
+    async def all_of_them():
+        found = {}
+        async with choreographer.Browser(path=CHROMIUM, headless=True) as browser:
+            for name, page in pages.items():
+                for width in widths:
+                    tab = await browser.create_tab("about:blank")
+
+                    async def send(method, tab=tab, **parameters):
+                        return (await tab.send_command(method, parameters))["result"]
+
+                    async def evaluate(expression, send=send, **options):
+                        said = await send("Runtime.evaluate", expression=expression, **options)
+                        assert "exceptionDetails" not in said, said
+                        return said["result"].get("value")
+
+                    size = {"width": width, "height": 900, "deviceScaleFactor": 1}
+                    await send("Emulation.setDeviceMetricsOverride", **size, mobile=False)
+                    await send("Page.navigate", url=page.as_uri())
+                    for _ in range(1200):  # a busy machine draws slowly
+                        if await evaluate("document.body?.dataset.requests !== undefined"):
+                            break
+                        await asyncio.sleep(0.1)
+                    for scheme in schemes:  # an open page changes its colours with the system's
+                        wanted = [{"name": "prefers-color-scheme", "value": scheme}]
+                        await send("Emulation.setEmulatedMedia", features=wanted)
+                        run = {"awaitPromise": True, "returnByValue": True}
+                        found[name, width, scheme] = await evaluate(
+                            f"(async () => {{{script}}})()", **run
+                        )
+                    await browser.close_tab(tab.target_id)
+        return found
+
+    return asyncio.run(all_of_them())

@@ -1,0 +1,59 @@
+"""Every kind of page in a browser, wide and narrow, light and dark: overlap and contrast."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from epistill.cli import app
+from epistill.report.preflight_page import write_preflight
+from tests.helpers.browser import looked_at, needs_chromium
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = Path(__file__).with_name("looks.js").read_text(encoding="utf-8")
+WIDTHS, SCHEMES = (1400, 420), ("light", "dark")
+BASE, TUNED = (str(ROOT / "examples" / "data" / f"{name}.jsonl") for name in ("base", "tuned"))
+COMMANDS = {
+    "study": ["report", str(ROOT / "docs/results/lab"), "--out"],
+    "surface": ["report", str(ROOT / "docs/results/lab-phase"), "--out"],
+    "compare": ["compare", BASE, TUNED, "--report"],
+    "measure": ["measure", BASE, TUNED, "--report"],
+    "groups": ["measure", str(ROOT / "examples/data/verl"), "--by", "step", "--report"],
+}
+CASES = [(p, w, s) for p in (*COMMANDS, "preflight") for w in WIDTHS for s in SCHEMES]
+OVERLAPPING = """<main><div class="plot" id="x"><div style="width:200px">
+<svg width="200" height="60"><text x="5" y="20">one</text><text x="9" y="20">two</text></svg></div></div>
+<p style="color:#aaa;background:#fff">faint</p><h2>a</h2><h2>b</h2></main>
+<script>document.body.dataset.requests = 0</script>"""
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pages")
+    pages = {name: folder / f"{name}.html" for name in (*COMMANDS, "preflight", "bad")}
+    for name, command in COMMANDS.items():
+        done = CliRunner().invoke(app, [*command, str(pages[name])])
+        assert done.exit_code == 0, done.output
+    report = json.loads((ROOT / "docs/results/smollm2/preflight.json").read_text(encoding="utf-8"))
+    write_preflight(report, pages["preflight"])
+    pages["bad"].write_text(f"<!doctype html><body>{OVERLAPPING}</body>")
+    return looked_at(pages, SCRIPT, WIDTHS, SCHEMES)
+
+
+@needs_chromium
+@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
+def test_nothing_overlaps_is_cut_faint_or_empty(case, seen):
+    found = seen[case]
+    assert found["texts"] > 10
+    assert found["cells"] > 10
+    assert found["faults"] == []
+
+
+@needs_chromium
+def test_what_is_looked_for_would_be_seen(seen):
+    faults = " ".join(seen["bad", 1400, "light"]["faults"])
+    for words in ('"one" over "two"', '"faint" has contrast 2.32', "empty: <h2>b"):
+        assert words in faults
