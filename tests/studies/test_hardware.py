@@ -29,6 +29,7 @@ ARCHITECTURES = {
 SMALL = {
     "qwen3": {"num_key_value_heads": 2, "head_dim": 32},
     "qwen2": {"num_key_value_heads": 2},
+    "llama": {"num_key_value_heads": 2},
     "olmo3": {"num_key_value_heads": 4, "sliding_window": 16},
 }
 
@@ -400,3 +401,75 @@ def test_flags_that_make_no_sense_are_one_line(flags, said):
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     assert said in done.stderr
+
+
+SCALE = (Path(__file__).resolve().parents[2] / "docs" / "scale.md").read_text(encoding="utf-8")
+
+
+def printed(value: float, digits: int) -> str:
+    return f"{value:,.{digits}f}".removeprefix("0") if digits else f"{value:,.0f}"
+
+
+def test_the_tables_of_scale_are_what_plan_says():
+    """docs/scale.md: what a study costs at 8, 64, 512 GPUs, and what sampling ahead brings."""
+    plans = {n: plan_study(load_study("recipes/math-qwen3-8b-think"), gpus=n) for n in (8, 64, 512)}
+    for n, plan in plans.items():
+        row, hours = plan["arms"]["sdpo"], plan["total_wall_hours"]
+        clock = row["wall_hours"]
+        line = [
+            f"{n}", printed(hours, 0), printed(n * hours, 0),
+            printed(plan["total_gpu_hours"] / n / hours, 2),
+            *(printed(clock[part], 1) for part in ("sampling", "training", "evaluation")),
+            clock["sampling_bound"], printed(row["training_bytes"] / GIB, 0),
+        ]  # fmt: skip
+        assert f"| {' | '.join(line)} |" in SCALE
+    for part in ("in_process", "in_turn", "ahead"):
+        ahead = (plan["arms"]["sdpo"]["ahead"][f"hours_{part}"] for plan in plans.values())
+        assert f" | {' | '.join(printed(one, 1) for one in ahead)} |" in SCALE
+    assert plans[512]["arms"]["sdpo"]["wall_hours"]["idle_sampling_share"] == 0.5
+
+
+def test_a_clock_stops_at_the_longest_response_and_at_whole_rows():
+    """By hand: DS-7B's mean and limit differ; rows and problems are dealt whole."""
+    spec = load_study("recipes/math-ds-7b")
+    spec = spec.model_copy(
+        update={"run": {**spec.run, "problems_per_step": 4}, "arms": spec.arms[1:2]}
+    )  # GRPO: 100 steps of 4 x 8 rows, two updates each
+    clocks = {n: plan_study(spec, gpus=n)["arms"]["grpo"]["wall_hours"] for n in (1, 4, 5, 17)}
+    rate, alone = spec.hardware.sampling_tokens_per_second, spec.hardware.sequence_tokens_per_second
+    assert clocks[1]["sampling"] == pytest.approx(100 * 4 * 8 * 13_054 / rate / 3600)
+    assert clocks[4]["sampling"] == clocks[17]["sampling"]  # no problem for the others
+    assert clocks[17]["sampling"] == pytest.approx(100 * 20_480 / alone / 3600)
+    assert clocks[17]["idle_sampling_share"] == pytest.approx(13 / 17)
+    assert clocks[1]["training"] == pytest.approx(4 * clocks[4]["training"])
+    assert clocks[5]["training"] == clocks[4]["training"]  # four rows of 16 are the most
+    assert clocks[17]["training"] == pytest.approx(clocks[1]["training"] / 16)
+    slow = spec.hardware.model_copy(update={"gather_gb_per_second": 1.0})
+    found = plan_study(spec.model_copy(update={"hardware": slow}), gpus=17)["arms"]["grpo"]
+    shape = spec.architectures[next(iter(spec.architectures))]
+    # 200 updates of one micro-batch: twice the weights in bfloat16, the float32 gradient; and per
+    # step the whole float32 copy.
+    moved = 200 * shape.parameters * (2 * 2 + 4) + 100 * shape.parameters * 4
+    assert found["wall_hours"]["training"] == pytest.approx(moved / 1e9 / 3600)
+    assert found["wall_hours"]["training_bound"] == "gathering weights"
+
+
+def test_a_plan_finds_the_micro_batch_that_a_run_would():
+    """ "auto": a power of two that fits beside the state, at most 16,384, at least one sequence."""
+
+    def tokens(memory_gib: float, **changes) -> int:
+        spec = changed(microbatch_tokens="auto", activation_checkpointing=False, **changes)
+        machine = spec.hardware.model_copy(update={"memory_gib": memory_gib})
+        plan = plan_study(spec.model_copy(update={"hardware": machine}))
+        return plan["arms"]["sdpo"]["memory"]["microbatch_tokens"]
+
+    short = {"sampling": {"max_new_tokens": 1024}}
+    memory = plan_study(changed(microbatch_tokens="auto"))["arms"]["sdpo"]["memory"]
+    state = sum(memory[part] for part in (*STATE, "gradients"))
+    per_token = ARCHITECTURES["Qwen/Qwen3-8B"].activation_bytes(1, 2, checkpointing=False)
+    for size in (4096, 8192):
+        room = (state + 2 * size * per_token) / GIB  # half of what is free is used
+        assert tokens(room * 1.001, **short) == size
+        assert tokens(room * 0.999, **short) == size // 2
+    assert tokens(10_000, **short) == 16_384
+    assert tokens(10_000) == 20_480 + load_study("recipes/math-qwen3-8b-no-think").lengths.prompt

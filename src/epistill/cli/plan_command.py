@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from epistill.cli.common import Json, command, say, terminal
+from epistill.errors import EpistillError
 from epistill.library.results import Flag, at_least
 
 if TYPE_CHECKING:
@@ -34,6 +35,9 @@ def _plan(
     gpus: Annotated[
         int | None, Flag("That one arm is sharded over; default: the recipe's.")
     ] = None,
+    calibrate: Annotated[
+        bool, Flag("Time the model on this machine in place of the stated throughputs.")
+    ] = False,
     configs: Annotated[
         Path | None, Flag("Folder: each arm's configuration for `epistill train`.")
     ] = None,
@@ -46,6 +50,12 @@ def _plan(
     at_least("--gpus", gpus, 1)
     names = [n for n in shipped_studies() if n.startswith(RECIPES)] if name is None else [name]
     specs = {n: load_study(n) for n in names}
+    if calibrate:
+        if name is None:
+            raise EpistillError("--calibrate times one study's model; expected its name or file")
+        from epistill.studies.calibrate import calibrated
+
+        specs[name] = calibrated(specs[name])
     plans = {
         n: plan_study(
             spec,
@@ -109,8 +119,10 @@ def _print_plan(found: Mapping[str, Any], console: Console) -> None:
         console.print(table)
     machine, assumed = found["hardware"], found["assumed"]
     console.print(
-        f"{found['total_gpu_hours']:,.0f} GPU hours for {found['seeds']} seed(s) on "
-        f"{machine['gpus']} x {machine['gpu']}, stated, not measured: "
+        f"{found['total_gpu_hours']:,.0f} GPU hours for {found['seeds']} seed(s), "
+        f"{found['total_wall_hours']:,.0f} hours if arms run one after another, on "
+        f"{machine['gpus']} x {machine['gpu']}, "
+        f"{'measured here' if machine['measured'] else 'stated, not measured'}: "
         f"{assumed['sampling_tokens_per_second']:,.0f} sampled tokens/s per GPU and "
         f"{assumed['utilisation']:.0%} of {machine['peak_tflops']:g} TFLOP/s in training",
     )
@@ -144,7 +156,7 @@ def _cost_table(found: Mapping[str, Any]) -> Table:
     parts = ("sampled", "trained", "scored", "evaluated")
     table = Table(
         Column("arm", no_wrap=True), *(f"{part}, M tokens" for part in parts),
-        "GPU h sampling", "training", "evaluation", "sum", title="one seed",
+        "GPU h sampling", "training", "evaluation", "sum", "hours", "bound by", title="one seed",
     )  # fmt: skip
     for name, row in found["arms"].items():
         hours = row["gpu_hours"]
@@ -152,10 +164,12 @@ def _cost_table(found: Mapping[str, Any]) -> Table:
             name,
             *(f"{row['tokens'][part] / 1e6:,.1f}" for part in parts),
             *(f"{hours[part]:,.1f}" for part in ("sampling", "training", "evaluation", "total")),
+            f"{(clock := row['wall_hours'])['total']:,.1f}",
+            ", ".join(clock[f"{part}_bound"] for part in ("sampling", "training") if hours[part]),
         )
     for name, row in found["probes"].items():
         table.add_row(
             f"probe {name}", f"{row['tokens'] / 1e6:,.1f}", "", "", "",
-            f"{row['gpu_hours']:,.1f}", "", "", f"{row['gpu_hours']:,.1f}",
+            f"{row['gpu_hours']:,.1f}", "", "", f"{row['gpu_hours']:,.1f}", "", "",
         )  # fmt: skip
     return table

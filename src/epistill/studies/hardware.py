@@ -30,7 +30,7 @@ class Architecture(Settings):
         source: Where the numbers are from.
     """
 
-    model_type: Literal["qwen3", "qwen2", "olmo3"]
+    model_type: Literal["qwen3", "qwen2", "olmo3", "llama"]
     hidden_size: int = Field(ge=1)
     intermediate_size: int = Field(ge=1)
     num_hidden_layers: int = Field(ge=1)
@@ -72,7 +72,9 @@ class Architecture(Settings):
     def layer_parameters(self) -> int:
         """Of one block: linear layers, two norms, and what the family adds."""
         q, k = self.query_width, self.key_width
-        extra = {"qwen3": 2 * self._head, "qwen2": q + 2 * k, "olmo3": q + k}[self.model_type]
+        extra = {"qwen3": 2 * self._head, "qwen2": q + 2 * k, "olmo3": q + k, "llama": 0}[
+            self.model_type
+        ]
         return sum(a * b for a, b in self.linear_shapes()) + 2 * self.hidden_size + extra
 
     @property
@@ -124,7 +126,7 @@ class Architecture(Settings):
                 norms = 2 * (8 * h + 4) + (8 * q + 4) + (8 * k + 4)
             case "qwen3":  # norms keep a float32 input and a result in the model's own type
                 norms = 2 * (4 * h + 4 + c * h) + (4 + c) * (q + k) + 4 * (heads + key_heads)
-            case "qwen2":
+            case "qwen2" | "llama":
                 norms = 2 * (4 * h + 4 + c * h)
         return attention + inputs + mlp + norms
 
@@ -175,6 +177,9 @@ class Hardware(Settings):
         peak_tflops: Dense bfloat16 of one, from its data sheet.
         utilisation: Share of the peak that training reaches; None where the recipe does not say.
         sampling_tokens_per_second: Of one GPU while many sequences are sampled; None as above.
+        sequence_tokens_per_second: Of one sequence, however few are beside it; None: no bound.
+        gather_gb_per_second: At which a GPU receives sharded weights; None: no bound.
+        measured: Whether the throughputs are this machine's own (`epistill plan --calibrate`).
         source: Where the figures are from.
     """
 
@@ -184,6 +189,9 @@ class Hardware(Settings):
     peak_tflops: float = Field(gt=0)
     utilisation: float | None = Field(default=None, gt=0, le=1)
     sampling_tokens_per_second: float | None = Field(default=None, gt=0)
+    sequence_tokens_per_second: float | None = Field(default=None, gt=0)
+    gather_gb_per_second: float | None = Field(default=None, gt=0)
+    measured: bool = False
     source: str
 
 
@@ -202,3 +210,7 @@ class Lengths(Settings):
     response: int | None = Field(default=None, ge=1)
     answer: int | None = Field(default=None, ge=1)
     source: str
+
+    def response_within(self, limit: int) -> int:
+        """Of a response that is cut at `limit`: the mean where one is known, else the limit."""
+        return min(self.response or limit, limit)

@@ -11,9 +11,10 @@ as long as `lengths` says or the limit. The parts are those of `training.shardin
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
-from epistill.config import RunConfig, SamplingConfig
+from epistill.config import RunConfig
 from epistill.describe import extra_forwards
 from epistill.errors import EpistillError
 from epistill.studies.hardware import (
@@ -26,6 +27,7 @@ from epistill.studies.hardware import (
     teacher_bytes,
 )
 from epistill.studies.spec import Probe, StudySpec
+from epistill.studies.wall_clock import one_step_ahead, wall_hours
 
 ADAM_MOMENTS = 2
 CHUNK_COPIES = 4  # a chunk's logits of student and teacher, its log-probs, its gradient
@@ -51,8 +53,9 @@ def plan_study(
         gpus: That an arm's state is sharded over; None takes the recipe's.
 
     Returns:
-        `arms` (each with memory in bytes, tokens, GPU hours), `total_gpu_hours` over all arms,
-        probes and seeds, and everything that was assumed.
+        `arms` (each with memory in bytes, tokens, GPU hours, wall-clock hours and their bounds),
+        `total_gpu_hours` over all arms, probes and seeds, `total_wall_hours` of all arms one after
+        another, and everything that was assumed.
 
     Raises:
         EpistillError: The study says too little to be planned.
@@ -88,14 +91,24 @@ def plan_study(
             )
         shape = spec.architectures[config.model]
         tokens = _tokens(config, lengths)
+        updating = training_flops(config, shape, tokens, lengths)
+        updating /= share * hardware.peak_tflops * 1e12
         hours = {
             "sampling": tokens["sampled"] / rate / 3600,
-            "training": _flops(config, shape, tokens, lengths)
-            / (share * hardware.peak_tflops * 1e12)
-            / 3600,
+            "training": updating / 3600,
             "evaluation": tokens["evaluated"] / rate / 3600,
         }
         memory = _memory(config, shape, hardware, lengths)
+        clock = partial(
+            wall_hours,
+            config,
+            shape,
+            hardware,
+            lengths,
+            rate=rate,
+            update_seconds=updating,
+            microbatch_tokens=memory["microbatch_tokens"],
+        )
         room, cache = int(hardware.memory_gib * GIB), memory["cache_per_sequence"]
         free = room - sum(memory[part] for part in STATE)
         training = sum(memory[part] for part in (*STATE, *STEP))
@@ -109,6 +122,10 @@ def plan_study(
             "sequences_at_once": max(0, free // cache),
             "tokens": tokens,
             "gpu_hours": {**hours, "total": sum(hours.values())},
+            "wall_hours": clock(gpus=hardware.gpus),
+            "ahead": one_step_ahead(clock, hardware.gpus)
+            if config.steps and config.method.traces is None
+            else None,
         }
     probes = {
         probe.id: {"tokens": (n := _probe_tokens(probe, lengths)), "gpu_hours": n / rate / 3600}
@@ -125,6 +142,8 @@ def plan_study(
         "arms": arms,
         "probes": probes,
         "total_gpu_hours": once * len(spec.seeds),
+        "total_wall_hours": sum(row["wall_hours"]["total"] for row in arms.values())
+        * len(spec.seeds),
     }
 
 
@@ -137,7 +156,7 @@ def _tokens(config: RunConfig, lengths: Lengths) -> dict[str, int]:
     """
     method = config.method
     rows = config.steps * config.problems_per_step * config.samples_per_problem
-    response = _response_length(config.sampling, lengths)
+    response = lengths.response_within(config.sampling.max_new_tokens)
     sequence = lengths.prompt + response
     sampled = method.traces.count if method.traces is not None else rows
     points = 0 if config.eval_every is None else config.steps // config.eval_every
@@ -149,38 +168,33 @@ def _tokens(config: RunConfig, lengths: Lengths) -> dict[str, int]:
     return {
         "sampled": sampled * response if config.steps else 0,
         "trained": rows * sequence,
-        "scored": extra_forwards(method) * rows * (sequence + _context_length(config, lengths)),
-        "evaluated": evaluated * _response_length(drawn, lengths),
+        "scored": extra_forwards(method) * rows * (sequence + context_length(config, lengths)),
+        "evaluated": evaluated * lengths.response_within(drawn.max_new_tokens),
     }
 
 
-def _response_length(sampling: SamplingConfig, lengths: Lengths) -> int:
-    """The mean where one is known, else the limit."""
-    return min(lengths.response or sampling.max_new_tokens, sampling.max_new_tokens)
-
-
-def _context_length(config: RunConfig, lengths: Lengths) -> int:
+def context_length(config: RunConfig, lengths: Lengths) -> int:
     """Tokens of a context: as long as a response, or its answer part where thinking is cut."""
     context = config.method.context
     if context.source == "none":
         return 0
-    whole = _response_length(config.sampling, lengths)
+    whole = lengths.response_within(config.sampling.max_new_tokens)
     return min(whole, lengths.answer or whole) if context.thinking == "remove" else whole
 
 
 def _probe_tokens(probe: Probe, lengths: Lengths) -> int:
     """Source rollouts and those of every context, each at most as long as unguided ones."""
     problems = (probe.candidates or probe.problems) + len(probe.contexts) * probe.problems
-    return problems * probe.samples * _response_length(probe.sampling, lengths)
+    return problems * probe.samples * lengths.response_within(probe.sampling.max_new_tokens)
 
 
-def _flops(
+def training_flops(
     config: RunConfig, shape: Architecture, tokens: dict[str, int], lengths: Lengths
 ) -> float:
     """Of training. A backward pass is two forward ones, or one where the weights are frozen."""
     passes = (3 if config.lora is None else 2) + config.activation_checkpointing
-    length = lengths.prompt + _response_length(config.sampling, lengths)
-    longer = length + _context_length(config, lengths)
+    length = lengths.prompt + lengths.response_within(config.sampling.max_new_tokens)
+    longer = length + context_length(config, lengths)
     trained = passes * shape.forward_flops(length, tokens["trained"])
     return trained + shape.forward_flops(longer, tokens["scored"])
 
@@ -197,8 +211,10 @@ def _memory(
     micro-batch; logits: of one chunk (the fused head), with the head's float32 gradient. Not in the
     sum: logits_dense (whole logits of a micro-batch instead), activations_whole (without
     checkpointing), cache_per_sequence (keys and values of one at its full length, while sampling).
+    microbatch_tokens is no memory: of "auto", what a plan's machine has room for.
     """
     from epistill.objective.fused import LOGITS_PER_CHUNK
+    from epistill.training.microbatch import fitting_tokens
 
     number = DTYPE_BYTES[config.dtype]
     computed = DTYPE_BYTES["bfloat16"] if config.precision == "bf16" else number
@@ -207,13 +223,26 @@ def _memory(
     sharded = config.steps > 0 and hardware.gpus > 1 and config.parallel == "shard"
     shards = hardware.gpus if sharded else 1
     limit = shape.max_position_embeddings
-    # A micro-batch holds at least one sequence; a teacher's is longer but keeps no activations.
-    one = min(lengths.prompt + config.sampling.max_new_tokens, limit)
-    tokens = max(config.most_microbatch_tokens, one)
     networks = 2 if config.method.needs_teacher else 1
     gathered = 0 if computed == number else parameters * computed
     if sharded:
         gathered = (2 * shape.layer_parameters + (1 + networks) * head) * computed
+    state = {
+        "weights": parameters * number // shards,
+        "teacher": teacher_bytes(shape, config.method, config.lora, number) // shards,
+        "student": parameters * number if sharded else 0,
+        "gradients": trained * number // shards if config.steps else 0,
+        "optimizer": ADAM_MOMENTS * trained * number // shards if config.steps else 0,
+    }
+    # A micro-batch holds at least one sequence; a teacher's is longer but keeps no activations.
+    one = min(lengths.prompt + config.sampling.max_new_tokens, limit)
+    tokens = config.microbatch_tokens
+    if tokens == "auto":
+        per_token = shape.activation_bytes(
+            1, computed, checkpointing=config.activation_checkpointing
+        )
+        tokens = fitting_tokens(hardware.memory_gib * GIB - sum(state.values()), per_token)
+    tokens = max(tokens, one)
     chunk = min(LOGITS_PER_CHUNK, tokens * shape.vocab_size)
     drawn = config.eval_sampling or config.sampling
     longest = lengths.prompt + max(config.sampling.max_new_tokens, drawn.max_new_tokens)
@@ -222,8 +251,6 @@ def _memory(
         for checkpointing in (config.activation_checkpointing, False)
     )
     of_training = {
-        "gradients": trained * number // shards,
-        "optimizer": ADAM_MOMENTS * trained * number // shards,
         "gathered": gathered,
         "activations": activations,
         "logits": CHUNK_COPIES * chunk * FLOAT32_BYTES + head * FLOAT32_BYTES,
@@ -231,9 +258,8 @@ def _memory(
         "activations_whole": activations_whole,
     }
     return {
-        "weights": parameters * number // shards,
-        "teacher": teacher_bytes(shape, config.method, config.lora, number) // shards,
-        "student": parameters * number if sharded else 0,
+        **state,
+        "microbatch_tokens": tokens if config.steps else 0,
         **(of_training if config.steps else dict.fromkeys(of_training, 0)),
         "cache_per_sequence": shape.cache_bytes(min(longest, limit), computed),
     }

@@ -69,15 +69,7 @@ def run(
         if finished:
             return store
         config = config.model_copy(update={"microbatch_tokens": tokens})
-        student = load_model(
-            config.model,
-            dtype=config.dtype,
-            device=world.device(config.device),
-            chat_template=config.chat_template,
-        )
-        if config.lora is not None:
-            torch.manual_seed(derive_seed("lora", config.seed))
-            student = with_lora(student, config.lora)
+        student = load_student(config, world.device(config.device))
         if config.microbatch_tokens == "auto":
             tokens = fitting_microbatch_tokens(config, student, world)
             config = config.model_copy(update={"microbatch_tokens": tokens})
@@ -117,6 +109,17 @@ def run(
         }
         world.on_first(lambda: _finish(config, store, student, final, save_model=save_model))
     return store
+
+
+def load_student(config: RunConfig, device: str) -> LanguageModel:
+    """The model that a run starts from, with its adapter where it trains one."""
+    student = load_model(
+        config.model, dtype=config.dtype, device=device, chat_template=config.chat_template
+    )
+    if config.lora is None:
+        return student
+    torch.manual_seed(derive_seed("lora", config.seed))
+    return with_lora(student, config.lora)
 
 
 def begin_run(config: RunConfig, store: RunStore, environment: Mapping[str, Any]) -> RunConfig:

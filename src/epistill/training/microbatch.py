@@ -38,11 +38,16 @@ def fitting_microbatch_tokens(config: RunConfig, student: LanguageModel, world: 
         dtype=torch.bfloat16 if config.precision == "bf16" else None,
         checkpointing=config.activation_checkpointing,
     )
-    free = USED_SHARE * (free_bytes(student.device) - _state_bytes(config, student, world))
+    free = free_bytes(student.device) - _state_bytes(config, student, world)
+    return min(world.gather(fitting_tokens(free, per_token)))
+
+
+def fitting_tokens(free: float, per_token: float) -> int:
+    """A power of two of tokens, from the bytes that are free and those that one token keeps."""
     fitting = LEAST_MICROBATCH_TOKENS
-    while 2 * fitting * per_token <= free and 2 * fitting <= MOST_MICROBATCH_TOKENS:
+    while 2 * fitting * per_token <= USED_SHARE * free and 2 * fitting <= MOST_MICROBATCH_TOKENS:
         fitting *= 2
-    return min(world.gather(fitting))
+    return fitting
 
 
 def activation_bytes_per_token(

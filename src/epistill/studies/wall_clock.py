@@ -1,0 +1,128 @@
+"""How long a run takes on so many GPUs, and what keeps it from being shorter.
+
+Enters: a run, its shape and FLOPs, a `Hardware`, the throughputs. Leaves: hours by part. GPU hours
+are work; this is the clock: the longest response is written token by token however many GPUs there
+are, problems and rows are dealt whole, sharded weights are gathered for every micro-batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from epistill.config import RunConfig, SamplingConfig
+from epistill.describe import extra_forwards
+from epistill.studies.hardware import FLOAT32_BYTES, Architecture, Hardware, Lengths
+
+GB = 1e9
+
+
+def wall_hours(
+    config: RunConfig,
+    shape: Architecture,
+    hardware: Hardware,
+    lengths: Lengths,
+    *,
+    gpus: int,
+    rate: float,
+    update_seconds: float,
+    microbatch_tokens: int,
+) -> dict[str, Any]:
+    """Hours of one run by part, and what bounds sampling and training.
+
+    Args:
+        config, shape, hardware, lengths: The run.
+        gpus: Processes, each of which samples.
+        rate: Sampled tokens per second of one GPU that has many sequences.
+        update_seconds: Of all training together on one GPU.
+        microbatch_tokens: Padded tokens per forward pass.
+
+    Returns:
+        sampling, training, evaluation, total (hours); sampling_bound: "throughput" or "longest
+        response"; training_bound: "FLOPs" or "gathering weights"; idle_sampling_share: of the GPUs
+        that get no problem while a batch is sampled.
+    """
+
+    def written(groups: int, size: int, sampling: SamplingConfig) -> tuple[float, float]:
+        """Seconds for groups of responses: by throughput, and for the longest response alone."""
+        own = math.ceil(groups / gpus) * size * lengths.response_within(sampling.max_new_tokens)
+        alone = hardware.sequence_tokens_per_second or math.inf
+        return own / rate, sampling.max_new_tokens / alone
+
+    groups, size = config.problems_per_step, config.samples_per_problem
+    if config.method.traces is not None:  # written once, before the first step
+        busy, alone = written(config.method.traces.count, 1, config.sampling)
+    else:
+        busy, alone = (config.steps * s for s in written(groups, size, config.sampling))
+    updates = config.steps * config.updates_per_batch
+    rows = groups * size // config.updates_per_batch
+    own = math.ceil(rows / gpus)  # of the process that has most
+    computing = update_seconds * own / rows
+    sequence = lengths.prompt + lengths.response_within(config.sampling.max_new_tokens)
+    rounds = math.ceil(own * sequence / max(microbatch_tokens, sequence))
+    moved = 0.0 if gpus == 1 else updates * _moved_bytes(config, shape, rounds) / GB
+    moving = moved / (hardware.gather_gb_per_second or math.inf)
+    evaluating = sum(
+        max(written(problems, samples, config.eval_sampling or config.sampling))
+        for problems, samples in _evaluated(config)
+    )
+    found = {
+        "sampling": max(busy, alone) / 3600 if config.steps else 0.0,
+        "training": max(computing, moving) / 3600,
+        "evaluation": evaluating / 3600,
+    }
+    return {
+        **found,
+        "total": sum(found.values()),
+        "sampling_bound": "longest response" if alone > busy else "throughput",
+        "training_bound": "gathering weights" if moving > computing else "FLOPs",
+        "idle_sampling_share": max(0.0, 1 - groups / gpus),
+    }
+
+
+def _evaluated(config: RunConfig) -> Iterator[tuple[int, int]]:
+    """(problems, samples) of every evaluation, those of the learning curve included."""
+    points = 0 if config.eval_every is None else config.steps // config.eval_every
+    for chosen in config.evaluations:
+        yield chosen.problems, chosen.samples
+        yield from [(min(chosen.curve_problems, chosen.problems), 1)] * points
+
+
+def _moved_bytes(config: RunConfig, shape: Architecture, rounds: int) -> float:
+    """That each GPU receives for one update: weights of every micro-batch, gradients, the copy."""
+    number = FLOAT32_BYTES if config.dtype == "float32" else 2
+    if config.parallel == "replicate":
+        return 2 * shape.parameters * FLOAT32_BYTES
+    computed = 2 if config.precision == "bf16" else number
+    passes = 2 + extra_forwards(config.method)  # forward, backward, teachers
+    reduced = FLOAT32_BYTES if config.precision == "bf16" else number
+    sampler = number / config.updates_per_batch  # the whole copy that samples, once per batch
+    return shape.parameters * (rounds * (passes * computed + reduced) + sampler)
+
+
+def one_step_ahead(hours: Callable[..., dict[str, Any]], gpus: int) -> dict[str, Any] | None:
+    """What it brings to sample the next batch on servers while this one trains.
+
+    Args:
+        hours: `wall_hours` on so many GPUs.
+        gpus: All of them: some sample, the others train.
+
+    Returns:
+        servers (the best number of GPUs that sample), hours_ahead, hours_in_turn (on the same
+        servers or better ones, each waiting for the other), hours_in_process (all sample, then all
+        train); evaluation left out. None where there is one GPU.
+    """
+    splits = [
+        (k, hours(gpus=k)["sampling"], hours(gpus=gpus - k)["training"]) for k in range(1, gpus)
+    ]
+    if not splits:
+        return None
+    servers, sampling, training = min(splits, key=lambda split: max(split[1:]))
+    together = hours(gpus=gpus)
+    return {
+        "servers": servers,
+        "hours_ahead": max(sampling, training),
+        "hours_in_turn": min(sampling + training for _, sampling, training in splits),
+        "hours_in_process": together["sampling"] + together["training"],
+    }
