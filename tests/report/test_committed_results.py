@@ -14,7 +14,9 @@ from epistill.store import read_json
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "docs" / "results"
-LAB, PHASE = (read_json(RESULTS / name / "report.json") for name in ("lab", "lab-phase"))
+LAB, PHASE, CURE = (
+    read_json(RESULTS / name / "report.json") for name in ("lab", "lab-phase", "lab-cure")
+)
 
 
 def test_the_documentation_weighs_at_most_4_mb_and_holds_no_page():
@@ -57,7 +59,33 @@ def test_the_surface_of_the_documentation_is_that_of_the_data():
     assert all(point["density_per_1k_tokens"]["high"] < 0 for point in points)
 
 
-@pytest.mark.parametrize("report", [LAB, PHASE], ids=["lab", "lab-phase"])
+def test_the_table_of_the_cure_is_that_of_the_data():
+    rows = table_rows((ROOT / "docs" / "lab.md").read_text(), "| arm | in-domain | OOD | 8 x 3")
+    labels = {arm["id"]: arm for arm in CURE["arms"]}
+    names = {"SDPO c=s\\think": "sdpo-no-think"}
+    assert len(rows) == len(labels)
+    longest = labels["grpo"]["evaluations"]["hard"]["length_tokens"]["value"]
+    for cells in rows:
+        arm = labels[names.get(cells[0], cells[0].strip("`").lower())]
+        found = arm["evaluations"]
+        scores = [found[kind]["score"]["value"] for kind in ("in_domain", "ood", "hard", "budget")]
+        written = [float(cells[place]) for place in (1, 2, 3, 6)]
+        assert written == pytest.approx(scores, abs=0.0051), cells
+        tokens = found["hard"]["length_tokens"]["value"]
+        assert float(cells[4]) == pytest.approx(tokens, abs=0.051)
+        assert float(cells[5].strip("% ")) == pytest.approx(100 * tokens / longest, abs=0.51)
+        measures = ("committed_share", "density_per_1k_tokens")
+        others = [found["ood"][measure]["value"] for measure in measures]
+        assert [float(cells[7]), float(cells[8])] == [
+            pytest.approx(others[0], abs=0.0051), pytest.approx(others[1], abs=0.51)
+        ]  # fmt: skip
+        if cells[9]:
+            curves = arm["curves"]["reward"]["seeds"].values()
+            early = sum(sum(curve[:15]) / 15 for curve in curves) / len(curves)
+            assert float(cells[9]) == pytest.approx(early, abs=0.00051)
+
+
+@pytest.mark.parametrize("report", [LAB, PHASE, CURE], ids=["lab", "lab-phase", "lab-cure"])
 def test_no_interval_of_the_data_leaves_out_its_estimate(report):
     found = 0
 
