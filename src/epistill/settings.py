@@ -168,14 +168,9 @@ class Choice(Settings):
             raise _refused(first_fault(error)) from error
 
     def words(self) -> str:
-        """The kind and its numbers, for a table of methods."""
-        return with_values(self.type, self)
-
-
-def with_values(name: str, settings: Settings) -> str:
-    """A name, and the settings that are numbers and not zero."""
-    values = [f"{k}={v:g}" for k, v in settings if isinstance(v, int | float) and v]
-    return " ".join([name.replace("_", " "), *values])
+        """The kind and its numbers that are not zero, for a table of methods."""
+        values = [f"{k}={v:g}" for k, v in self if isinstance(v, int | float) and v]
+        return " ".join([self.type.replace("_", " "), *values])
 
 
 def _own(kind: type[Any]) -> bool:

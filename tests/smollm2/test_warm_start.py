@@ -14,10 +14,10 @@ from epistill.smollm2.warm_start import PER_STEP, merge_shipped, shipped_adapter
 
 def test_the_whole_way_on_a_small_model_and_again(tmp_path):
     lab = str(lab_directory())
-    merged = warm_start(lab, tmp_path / "warm", seed=3, sequences=8 * PER_STEP)
-    assert len(read_jsonl(tmp_path / "warm" / "corpus.jsonl")) == 8 * PER_STEP
+    merged = warm_start(lab, tmp_path / "warm", seed=3, sequences=3 * PER_STEP)
+    assert len(read_jsonl(tmp_path / "warm" / "corpus.jsonl")) == 3 * PER_STEP
     written = (merged / "model.safetensors").stat().st_mtime_ns
-    assert warm_start(lab, tmp_path / "warm", seed=3, sequences=8 * PER_STEP) == merged
+    assert warm_start(lab, tmp_path / "warm", seed=3, sequences=3 * PER_STEP) == merged
     assert (merged / "model.safetensors").stat().st_mtime_ns == written
 
     found = load_model(str(merged), dtype="bfloat16")
@@ -25,15 +25,15 @@ def test_the_whole_way_on_a_small_model_and_again(tmp_path):
     prompt = render_prompt(found.tokenizer, [Message("user", "from 10 11")])
     assert prompt.opens_thinking
     assert "system" not in prompt.text
+    base = dict(load_model(lab, dtype="bfloat16").network.named_parameters())
     adapted = PeftModel.from_pretrained(
         load_model(lab, dtype="bfloat16").causal_lm(), str(tmp_path / "warm" / "run" / "model")
     )
-    ids = torch.tensor([prompt.ids])
-    with torch.no_grad():
-        base = load_model(lab, dtype="bfloat16").network(input_ids=ids).logits
-        ours, theirs = found.network(input_ids=ids).logits, adapted(input_ids=ids).logits
-    moved, rounding = (float((ours - other).float().abs().mean()) for other in (base, theirs))
-    assert moved > 4 * rounding
+    ours = dict(found.network.named_parameters())
+    theirs = dict(adapted.merge_and_unload().named_parameters())
+    assert ours.keys() == theirs.keys() == base.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in base)
+    assert not all(torch.equal(ours[name], base[name]) for name in base)
 
 
 def test_too_few_sequences_are_refused(tmp_path):

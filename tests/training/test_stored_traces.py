@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from epistill.config import RunConfig
 from epistill.errors import EpistillError
 from epistill.json_files import write_jsonl
 from epistill.methods import method
+from epistill.records import Message
 from epistill.rollouts.load_model import load_model
+from epistill.rollouts.prompts import render_prompt
+from epistill.rollouts.scoring import score_completions
 from epistill.studies.run_arm import run
 from epistill.tasks.coverage import make_curriculum
 from epistill.tasks.grading import Grader
@@ -33,16 +37,25 @@ def config(path, **settings):
     )
 
 
-def test_the_model_learns_the_records_own_solutions(tmp_path):
+def test_what_is_learned_are_the_records_own_solutions(tmp_path, lab_model):
+    """The first loss is what the weights, as they are shipped, say of exactly these tokens."""
     rows = [
         {"question": "from 10 11", "answer": "11", "solution": "<think>\nso 11 </think> answer 11"},
         {"question": "from 12 13", "answer": "12", "solution": "<think>\nso 12 </think> answer 12"},
     ]
     write_jsonl(tmp_path / "data.jsonl", rows)
-    store = run(config(tmp_path / "data.jsonl"), tmp_path / "run")
-    losses = [row["loss"] for row in store.metrics()]
-    assert losses[-1] < 0.1 < losses[0]
-    assert {row["length_tokens"] for row in store.metrics()} == {6}  # the end token is learned
+    store = run(config(tmp_path / "data.jsonl", steps=2), tmp_path / "run")
+    first, second = store.metrics()
+    tokenizer = lab_model.tokenizer
+    prompts = [
+        render_prompt(tokenizer, [Message("user", row["question"])]).ids for row in rows
+    ]  # which open the thinking
+    texts = [row["solution"].removeprefix("<think>\n") for row in rows]
+    ids = [[*tokenizer.encode(t, add_special_tokens=False), tokenizer.eos_token_id] for t in texts]
+    nats = [-score.log_probs for score in score_completions(lab_model, prompts, ids)]
+    assert first["loss"] == pytest.approx(float(torch.cat(nats).mean()), rel=1e-4)
+    assert first["length_tokens"] == second["length_tokens"] == 6  # the end token is learned
+    assert second["loss"] != first["loss"]
 
 
 def test_a_record_without_a_solution_is_named(tmp_path):

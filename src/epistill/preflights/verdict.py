@@ -8,7 +8,7 @@ outcome, the sentence says that preflight does not predict it.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -74,7 +74,7 @@ def _expected(entry: Mapping[str, Any], value: float | None) -> tuple[str, str]:
         return "not measured", f"{name} could not be measured here"
     rho = entry["rho"]
     evidence = f"rho {rho['value']:+.2f} [{rho['low']:+.2f}, {rho['high']:+.2f}]"
-    near = _nearest(entry["arms"], value)
+    near = sorted(entry["arms"], key=lambda arm: abs(arm["prediction"] - value))[:NEAREST]
     told = ", ".join(f"{arm['arm']} {arm['outcome']:+.3g}" for arm in near)
     reason = f"{name} {value:+.3g}; lab arms with the nearest values: {told}"
     threshold = entry["threshold"]
@@ -98,10 +98,6 @@ def _expected(entry: Mapping[str, Any], value: float | None) -> tuple[str, str]:
         f"{threshold['right']} of {threshold['of']} lab arms rightly "
         f"({threshold['left_out_right']} where their context was left out), {evidence}{chosen}"
     )
-
-
-def _nearest(arms: Sequence[Mapping[str, Any]], value: float) -> list[Mapping[str, Any]]:
-    return sorted(arms, key=lambda arm: abs(arm["prediction"] - value))[:NEAREST]
 
 
 def headline(context: Mapping[str, Any]) -> str:

@@ -258,6 +258,8 @@ class ClusterSums:
             keys: 64-bit hash of each row's cluster.
             table: [rows, columns].
         """
+        from scipy import sparse
+
         if self.folded:
             keys = (key % MAX_CLUSTERS for key in keys)
         rows = [self._rows.setdefault(key, len(self._rows)) for key in keys]
@@ -265,7 +267,10 @@ class ClusterSums:
             larger = np.zeros((2 * len(self._rows), self._sums.shape[1]))
             larger[: len(self._sums)] = self._sums
             self._sums = larger
-        _add_rows(self._sums, np.array(rows, np.int64), table)
+        if rows:  # as np.add.at, several times faster; whole numbers add up in any order
+            targets, place = np.unique(rows, return_inverse=True)
+            by_cluster = sparse.csr_array((np.ones(len(rows)), (place, np.arange(len(rows)))))
+            self._sums[targets] += by_cluster @ table
         if not self.folded and len(self._rows) > MAX_CLUSTERS:
             self._fold()
 
@@ -281,14 +286,3 @@ class ClusterSums:
         self.folded, self._rows = True, {}
         self._sums = np.zeros((MAX_CLUSTERS, sums.shape[1]))
         self.add(rows, sums)
-
-
-def _add_rows(sums: Floats, rows: Ints, table: Floats) -> None:
-    """`np.add.at(sums, rows, table)` in half the time; whole numbers add up in any order."""
-    targets, first, counts = np.unique(rows, return_index=True, return_counts=True)
-    once = counts == 1
-    sums[targets[once]] += table[first[once]]
-    if not once.all():
-        several = np.argsort(rows, kind="stable")[np.repeat(~once, counts)]
-        begins = np.cumsum(counts[~once]) - counts[~once]
-        sums[targets[~once]] += np.add.reduceat(table[several], begins, axis=0)
