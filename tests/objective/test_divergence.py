@@ -247,6 +247,14 @@ def test_a_teacher_that_forbids_tokens_gives_finite_gradients():
         assert gradient.isfinite().all()
 
 
+def test_entropy_under_autocast_is_the_entropy_without_it():
+    """Runs in bfloat16 draw their responses under autocast: the entropies are still float32's."""
+    log_probs = torch.randn(3, 50, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
+    with torch.autocast("cpu", torch.bfloat16):
+        under = entropy(log_probs)
+    torch.testing.assert_close(under, entropy(log_probs), rtol=0, atol=0)
+
+
 def test_entropy_and_token_log_probs():
     assert entropy(torch.tensor([0.5, 0.5, 0.0]).log()).item() == pytest.approx(math.log(2))
     found = token_log_probs(S.log().unsqueeze(0) + 3.0, torch.tensor([1]))

@@ -131,6 +131,7 @@ def sampled_token_terms(
 
 
 def entropy(log_probs: Float[Tensor, "*batch K"]) -> Float[Tensor, "*batch"]:
-    """Shannon entropy in nats; 0 log 0 is 0."""
+    """Shannon entropy in nats; 0 log 0 is 0. Under autocast too, in the precision it is given."""
     finite = log_probs.clamp(min=torch.finfo(log_probs.dtype).min)
-    return -torch.linalg.vecdot(log_probs.exp(), finite)
+    with torch.autocast(log_probs.device.type, enabled=False):  # it would multiply in bfloat16
+        return -torch.linalg.vecdot(log_probs.exp(), finite)
