@@ -16,7 +16,9 @@ def wrong_verdicts(rows):
     """(grader, reference, response, correct, cut) rows whose verdict is another."""
     rows = list(rows)
     with Grader(workers=1) as grader:
-        grades = grader.grade([row[:3] for row in rows], cut=[row[4:] == [True] for row in rows])
+        grades = grader.grade(
+            [tuple(row[:3]) for row in rows], cut=[row[4:] == [True] for row in rows]
+        )
     for row, grade in zip(rows, grades, strict=True):
         if (grade.score > 0) != row[3]:
             yield *row, grade.extracted

@@ -39,7 +39,7 @@ def _grader() -> Grader:
 def correct_answers(
     completions: Sequence[Any],
     answer: Sequence[str | None] = (),
-    grader: Sequence[GraderName | None] = (),
+    grader: Sequence[str | None] = (),
     solution: Sequence[str | None] = (),
     **_: Any,
 ) -> list[float | None]:

@@ -16,9 +16,9 @@ from epistill.metrics.lexicon import PAPER, load_lexicon
 # `tasks.star_traces`: names of nodes, how an arm ends.
 _NAME = re.compile(r"\d\d")
 _ENDS = {"gold", "dust"}
-# `tasks.pair_traces`: a pair with what was said of it.
-_PAIR = re.compile(r"(\d+) *([+-]) *(\d+)")
-_TRIED = re.compile(_PAIR.pattern + r" *= *\d+(?P<missed>\. Too (?:small|big)\b)?")
+# `tasks.pair_traces`: a pair with what was said of it; bounded, so that any text is read linearly.
+_PAIR = re.compile(r"(\d{1,9}) {0,9}([+-]) {0,9}(\d{1,9})")
+_TRIED = re.compile(_PAIR.pattern + r" {0,9}= {0,9}\d{1,9}(?P<missed>\. Too (?:small|big)\b)?")
 _CHECK = re.compile(r"^Check\b", re.MULTILINE)
 
 

@@ -138,8 +138,13 @@ def clean(answer: str) -> str | None:
 
 
 def complete(text: str) -> str:
-    """A cut text up to the end of its last sentence or line; 3. may have become 3.5."""
+    """A cut text up to the end of its last sentence or line; 3. may have become 3.5.
+
+    A question there goes too: what was to follow may have answered it.
+    """
     found = _READ["completed"].match(text)
+    if found and (asked := found[0].rstrip()).endswith(("?", "？")):
+        found = _READ["completed"].match(asked.rstrip("?？"))
     return found[0] if found else ""
 
 
@@ -167,7 +172,8 @@ def _boxes(text: str) -> _Places:
             and _READ["between"].match(before)
             and before.strip(" $\n.")
         ):
-            content = f"{joined.pop()[1].text}, {content}"
+            link = " or " if "or" in before else ", "
+            content = f"{joined.pop()[1].text}{link}{content}"
         joined.append((end, Framed(content, "boxed")))
     return joined
 
@@ -254,8 +260,9 @@ def _sentences(text: str) -> Iterator[tuple[int, Framed]]:
             value = text[found.end() + link.end() : end]
             ended = _READ["sentence_end"].search(f"{value}\n")
             sentence = value[: ended.start()] if ended else value
+            asked = ended and ended[0][0] in "?？"
             if (
-                (ended and ended[0][0] in "?？")
+                (asked and text[found.end() + link.end() + len(sentence) + 1 :].strip())
                 or _READ["taken_back"].search(sentence)
                 or (_READ["would_be"].search(link[0]) and _READ["conditional"].search(sentence))
             ):

@@ -65,13 +65,14 @@ def clause_of(text: str) -> str | None:
 
 
 def _sentence(text: str) -> str:
-    """The first sentence; "" of a question."""
+    """The first sentence; "" of a question after which the text goes on."""
     text = _READ["currency"].sub(r"\1", _undenied(text.strip(" \t\n*_`#\"'“")))
     text = _READ["hedged"].sub(r" or \1", text)
     end = _READ["end"].search(text, max(0, text.rfind("\\end{")))
     if end is None:
         return text
-    return "" if end[0][0] == "?" else text[: end.start()]
+    asked = end[0][0] == "?" and text[end.end() :].strip()
+    return "" if asked else text[: end.start()]
 
 
 def _clause(text: str) -> str | None:
