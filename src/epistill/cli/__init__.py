@@ -10,6 +10,7 @@ import io
 import os
 import signal
 import sys
+from typing import NoReturn
 
 import typer
 
@@ -76,6 +77,6 @@ def _say_stopped(number: int) -> None:
     sys.exit(128 + number)
 
 
-def _fail(message: str) -> None:
+def _fail(message: str) -> NoReturn:
     warn(message)
     sys.exit(2)

@@ -193,6 +193,7 @@ def _inside(record: Mapping[str, Any], depth: int = 3) -> list[Mapping[str, Any]
     names, rows = record.get("columns"), record.get("data")
     if isinstance(names, list) and isinstance(rows, list):  # a data frame, split
         return [dict(zip(names, row, strict=False)) for row in rows]
+    value: Any
     held = [record[name] for name in _HOLDERS if isinstance(record.get(name), list | dict)]
     for value in (*held, values if all(isinstance(v, list) for v in values) else None):
         if isinstance(value, dict):

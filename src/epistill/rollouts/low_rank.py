@@ -23,7 +23,8 @@ class _PlainLoraLinear(Linear):
         if self.disable_adapters or self.merged or args or kwargs or len(self.active_adapters) != 1:
             return super().forward(x, *args, **kwargs)
         name = self.active_adapters[0]
-        down, up = self.lora_A[name].weight, self.lora_B[name].weight
+        down: Any = self.lora_A[name].weight
+        up: Any = self.lora_B[name].weight
         return low_rank_sum(self.base_layer(x), x, down, up, self.scaling[name])
 
 
