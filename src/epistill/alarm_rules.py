@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from numbers import Real
 from statistics import fmean, variance
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -166,36 +166,47 @@ class Pull(Settings):
         )
 
 
-class Loops(Settings):
+class RiseOfShare(Settings):
+    """A share rose by more than `points`; a kind names it, and says it with now, before, steps."""
+
+    of: ClassVar[str]
+    said: ClassVar[str]
+    type: Any
+    points: float = Field(gt=0.0, lt=1.0)
+    action: Action | None = None
+
+    def look(self, run: History) -> Finding | None:
+        """As `Fall.look`."""
+        change = run.change(self.of)
+        if change is None or not change.rose(beyond=self.points):
+            return None
+        before, now = change.before, change.now
+        message = self.said.format(now=now, before=before, steps=run.baseline_steps)
+        return Finding(before, now, before + self.points, message)
+
+
+class Loops(RiseOfShare):
     """The share of responses that end in a loop rose by more than `points`."""
 
+    of: ClassVar[str] = LOOPING
+    said: ClassVar[str] = (
+        "{now:.0%} of the responses end in a loop ({before:.0%} in the first {steps} steps): "
+        "markers in them are collapse, not doubt"
+    )
     type: Literal["loops"] = "loops"
     points: float = Field(default=0.05, gt=0.0, lt=1.0)
-    action: Action | None = None
-
-    def look(self, run: History) -> Finding | None:
-        """As `Fall.look`."""
-        said = (
-            "{now:.0%} of the responses end in a loop ({before:.0%} in the first {steps} steps): "
-            "markers in them are collapse, not doubt"
-        )
-        return _risen(run, LOOPING, self.points, said)
 
 
-class Commits(Settings):
+class Commits(RiseOfShare):
     """The share of answers given without a check rose by more than `points`."""
 
+    of: ClassVar[str] = COMMITTED
+    said: ClassVar[str] = (
+        "{now:.0%} of the answers are given without a check ({before:.0%} in the first {steps} "
+        "steps)"
+    )
     type: Literal["commits"] = "commits"
     points: float = Field(default=0.15, gt=0.0, lt=1.0)
-    action: Action | None = None
-
-    def look(self, run: History) -> Finding | None:
-        """As `Fall.look`."""
-        said = (
-            "{now:.0%} of the answers are given without a check ({before:.0%} in the first {steps} "
-            "steps)"
-        )
-        return _risen(run, COMMITTED, self.points, said)
 
 
 class HeldOut(Settings):
@@ -227,16 +238,6 @@ class HeldOut(Settings):
             f"{self.measure} on {self.set!r} has been more than {self.by:g} below its best "
             f"({max(before):.3g}) for {self.patience} evaluations: {last[-1]:.3g}",
         )
-
-
-def _risen(run: History, measure: str, points: float, said: str) -> Finding | None:
-    """Of a share that rose by more than `points`; what is said names now, before and steps."""
-    change = run.change(measure)
-    if change is None or not change.rose(beyond=points):
-        return None
-    before, now = change.before, change.now
-    message = said.format(now=now, before=before, steps=run.baseline_steps)
-    return Finding(before, now, before + points, message)
 
 
 Rule = Annotated[Fall | Narrowing | Pull | Loops | Commits | HeldOut, Field(discriminator="type")]

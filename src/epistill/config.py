@@ -296,7 +296,7 @@ class RunConfig(Settings):
         return self
 
     @model_validator(mode="after")
-    def _training_samples_from_the_model(self) -> RunConfig:
+    def _training_can_sample_so(self) -> RunConfig:
         served = isinstance(self.rollouts, VllmRollouts)
         filtered = self.sampling.top_p < 1.0 or self.sampling.top_k is not None
         told = None

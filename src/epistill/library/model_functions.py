@@ -236,7 +236,7 @@ def preflight(
     config = preflight_settings(model=model, data=data, contexts=names, **settings)
     from epistill.preflights.preflight_engine import preflight_engine
     from epistill.preflights.preflight_run import run_preflight
-    from epistill.report.preflight_page import preflight_plots, write_preflight
+    from epistill.report.preflight_page import write_preflight
     from epistill.store import RunStore, write_json
 
     folder, cache = Path(out), Path(out) / "cache"
@@ -249,9 +249,9 @@ def preflight(
         for name, found in summary["contexts"].items()
         for row in estimate_rows(found, context=name, control=found["control"])
     ]
-    missing = None
+    warnings: list[str] = []
     if export is not None:
-        from epistill.report.exports import export_page
+        from epistill.report.exports import export_preflight
 
-        missing = export_page({"numbers": rows}, preflight_plots(summary), Path(export))[1]
-    return Result(summary, tuple(rows), page, () if missing is None else (missing,))
+        warnings = export_preflight(summary, rows, Path(export))
+    return Result(summary, tuple(rows), page, tuple(warnings))

@@ -19,6 +19,7 @@ from plotly.subplots import make_subplots
 from epistill.errors import EpistillError, first_line
 from epistill.number_rows import number_rows
 from epistill.report.panels import Plot
+from epistill.report.preflight_page import preflight_plots
 from epistill.report.study_figures import study_plots
 from epistill.report.trace_figures import compared_plots, decile_plots
 
@@ -90,6 +91,11 @@ def export_compared(summary: Mapping[str, Any], rows: Sequence[Row], folder: Pat
     """What `compare` found, with the words that moved; the same line."""
     tables = {"differences": rows, "words": summary["shift"]["words"]}
     return _told(export_page(tables, compared_plots(summary), folder))
+
+
+def export_preflight(summary: Mapping[str, Any], rows: Sequence[Row], folder: Path) -> list[str]:
+    """What `preflight` measured; the same line."""
+    return _told(export_page({"numbers": rows}, preflight_plots(summary), folder))
 
 
 def _told(exported: tuple[list[Path], str | None]) -> list[str]:

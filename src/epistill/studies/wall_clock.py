@@ -113,11 +113,13 @@ def one_step_ahead(hours: Callable[..., dict[str, Any]], gpus: int) -> dict[str,
         servers or better ones, each waiting for the other), hours_in_process (all sample, then all
         train); evaluation left out. None where there is one GPU.
     """
-    splits = [
-        (k, hours(gpus=k)["sampling"], hours(gpus=gpus - k)["training"]) for k in range(1, gpus)
-    ]
-    if not splits:
+    if gpus == 1:
         return None
+    parts = [hours(gpus=k) for k in range(1, gpus)]
+    splits = [
+        (k, some["sampling"], others["training"])
+        for k, (some, others) in enumerate(zip(parts, reversed(parts), strict=True), 1)
+    ]
     servers, sampling, training = min(splits, key=lambda split: max(split[1:]))
     together = hours(gpus=gpus)
     return {

@@ -57,21 +57,19 @@ class RunMonitor:
         """The step's record with what the monitor says about it; alarms are written down."""
         record = self._world.on_first(lambda: dict(record))
         factor = self._watcher.factor
-        alarms = self._watcher.observe(record)
-        for alarm in alarms:
-            self._store.append("alarms", alarm.as_dict())
-        return {
-            **record,
-            "teacher_weight_factor": factor,
-            "alarms": [alarm.rule for alarm in alarms],
-        }
+        return {**record, "teacher_weight_factor": factor, "alarms": self._raised(record)}
 
     def evaluated(self, point: Mapping[str, Any] | None) -> None:
-        """Look at an evaluation during training, if there was one."""
-        point = self._world.on_first(lambda: point)
+        """Look at an evaluation during training, if there was one: in all processes or in none."""
         if point is not None:
-            for alarm in self._watcher.observe(_after_its_step(point)):
-                self._store.append("alarms", alarm.as_dict())
+            self._raised(self._world.on_first(lambda: _after_its_step(point)))
+
+    def _raised(self, row: Mapping[str, Any]) -> list[str]:
+        """Rules that the row sets off; their alarms are written down."""
+        alarms = self._watcher.observe(row)
+        for alarm in alarms:
+            self._store.append("alarms", alarm.as_dict())
+        return [alarm.rule for alarm in alarms]
 
 
 def _after_its_step(point: Mapping[str, Any]) -> dict[str, Any]:
