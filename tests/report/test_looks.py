@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,13 +17,15 @@ from tests.helpers.browser import looked_at, needs_chromium
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = Path(__file__).with_name("looks.js").read_text(encoding="utf-8")
 WIDTHS, SCHEMES = (1400, 420), ("light", "dark")
-BASE, TUNED = (str(ROOT / "examples" / "data" / f"{name}.jsonl") for name in ("base", "tuned"))
+# Pages name the files that they are drawn from: the files lie where a path is long and cannot be broken.
+LONG = Path("a_folder_whose_name_has_no_place_at_which_it_could_be_broken" * 2)
+BASE, TUNED = (str(LONG / f"{name}.jsonl") for name in ("base", "tuned"))
 COMMANDS = {
     "study": ["report", str(ROOT / "docs/results/lab"), "--out"],
     "surface": ["report", str(ROOT / "docs/results/lab-phase"), "--out"],
     "compare": ["compare", BASE, TUNED, "--report"],
     "measure": ["measure", BASE, TUNED, "--report"],
-    "groups": ["measure", str(ROOT / "examples/data/verl"), "--by", "step", "--report"],
+    "groups": ["measure", str(LONG / "verl"), "--by", "step", "--report"],
 }
 CASES = [(p, w, s) for p in (*COMMANDS, "preflight") for w in WIDTHS for s in SCHEMES]
 OVERLAPPING = """<main><div class="plot" id="x"><div style="width:200px">
@@ -34,9 +38,11 @@ OVERLAPPING = """<main><div class="plot" id="x"><div style="width:200px">
 def seen(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pages")
     pages = {name: folder / f"{name}.html" for name in (*COMMANDS, "preflight", "bad")}
-    for name, command in COMMANDS.items():
-        done = CliRunner().invoke(app, [*command, str(pages[name])])
-        assert done.exit_code == 0, done.output
+    shutil.copytree(ROOT / "examples" / "data", folder / LONG)
+    with contextlib.chdir(folder):
+        for name, command in COMMANDS.items():
+            done = CliRunner().invoke(app, [*command, str(pages[name])])
+            assert done.exit_code == 0, done.output
     report = json.loads((ROOT / "docs/results/smollm2/preflight.json").read_text(encoding="utf-8"))
     write_preflight(report, pages["preflight"])
     pages["bad"].write_text(f"<!doctype html><body>{OVERLAPPING}</body>")

@@ -18,6 +18,7 @@ from plotly.subplots import make_subplots
 
 from epistill.errors import EpistillError, first_line
 from epistill.number_rows import number_rows
+from epistill.report.format import measured_groups
 from epistill.report.panels import Plot
 from epistill.report.preflight_page import preflight_plots
 from epistill.report.study_figures import study_plots
@@ -84,7 +85,7 @@ def export_page(
 
 def export_measured(summary: Mapping[str, Any], rows: Sequence[Row], folder: Path) -> list[str]:
     """What `measure` found; a line about missing pictures, if they are."""
-    return _told(export_page({"numbers": rows}, decile_plots(summary), folder))
+    return _told(export_page({"numbers": rows}, decile_plots(measured_groups(summary)), folder))
 
 
 def export_compared(summary: Mapping[str, Any], rows: Sequence[Row], folder: Path) -> list[str]:

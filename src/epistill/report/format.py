@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -33,6 +35,24 @@ def _format(estimate: Mapping[str, Any] | None, form: str) -> str:
 
 def _without_sign(number: str) -> str:
     return number if number.strip("+0.") else number.removeprefix("+")
+
+
+def measured_groups(summary: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The groups of what `measure` found, named by their files as seen from the folder of all.
+
+    Example:
+        >>> files = [{"file": f"/a/{name}.jsonl", "groups": {"": {}}} for name in "bc"]
+        >>> list(measured_groups({"files": files}))
+        ['b.jsonl', 'c.jsonl']
+    """
+    folders = {str(Path(file["file"]).parent) for file in summary["files"]}
+    common = os.path.commonpath(folders) if len(set(map(os.path.isabs, folders))) == 1 else "."
+    return {
+        os.path.relpath(file["file"], common)
+        + (f", {name}" if len(file["groups"]) > 1 else ""): group
+        for file in summary["files"]
+        for name, group in file["groups"].items()
+    }
 
 
 def compared_answer(measures: Sequence[Mapping[str, Any]]) -> str:

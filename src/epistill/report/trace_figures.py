@@ -15,6 +15,7 @@ from epistill.report.format import bounds_text
 from epistill.report.panels import PALETTE, Plot, panel, with_bars
 
 MAX_WORDS = 30
+MAX_LABEL = 40  # letters of a name in a legend
 COLOURS = {"a": PALETTE[0], "b": PALETTE[1]}
 
 
@@ -140,31 +141,30 @@ def shift_plot(shift: Mapping[str, Any]) -> Plot | None:
     )
 
 
-def decile_plots(summary: Mapping[str, Any]) -> list[Plot]:
-    """Where in the response the markers stand, a line for each file (and group) and list."""
+def decile_plots(groups: Mapping[str, Mapping[str, Any]]) -> list[Plot]:
+    """Where in the response the markers stand, a line for each group and a panel for each list.
+
+    Args:
+        groups: What `measure` found, by the name that the page gives the file or the group.
+    """
     panels: dict[str, go.Figure] = {}
-    owners: dict[str, str] = {}
-    for file in summary["files"]:
-        for group, found in file["groups"].items():
-            several = len(file["groups"]) > 1
-            owner = f"{file['file']} {group}" if several else file["file"]
-            colour = owners.setdefault(owner, PALETTE[len(owners) % len(PALETTE)])
-            for name, markers in found["markers"].items():
-                rows = [row for row in markers["deciles"] if row["density_per_1k_words"]]
-                values = [row["density_per_1k_words"] for row in rows]
-                if not any(value["value"] for value in values):
-                    continue
-                figure = panels.setdefault(
-                    name, panel(title=f"{name}, per 1,000 words", x="place in the response")
-                )
-                places = [row["from"] + 0.05 for row in rows]
-                look = {"name": owner, "line": {"color": colour, "width": 2}}
-                figure.add_trace(
-                    with_bars(go.Scatter, places, values, mode="lines+markers", **look)
-                )
+    for number, (owner, found) in enumerate(groups.items()):
+        # The end of a name tells it from the others; a legend as wide as the page hides the data.
+        label = owner if len(owner) <= MAX_LABEL else "…" + owner[1 - MAX_LABEL :]
+        look = {"name": label, "line": {"color": PALETTE[number % len(PALETTE)], "width": 2}}
+        for name, markers in found["markers"].items():
+            rows = [row for row in markers["deciles"] if row["density_per_1k_words"]]
+            values = [row["density_per_1k_words"] for row in rows]
+            if not any(value["value"] for value in values):
+                continue
+            figure = panels.setdefault(
+                name, panel(title=f"{name}, per 1,000 words", x="place in the response")
+            )
+            places = [row["from"] + 0.05 for row in rows]
+            figure.add_trace(with_bars(go.Scatter, places, values, mode="lines+markers", **look))
     for figure in panels.values():
         figure.update_xaxes(tickformat=".0%", range=[-0.04, 1]).update_yaxes(rangemode="tozero")
-        figure.update_layout(showlegend=len(owners) > 1)
+        figure.update_layout(showlegend=len(groups) > 1)
     if not panels:
         return []
     return [

@@ -11,7 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from epistill.metrics.lexicon import load_lexicon
-from epistill.report.format import compared_answer, decomposition_lines, measured_answer
+from epistill.report.format import (
+    compared_answer,
+    decomposition_lines,
+    measured_answer,
+    measured_groups,
+)
 from epistill.report.panels import Plot
 from epistill.report.study_page import highlight_markers, render_page
 from epistill.report.trace_figures import compared_plots, decile_plots
@@ -60,14 +65,10 @@ def write_measured_page(
     warnings: Sequence[str] = (),
 ) -> Path:
     """The same of what `measure` found; `warnings` are lines about what was skipped or repeated."""
-    groups = {
-        file["file"] + (f", {name}" if len(file["groups"]) > 1 else ""): group
-        for file in summary["files"]
-        for name, group in file["groups"].items()
-    }
+    groups = measured_groups(summary)
     answer = [measured_answer(*one) for one in groups.items()][:MAX_ANSWERS]
     own = {"side_name": "file or group", "warnings": warnings, "groups": groups, "answer": answer}
-    plots = decile_plots(summary)
+    plots = decile_plots(groups)
     return _write("measure.html.j2", path, plots, traces, total, lexicons, summary, **own)
 
 
