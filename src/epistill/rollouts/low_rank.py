@@ -8,12 +8,16 @@ stay float32, as under autocast.
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
 from peft import PeftModel
 from peft.tuners.lora import Linear
 from torch import Tensor, nn
+
+# PEFT asks each network under transformers' old name; its user can do nothing about that.
+warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
 
 
 class _PlainLoraLinear(Linear):
