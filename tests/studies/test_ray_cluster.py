@@ -17,7 +17,7 @@ from rich.console import Console
 from epistill.errors import EpistillError
 from epistill.studies.runner import run_study
 from epistill.studies.spec import StudySpec
-from tests.helpers.killed import kill_when
+from tests.helpers.killed import LIMIT_S, kill_when
 
 ray = pytest.importorskip("ray", reason="the extra 'ray' is not installed")
 
@@ -92,7 +92,7 @@ def test_a_node_dies_in_the_middle_and_nothing_changes(two_nodes, serial, tmp_pa
 
     def kill():
         """Both nodes have one processor and one arm each; kill one when both are well under way."""
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + LIMIT_S
         files = [out / "runs" / arm["id"] / "seed-0" / "timing.jsonl" for arm in SPEC["arms"]]
         while time.monotonic() < deadline:
             done = [f.read_bytes().count(b"\n") if f.is_file() else 0 for f in files]
