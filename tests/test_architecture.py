@@ -39,7 +39,7 @@ ALLOWED = {
     "method_import": {"axes", "errors"},
     "alarm_rules": {"settings"},
     "monitor": {"settings", "axes", "errors", "alarm_rules"},
-    "word_rules": set(),
+    "word_rules": {"errors"},
     "config": {"settings", "axes", "monitor", "word_rules"},
     "describe": {"axes"},
     "environment": set(),

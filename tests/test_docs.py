@@ -59,10 +59,19 @@ def test_python_blocks_run(page, tmp_path):
         assert done.returncode == 0, done.stderr
 
 
+def sections(page):
+    """What a link can name after "#": headings as the host of the repository spells them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_links_lead_somewhere(page):
-    for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
-        assert (page.parent / target).exists(), target
+    links = re.findall(r"\]\((?!http)([^)#]*)(?:#([^)]+))?\)", page.read_text())
+    for target, section in links:
+        there = page.parent / target if target else page
+        assert there.exists(), target
+        assert not section or section in sections(there), (target, section)
 
 
 EXAMPLES = [  # those that the README runs are run by its test

@@ -55,6 +55,23 @@ def test_a_half_written_last_line_is_left_out_and_rewinding_drops_later_steps(tm
     assert [row["step"] for row in store.metrics()] == [0, 1]
 
 
+def test_what_was_read_of_a_growing_log_is_not_read_again(tmp_path):
+    store, path = RunStore(tmp_path), tmp_path / "metrics.jsonl"
+    new = store.new_metrics()
+    assert new() == []
+    store.append("metrics", {"step": 0})
+    store.append("metrics", {"step": 1})
+    assert [row["step"] for row in new()] == [0, 1]
+    path.write_bytes(b"x" * path.stat().st_size + b'{"step": 2, "word": "\xc3')  # half of an umlaut
+    assert new() == []
+    with path.open("ab") as out:
+        out.write(b'\xa4"}\n')
+    assert new() == [{"step": 2, "word": "ä"}]
+    store.append("metrics", {"step": 2})
+    with pytest.raises(EpistillError, match=r"metrics\.jsonl.* line 4 is of step 2, after step 2"):
+        new()
+
+
 def test_nan_is_never_written(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         RunStore(tmp_path).append("metrics", {"step": 0, "loss": float("nan")})

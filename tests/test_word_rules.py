@@ -29,6 +29,8 @@ def test_rules_are_read(kind, text, expected):
         ("force", "Wait", "has no place"),
         ("force", "Wait@until:x", "has no place where force can be"),
         ("block", "Wait@before:x", "has no place where block can be"),
+        ("block", "</think>@untill:gold", "did you mean 'until'"),
+        ("force", "Wait@strat", "did you mean 'start'"),
         ("block", "2*Wait@start", "counts 2 times"),
         ("force", "@start", "no place"),
         ("force", "  @start", "is no rule"),

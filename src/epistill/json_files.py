@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -81,22 +81,39 @@ def read_jsonl(path: Path, folder: Path | None = None) -> list[dict[str, Any]]:
     Raises:
         Damaged: Another line is no JSON object.
     """
-    if not path.exists():
-        return []
-    records = []
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-    except (OSError, ValueError) as error:
-        raise damaged(path, why_unread(error), folder) from error
-    for number, line in enumerate(lines, 1):
+    return follow_jsonl(path, folder)()
+
+
+def follow_jsonl(path: Path, folder: Path | None = None) -> Callable[[], list[dict[str, Any]]]:
+    """Gives at each call the records that came since the call before, so `read_jsonl` at first."""
+    offset = number = 0
+
+    def added() -> list[dict[str, Any]]:
+        nonlocal offset, number
+        if not path.exists():
+            return []
+        records = []
         try:
-            record = json.loads(line, parse_constant=_no_constant)
-        except (ValueError, RecursionError) as error:
-            raise damaged(path, f"line {number}: {why_unread(error)}", folder) from error
-        if not isinstance(record, dict):
-            raise damaged(path, f"line {number} is no record", folder)
-        records.append(record)
-    return records
+            with path.open("rb") as file:
+                file.seek(offset)
+                found = file.read()
+            whole = found[: found.rfind(b"\n") + 1]
+            lines = whole.decode("utf-8").split("\n")[:-1]
+        except (OSError, ValueError) as error:
+            raise damaged(path, why_unread(error), folder) from error
+        for line in lines:
+            number += 1
+            try:
+                record = json.loads(line, parse_constant=_no_constant)
+            except (ValueError, RecursionError) as error:
+                raise damaged(path, f"line {number}: {why_unread(error)}", folder) from error
+            if not isinstance(record, dict):
+                raise damaged(path, f"line {number} is no record", folder)
+            records.append(record)
+        offset += len(whole)
+        return records
+
+    return added
 
 
 def append_jsonl(path: Path, record: Mapping[str, Any]) -> None:

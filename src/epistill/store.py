@@ -36,6 +36,7 @@ from epistill.integrity import (
 )
 from epistill.json_files import (
     append_jsonl,
+    follow_jsonl,
     json_bytes,
     read_json,
     read_jsonl,
@@ -150,7 +151,8 @@ class RunStore:
             here.mkdir(parents=True, exist_ok=True)
             handle = (here / ".lock").open("wb")
         except OSError as error:
-            told = f"could not use {here}: {error.strerror}; make room or choose another folder"
+            name = error.filename or here
+            told = f"could not use {name}: {error.strerror}; make room or choose another folder"
             raise EpistillError(told) from error
         with handle:
             try:
@@ -215,14 +217,29 @@ class RunStore:
         return self._log("timing.jsonl")
 
     def _log(self, name: str, least_gap: int = 1) -> list[dict[str, Any]]:
-        rows, last = self._checked(name, read_jsonl), -1
-        for number, row in enumerate(rows, 1):
-            step = row.get("step")
-            if not isinstance(step, int) or step < max(last + least_gap, 0):
-                what = f"line {number} is of step {step!r}, after step {last}"
-                raise damaged(self.folder / name, what, self.folder)
-            last = step
-        return rows
+        return self._following(name, least_gap)()
+
+    def new_metrics(self) -> Callable[[], list[dict[str, Any]]]:
+        """Gives at each call the steps that came since the call before, all at the first."""
+        return self._following("metrics.jsonl")
+
+    def _following(self, name: str, least_gap: int = 1) -> Callable[[], list[dict[str, Any]]]:
+        path, number, last = self.folder / name, 0, -1
+        added = follow_jsonl(path, self.folder)
+
+        def in_order() -> list[dict[str, Any]]:
+            nonlocal number, last
+            self.check(name)
+            rows = added()
+            for row in rows:
+                number, step = number + 1, row.get("step")
+                if not isinstance(step, int) or step < max(last + least_gap, 0):
+                    what = f"line {number} is of step {step!r}, after step {last}"
+                    raise damaged(path, what, self.folder)
+                last = step
+            return rows
+
+        return in_order
 
     def rewind(self, step: int) -> None:
         """Drop what was recorded at or after `step`: a resumed run writes it again."""
@@ -298,6 +315,9 @@ class RunStore:
         found = self._checked("result.json", read_json)
         if not found:
             raise damaged(path, "it is empty", self.folder)
+        manifest = self.folder / MANIFEST  # written before the result, with its checksum
+        if not manifest.exists() or "result.json" not in read_sealed(manifest)["files"]:
+            raise damaged(manifest, "it has no checksum of result.json", self.folder)
         return found
 
 

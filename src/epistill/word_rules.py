@@ -22,6 +22,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator
 
+from epistill.errors import did_you_mean
+
 END = "<end>"
 _PLACES = {"force": "start, line, after:PATTERN or before:TOKEN",
            "block": "start, line, after:PATTERN or until:PATTERN"}  # fmt: skip
@@ -68,8 +70,10 @@ def word_rule(kind: Literal["force", "inject", "block"], text: str) -> WordRule:
         raise ValueError(f"{kind} {text!r} is no rule; {expected}")
     place, _, argument = (found["place"] or "").partition(":")
     here = ("start", "line", "after", "until" if blocks else "before")
-    if place not in here and not (blocks and not place):
-        raise ValueError(f"{kind} {text!r} has no place where {kind} can be; {expected}")
+    odd = None if place else re.search(r"@(\w+)(?::.*)?$", text, re.DOTALL)
+    near = did_you_mean(odd[1], here) if odd else ""  # else a misspelt place would be text to block
+    if near or (place not in here and not (blocks and not place)):
+        raise ValueError(f"{kind} {text!r} has no place where {kind} can be; {expected}{near}")
     if blocks and found["most"] is not None:
         raise ValueError(f"block {text!r} counts {found['most']} times; {expected}")
     if place in ("after", "until"):

@@ -11,7 +11,7 @@ import pytest
 
 from epistill.errors import EpistillError
 from epistill.store import RunStore
-from epistill.studies.executors import workers_at_once
+from epistill.studies.executors import LocalProcesses, workers_at_once
 from epistill.studies.load_study import load_study, shipped_studies
 from epistill.studies.runner import jobs_of, run_study
 from epistill.studies.spec import Resources, StudySpec
@@ -193,3 +193,5 @@ def test_arms_that_want_gpus_run_one_at_a_time_without_ray(monkeypatch):
     assert workers_at_once(Resources(cpus=16)) == 4
     assert workers_at_once(Resources(cpus=100)) == 1
     assert workers_at_once(Resources(cpus=16, gpus=4)) == 1
+    with pytest.raises(EpistillError, match=r"--workers is 2 and \[resources\] gpus is 0.5"):
+        LocalProcesses(2, Resources(gpus=0.5), jobs=3)

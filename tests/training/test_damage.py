@@ -141,6 +141,14 @@ def test_a_finished_run_gives_its_numbers_or_names_the_file(name, way, folders, 
     assert found == numbers_of(folders / "whole")
 
 
+@pytest.mark.parametrize("told", ["{}", '{"steps": 5, "evaluations": {}}'])
+def test_a_result_that_the_manifest_does_not_list_finishes_no_run(told, folders, tmp_path):
+    folder = shutil.copytree(folders / "stopped", tmp_path / "run")
+    (folder / "result.json").write_text(told)
+    with pytest.raises(EpistillError, match=r"(result|manifest)\.json is damaged"):
+        run(configuration(), folder, save_model=False)
+
+
 MODEL_FILES = ("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json")
 
 

@@ -19,15 +19,29 @@ from rich.text import Text
 from epistill.errors import EpistillError
 from epistill.library.results import Flag, Place, Result
 
+
+def _epilog(example: str, page: str) -> str:
+    return f"Example: epistill {example}\n\nMore: {page}"
+
+
 app = typer.Typer(
     help="A laboratory for on-policy self-distillation of language models.",
+    epilog=_epilog("compare base.jsonl tuned.jsonl --report page.html", "README.md, docs/index.md"),
     no_args_is_help=True,
     add_completion=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-lab = typer.Typer(help="The laptop world's model.", no_args_is_help=True)
-tasks = typer.Typer(help="Problems: what is asked and how it is graded.", no_args_is_help=True)
+lab = typer.Typer(
+    help="The laptop world's model.",
+    epilog=_epilog("lab card", "docs/lab.md"),
+    no_args_is_help=True,
+)
+tasks = typer.Typer(
+    help="Problems: what is asked and how it is graded.",
+    epilog=_epilog("tasks show problems.jsonl", "docs/recipes.md"),
+    no_args_is_help=True,
+)
 
 Json = Annotated[bool, Flag("Print JSON for a machine to read.", ("--json",))]
 _JSON = inspect.Parameter("as_json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Json)
@@ -96,9 +110,8 @@ def command(
         parameters.sort(key=lambda one: one.name == "as_json")  # last
         run.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
         run.__annotations__ = {}
-        epilog = f"Example: epistill {example}\n\nMore: {page}"
         said = inspect.getdoc(prints) or inspect.getdoc(of) or ""
-        group.command(name, help=said.split("\n\n")[0], epilog=epilog)(run)
+        group.command(name, help=said.split("\n\n")[0], epilog=_epilog(example, page))(run)
         return prints
 
     return decorate

@@ -119,9 +119,10 @@ def _train(
     with joined() as world:
         console = terminal(stderr=True, quiet=not world.first)
         with console.status("loading") as status:
+            new = RunStore(out).new_metrics()
 
             def show_step(done: int) -> None:
-                for row in RunStore(out).metrics()[-1:] if done else []:
+                for row in new()[-1:] if done else []:
                     line = step_line(row, chosen.steps, chosen.method)
                     status.update(line)
                     if not console.is_terminal or why_no_signal(row, chosen.method) is not None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from importlib import import_module
 from importlib.util import find_spec
@@ -70,13 +70,14 @@ def mirrored(
     """
     marker, store = folder / f".mirrored-{tool}.json", RunStore(folder)
     told = read_json(marker) if marker.is_file() else {"step": -1, "finished": False}
+    new_metrics = store.new_metrics()
     place = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:6]
     name = f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', label)}-{place}"
     opened: list[Opened] = []
     failed: list[Exception] = []
 
     def catch_up() -> None:
-        rows, result = new_rows(store, told["step"]), store.result
+        rows, result = numbers_by_step(store, new_metrics(), told["step"]), store.result
         final = _told({"final": (result or {}).get("evaluations", {})})
         if result is not None and final and not told["finished"]:
             rows[max(told["step"], result.get("steps", 0) - 1, *rows) + 1] = final
@@ -108,11 +109,13 @@ def mirrored(
         attempt(close)
 
 
-def new_rows(store: RunStore, after: int) -> dict[int, dict[str, float]]:
-    """Numbers of metrics.jsonl and of the learning curve, by step, of the steps after one."""
+def numbers_by_step(
+    store: RunStore, metrics: Iterable[Mapping[str, Any]], after: int
+) -> dict[int, dict[str, float]]:
+    """Numbers of these rows of metrics.jsonl and of the learning curve, of the steps after one."""
     found: dict[int, dict[str, float]] = {}
     curve = store.read_records("evaluations", "curve") or []
-    for kind, rows in (("train", store.metrics()), ("curve", curve)):
+    for kind, rows in (("train", metrics), ("curve", curve)):
         for row in (row for row in rows if row["step"] > after):
             numbers = {name: value for name, value in row.items() if name != "step"}
             found.setdefault(row["step"], {}).update(_told({kind: numbers}))

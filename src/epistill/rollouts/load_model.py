@@ -27,7 +27,7 @@ from transformers.utils.hub import cached_file
 from transformers.utils.logging import disable_progress_bar, is_progress_bar_enabled
 
 from epistill.config import SamplingConfig
-from epistill.errors import EpistillError, first_line
+from epistill.errors import EpistillError, did_you_mean, first_line
 from epistill.integrity import check_against_manifest
 from epistill.rollouts.model import LanguageModel
 from epistill.rollouts.sampler import PromptRequest, sample
@@ -217,6 +217,7 @@ def load_tokenizer(
             "it; copy the tokenizer's files beside the weights"
         )
     expected = "tokenizer.json and tokenizer_config.json beside the weights"
+    expected += did_you_mean(name, [LAB_NAME])
     with _told(name, "has no usable tokenizer", expected):
         place, form = _place(source)
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=trust, **form)

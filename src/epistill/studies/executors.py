@@ -19,7 +19,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from pebble import ProcessExpired, ProcessPool
 
-from epistill.errors import LostProcess
+from epistill.errors import EpistillError, LostProcess
 from epistill.interrupts import children_without_ctrl_c
 from epistill.studies.spec import Resources
 
@@ -56,11 +56,20 @@ class LocalProcesses:
         workers: How many at a time; None decides by `workers_at_once`.
         resources: What each job gets.
         jobs: How many there are.
+
+    Raises:
+        EpistillError: Several at a time, and each wants GPUs.
     """
 
     retries = 1  # killed by the system, say
 
     def __init__(self, workers: int | None, resources: Resources, jobs: int) -> None:
+        if resources.gpus and (workers or 1) > 1:
+            raise EpistillError(
+                f"--workers is {workers} and [resources] gpus is {resources.gpus:g}; expected one "
+                "arm at a time, as all would take the same GPUs; --ray auto gives each its own, "
+                "--processes spreads one arm over several"
+            )
         self._pool = ProcessPool(
             max_workers=min(workers or workers_at_once(resources), jobs),
             context=multiprocessing.get_context("spawn"),
