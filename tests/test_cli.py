@@ -17,19 +17,13 @@ from epistill.cli import app
 from epistill.errors import EpistillError, did_you_mean
 from epistill.inputs import load_run_config
 from epistill.rollouts.load_model import lab_directory, load_model
+from tests.helpers.python import run_epistill
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = [
     [], ["study"], ["plan"], ["train"], ["eval"], ["lab"], ["lab", "pretrain"], ["lab", "card"],
     ["measure"], ["shift"], ["grade"], ["compare"], ["preflight"], ["tasks"], ["tasks", "show"], ["methods"], ["report"], ["env"],
 ]  # fmt: skip
-
-
-def epistill(*arguments, **options):
-    return subprocess.run(
-        [sys.executable, "-m", "epistill", *map(str, arguments)],
-        capture_output=True, text=True, timeout=300, **options,
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
@@ -97,7 +91,7 @@ NAMES = [
 def test_a_mistake_is_one_line_with_status_2_and_nothing_half_written(name, tmp_path):
     arguments, words = mistakes(tmp_path)[name]
     before = sorted(tmp_path.rglob("*"))
-    done = epistill(*arguments, cwd=tmp_path)
+    done = run_epistill(*arguments, cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     (line,) = done.stderr.strip().splitlines()
     assert words in line
@@ -106,7 +100,7 @@ def test_a_mistake_is_one_line_with_status_2_and_nothing_half_written(name, tmp_
 
 
 def test_tasks_show(shared_data):
-    done = epistill("tasks", "show", shared_data / "math/seen_1x64.parquet", "--json")
+    done = run_epistill("tasks", "show", shared_data / "math/seen_1x64.parquet", "--json")
     shown = json.loads(done.stdout)
     assert (shown["rows"], shown["problems"], shown["grader"]) == (64, 1, "math")
     assert shown["first_answer"] == "640"
@@ -114,21 +108,21 @@ def test_tasks_show(shared_data):
 
 
 def test_tasks_show_a_world():
-    shown = json.loads(epistill("tasks", "show", "star-search:4x2", "--json").stdout)
+    shown = json.loads(run_epistill("tasks", "show", "star-search:4x2", "--json").stdout)
     assert shown["problems"] is None
     assert shown["grader"] == "exact"
 
 
 def test_methods_and_env_as_json():
-    listed = json.loads(epistill("methods", "--json").stdout)
+    listed = json.loads(run_epistill("methods", "--json").stdout)
     assert {"grpo", "sdpo", "sdpo-no-think", "sft-unguided", "sft-guided"} <= set(listed)
-    assert "sdpo" in epistill("methods").stdout
-    found = json.loads(epistill("env", "--json").stdout)
+    assert "sdpo" in run_epistill("methods").stdout
+    found = json.loads(run_epistill("env", "--json").stdout)
     assert found["packages"]["torch"] is not None
 
 
 def test_eval_writes_records_and_says_n(tmp_path):
-    done = epistill(
+    done = run_epistill(
         "eval", "lab", "--data", "star-search:3x2", "-k", 2, "--problems", 6,
         "--out", tmp_path / "records.jsonl", "--json",
     )  # fmt: skip
@@ -150,14 +144,14 @@ def test_train_from_flags_and_from_a_file(tmp_path):
         'task = { type = "star_search", arms = 3, depth = 2, split = "test" }\n'
     )
     out = tmp_path / "run"
-    done = epistill("train", tmp_path / "run.toml", "--seed", 5, "--out", out, "--json")
+    done = run_epistill("train", tmp_path / "run.toml", "--seed", 5, "--out", out, "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["steps"] == 2
     config = json.loads((out / "config.json").read_text())
     assert config["seed"] == 5
     assert config["method"]["divergence"]["alpha"] == 1.0
     assert (out / "model" / "model.safetensors").is_file()
-    refused = epistill("train", tmp_path / "run.toml", "--seed", 6, "--out", out)
+    refused = run_epistill("train", tmp_path / "run.toml", "--seed", 6, "--out", out)
     assert refused.returncode == 2
     assert "another configuration (differs in seed)" in refused.stderr
 
@@ -169,27 +163,27 @@ def test_compare_from_the_command_line(tmp_path):
     for name, temperature in (("a", 1.0), ("b", 0.5)):
         text = "".join(json.dumps({**row, "temperature": temperature}) + "\n" for row in rows)
         (tmp_path / f"{name}.jsonl").write_text(text)
-    done = epistill("compare", "a.jsonl", "b.jsonl", cwd=tmp_path)
+    done = run_epistill("compare", "a.jsonl", "b.jsonl", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert "temperature is 1 in A and 0.5 in B" in done.stderr
     assert len(done.stderr.splitlines()) == 1
-    done = epistill(
+    done = run_epistill(
         "compare", "a.jsonl", "b.jsonl", "--allow-different-settings", "--json", cwd=tmp_path
     )
     found = json.loads(done.stdout)
     assert found["differs"] == ["temperature is 1 in A and 0.5 in B"]
     assert found["sets"][0]["measures"][0]["difference"]["value"] == 0
-    done = epistill("compare", "a.jsonl", "b.jsonl", "--allow-different-settings", cwd=tmp_path)
+    done = run_epistill("compare", "a.jsonl", "b.jsonl", "--allow-different-settings", cwd=tmp_path)
     assert "avg@k" in done.stdout
     for flags, said in ((["-k", "0"], "-k is 0"), (["--budgets", "1k"], "whole numbers")):
-        done = epistill("compare", "a.jsonl", "b.jsonl", *flags, cwd=tmp_path)
+        done = run_epistill("compare", "a.jsonl", "b.jsonl", *flags, cwd=tmp_path)
         assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
         assert said in done.stderr
 
 
 @pytest.mark.parametrize("name", ["star-search:5", "star-search:0x3", "star-search:ax3"])
 def test_a_world_that_is_none_is_one_line(name):
-    done = epistill("tasks", "show", name)
+    done = run_epistill("tasks", "show", name)
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1
 
@@ -243,10 +237,7 @@ def test_the_help_of_every_command_shows_an_example_of_it():
 def test_a_name_with_a_slip_is_answered_with_what_was_meant(command, meant, tmp_path):
     record = {"question": "What is 1 + 1?", "answer": "2", "response": "It is 2."}
     (tmp_path / "problems.jsonl").write_text(json.dumps(record) + "\n")
-    done = subprocess.run(
-        [sys.executable, "-m", "epistill", *command.split()],
-        capture_output=True, text=True, cwd=tmp_path,
-    )  # fmt: skip
+    done = run_epistill(*command.split(), cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     assert f"did you mean '{meant}'" in done.stderr.lower()
     assert len(done.stderr.splitlines()) == 1

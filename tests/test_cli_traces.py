@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 
-
-def epistill(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "epistill", *map(str, arguments)], capture_output=True, text=True, timeout=300
-    )  # fmt: skip
+from tests.helpers.python import run_epistill
 
 
 @pytest.fixture
@@ -34,7 +28,7 @@ def traces(tmp_path):
 
 def test_measure_prints_what_it_read_and_found(traces, tmp_path):
     path = traces("a.jsonl", "Wait,", '{"output": null}\n{"outp')
-    done = epistill("measure", path, "--workers", 2, "--out", tmp_path / "found.json")
+    done = run_epistill("measure", path, "--workers", 2, "--out", tmp_path / "found.json")
     assert done.returncode == 0, done.stderr
     assert "42 responses read, 40 used, 2 skipped; response from output (41)" in done.stdout
     assert "null response; first in row 41" in done.stderr
@@ -47,10 +41,10 @@ def test_measure_prints_what_it_read_and_found(traces, tmp_path):
     assert group["markers"]["control-en"]["count"] == 40
     assert found["lexicons"]["paper-en"]["version"] == 1
     other = traces("b.jsonl", "Hmm,")
-    again = json.loads(epistill("measure", path, "--by", "arm", "--json").stdout)
+    again = json.loads(run_epistill("measure", path, "--by", "arm", "--json").stdout)
     assert set(again["files"][0]["groups"]) == {"arm0", "arm1"}
     again = json.loads(
-        epistill("measure", path, other, "--response-field", "output", "--json").stdout
+        run_epistill("measure", path, other, "--response-field", "output", "--json").stdout
     )
     assert len(again["files"]) == 2
     assert again["files"][0]["groups"]["(all)"] == group
@@ -58,19 +52,19 @@ def test_measure_prints_what_it_read_and_found(traces, tmp_path):
 
 def test_shift_ranks_the_words(traces, tmp_path):
     a, b = traces("a.jsonl", "Wait,"), traces("b.jsonl", "So,", "broken\n")
-    done = epistill("shift", a, b, "--top", 2, "--out", tmp_path / "found.json")
+    done = run_epistill("shift", a, b, "--top", 2, "--out", tmp_path / "found.json")
     assert done.returncode == 0, done.stderr
     assert "skipped 1 of 41 (not JSON; first in row 41)" in done.stderr
     assert "wait" in done.stdout
     found = json.loads((tmp_path / "found.json").read_text())
     assert {row["word"] for row in found["words"][:2]} == {"so", "wait"}
     assert found["shared_problems"] == 20
-    assert json.loads(epistill("shift", a, b, "--json").stdout) == found
+    assert json.loads(run_epistill("shift", a, b, "--json").stdout) == found
 
 
 def test_grade_writes_columns_and_sums(traces, tmp_path):
     path = traces("a.jsonl", "Wait,", '{"output": null}\n')
-    done = epistill("grade", path, "--out", tmp_path / "out.jsonl", "--json")
+    done = run_epistill("grade", path, "--out", tmp_path / "out.jsonl", "--json")
     assert done.returncode == 0, done.stderr
     assert "null response; first in row 41" in done.stderr
     (found,) = json.loads(done.stdout)["files"]
@@ -78,12 +72,12 @@ def test_grade_writes_columns_and_sums(traces, tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert len(rows) == 41
     assert sum(row["grade_score"] or 0 for row in rows) == 20
-    again = epistill(
+    again = run_epistill(
         "grade", tmp_path / "out.jsonl", "--grader", "exact", "--label-field", "grade_score"
     )
     assert "with an older label" in again.stdout
     assert "check the name" not in again.stderr
-    mistyped = epistill(
+    mistyped = run_epistill(
         "grade", tmp_path / "out.jsonl", "--grader", "exact", "--label-field", "scor"
     )
     assert mistyped.returncode == 0
@@ -123,7 +117,7 @@ def test_grade_writes_columns_and_sums(traces, tmp_path):
 def test_a_mistake_is_one_line_with_status_2(arguments, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.jsonl").write_text('{"response": "Wait"}\n')
-    done = epistill(*arguments)
+    done = run_epistill(*arguments)
     assert done.returncode == 2, done.stderr
     (line,) = done.stderr.strip().splitlines()
     assert words in line

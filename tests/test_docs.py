@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ import pytest
 from epistill.methods import METHODS
 from epistill.studies.load_study import RECIPES, load_study, shipped_studies
 from epistill.studies.plan import plan_study
+from tests.helpers.python import run_python
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -53,9 +52,7 @@ def test_recipes_cost_what_their_page_says():
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_python_blocks_run(page, tmp_path):
     for block in re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL):
-        done = subprocess.run(
-            [sys.executable, "-c", block], capture_output=True, text=True, cwd=tmp_path
-        )
+        done = run_python("-c", block, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
 
 
@@ -83,9 +80,7 @@ EXAMPLES = [  # those that the README runs are run by its test
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda p: p.name)
 def test_examples_run(example, tmp_path):
-    done = subprocess.run(
-        [sys.executable, str(example)], capture_output=True, text=True, cwd=tmp_path
-    )
+    done = run_python(example, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) >= 2
 

@@ -10,6 +10,8 @@ import time
 
 import pytest
 
+from tests.helpers.python import Program
+
 TRAIN = """
 model = "lab"
 method = "grpo"
@@ -70,14 +72,10 @@ def test_a_signal_ends_a_command_in_one_line(command, sent, to_all, tmp_path):
     (tmp_path / "run.toml").write_text(TRAIN)
     (tmp_path / "study.toml").write_text(STUDY)
     arguments, sign_of_work = COMMANDS[command]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "epistill", *arguments],
-        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    process = Program("-m", "epistill", *arguments, cwd=tmp_path, new_session=True)
     deadline = time.monotonic() + 200
     while not list(tmp_path.glob(sign_of_work)):
-        assert process.poll() is None, process.communicate()
+        assert process.poll() is None, process.said()
         assert time.monotonic() < deadline
         time.sleep(0.02)
     (os.killpg if to_all else os.kill)(process.pid, sent)

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from epistill.cli import app
 from epistill.studies.load_study import load_study
+from tests.helpers.python import run_python
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -51,7 +52,7 @@ def test_every_path_runs_as_printed(path, checkout):
             assert done.stdout.strip(), command
         else:
             assert program == "python", command
-            ran = subprocess.run([sys.executable, *arguments], capture_output=True, text=True)
+            ran = run_python(*arguments)
             assert ran.returncode == 0, (command, ran.stderr)
 
 

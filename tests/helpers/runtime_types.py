@@ -1,15 +1,22 @@
-"""Checks annotations, shapes included, at every call into the package."""
+"""Checks annotations, shapes included, at every call into the package.
+
+The modules that speak of shapes are few. Binding the sizes of tensors at every call of the others
+would take a third of the test run.
+"""
 
 from __future__ import annotations
 
 import ast
 import sys
+from dataclasses import is_dataclass
 from functools import partial
 from importlib.abc import MetaPathFinder
+from inspect import isclass
 from pathlib import Path
 
+import jaxtyping
 from beartype import BeartypeConf, beartype
-from jaxtyping import install_import_hook
+from beartype.roar import BeartypeDecorHintNonpepException
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 UNCHECKED = {
@@ -45,7 +52,31 @@ class _TypesToo(MetaPathFinder):
 
 def check_annotations():
     """Before the package is imported."""
-    paths = (path for path in (SOURCE / "epistill").rglob("*.py") if path.stem != "__init__")
-    names = {".".join(path.relative_to(SOURCE).with_suffix("").parts) for path in paths}
-    install_import_hook(sorted({*names, "epistill.cli"} - UNCHECKED), f"{__name__}.check")
+    paths = [path for path in (SOURCE / "epistill").rglob("*.py") if path.stem != "__init__"]
+    names = {".".join(path.relative_to(SOURCE).with_suffix("").parts): path for path in paths}
+    shaped = {name for name, path in names.items() if "jaxtyping" in path.read_text("utf-8")}
+    assert shaped
+    by_shape = jaxtyping.jaxtyped
+
+    def jaxtyped(*, typechecker):
+        """What the hook puts before every function and class."""
+
+        def checked(one):
+            if one.__module__ in shaped:
+                return by_shape(one, typechecker=typechecker)
+            if not isclass(one):
+                hints = dict(one.__annotations__)
+                try:
+                    return typechecker(one)
+                except BeartypeDecorHintNonpepException:  # pydantic's, within its own classes,
+                    one.__annotations__ = hints  # which are left alone as texts
+                    return by_shape(one, typechecker=typechecker)
+            if is_dataclass(one):
+                one.__init__ = typechecker(one.__init__)
+            return one
+
+        return checked
+
+    jaxtyping.jaxtyped = jaxtyped
+    jaxtyping.install_import_hook(sorted({*names, "epistill.cli"} - UNCHECKED), f"{__name__}.check")
     sys.meta_path[0] = _TypesToo(sys.meta_path[0])

@@ -1,34 +1,46 @@
-"""One of `drivers` on two gloo processes, by torchrun."""
+"""One of `drivers`, or another program, on two gloo processes, without torchrun between them."""
 
 from __future__ import annotations
 
 import os
+import random
+import socket
 import subprocess
-import sys
-from pathlib import Path
+from contextlib import suppress
 
-ROOT = Path(__file__).resolve().parents[2]
-LIMIT_S = 900  # a hang is a failure, a busy machine is not
-
-TORCHRUN = (
-    sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m",
-)  # fmt: skip
+from tests.helpers.python import Program
 
 
-def start_two(driver, *arguments):
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    return subprocess.Popen(
-        [*TORCHRUN, f"tests.helpers.drivers.{driver}", *map(str, arguments)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
-        stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+def start_two(*arguments, **options):
+    """The two processes of a world: they find each other by what torchrun tells its own."""
+    told = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": "2"}
+    ranks = [{**told, "RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1")]
+    return [Program(*arguments, env={**os.environ, **rank}, **options) for rank in ranks]
+
+
+def _free_port():
+    """Below those that the system gives out by itself: nobody gets it until it is used."""
+    while True:
+        port = random.SystemRandom().randrange(10_000, 32_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
+def run_two(*arguments, **options):
+    """What both processes of a world ended with and said."""
+    both = start_two(*arguments, **options)
+    try:
+        return [
+            subprocess.CompletedProcess(program.args, program.wait(), *program.said())
+            for program in both
+        ]
+    finally:
+        for program in both:
+            program.kill()
 
 
 def on_two(driver, *arguments):
-    process = start_two(driver, *arguments)
-    try:
-        _, said = process.communicate(timeout=LIMIT_S)
-    except subprocess.TimeoutExpired:
-        process.terminate()  # torchrun ends its processes with itself
-        raise
-    assert process.returncode == 0, said[-3000:]
+    """Run one of `drivers` by two processes."""
+    for done in run_two("-m", f"tests.helpers.drivers.{driver}", *arguments):
+        assert done.returncode == 0, done.stderr[-3000:]

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import struct
-import subprocess
-import sys
 
 import pytest
 
@@ -14,6 +12,7 @@ from epistill.errors import EpistillError
 from epistill.integrations import tracking
 from epistill.integrations.tracking import check_tracker, mirrored
 from epistill.store import RunStore
+from tests.helpers.python import run_python
 
 ROWS = [
     {"step": n, "reward": 0.5 + n / 10, "loss": None if n == 1 else 1 / (n + 1), "on_policy": True}
@@ -131,9 +130,7 @@ import trackio
 print(json.dumps([run.name, run.config, trackio.SQLiteStorage.get_logs("lab", run.name)]))
 """
     environment = {**os.environ, "TRACKIO_DIR": str(tmp_path / "trackio")}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
+    done = run_python("-c", code, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr
     (line,) = done.stdout.splitlines()  # what trackio says of itself went to stderr
     name, config, logs = json.loads(line)

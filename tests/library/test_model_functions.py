@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 
@@ -12,14 +10,12 @@ import epistill
 from epistill.config import EvalSet, RunConfig, SamplingConfig, StarSearchTask
 from epistill.errors import EpistillError
 from epistill.store import RunStore
+from tests.helpers.python import run_epistill
 from tests.helpers.toy_study import SPEC
 
 
 def command(*arguments):
-    done = subprocess.run(
-        [sys.executable, "-m", "epistill", *map(str, arguments), "--json"],
-        capture_output=True, text=True,
-    )  # fmt: skip
+    done = run_epistill(*arguments, "--json")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 
 import epistill
 from epistill.errors import EpistillError
+from tests.helpers.python import run_epistill
 
 ROWS = [
     {"problem_id": i % 3, "response": f"Wait, so it is \\boxed{{{i % 2}}}", "gold": "1",
@@ -19,10 +18,7 @@ ROWS = [
 
 
 def command(folder, *arguments):
-    done = subprocess.run(
-        [sys.executable, "-m", "epistill", *map(str, arguments), "--json"],
-        capture_output=True, text=True, cwd=folder,
-    )  # fmt: skip
+    done = run_epistill(*arguments, "--json", cwd=folder)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout), [line[10:] for line in done.stderr.splitlines()]
 

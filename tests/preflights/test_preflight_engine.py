@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import os
-import subprocess
-import sys
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -32,6 +30,7 @@ from epistill.rollouts.top_k_scores import top_k_scores
 from epistill.rollouts.vllm_client import Client
 from epistill.tasks.coverage import load_eval_problems
 from tests.helpers.fake_vllm import FakeVllm
+from tests.helpers.python import run_epistill
 from tests.helpers.served import serving, stop, widen_heads
 
 ENVIRONMENT = os.environ.get("EPISTILL_TEST_VLLM")
@@ -178,11 +177,8 @@ def test_the_chat_template_reaches_a_served_model(tmp_path):
 
 
 def test_nobody_there_is_one_line(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "epistill", "preflight", "lab", "--data", "star-search:3x2",
-         "--engine", "http://127.0.0.1:9", "--out", str(tmp_path)],
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+    nobody = ("--engine", "http://127.0.0.1:9", "--out", tmp_path)
+    done = run_epistill("preflight", "lab", "--data", "star-search:3x2", *nobody)
     assert done.returncode == 2
     assert "no vLLM server could answer (http://127.0.0.1:9" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,17 +12,16 @@ from epistill.preflights.verdict import load_thresholds
 from epistill.report.format import format_signed
 from epistill.report.preflight_page import write_preflight
 from tests.helpers.browser import needs_chromium, opened
+from tests.helpers.python import run_epistill
 
-COMMAND = [sys.executable, "-m", "epistill", "preflight", "lab", "--data", "star-search:3x2"]
+COMMAND = ["preflight", "lab", "--data", "star-search:3x2"]
 SMALL = ["--problems", "4", "-k", "4", "--max-new-tokens", "32", "--contexts", "sibling,answer"]
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     out = tmp_path_factory.mktemp("preflight")
-    done = subprocess.run(
-        [*COMMAND, *SMALL, "--out", str(out)], capture_output=True, text=True, timeout=300
-    )
+    done = run_epistill(*COMMAND, *SMALL, "--out", out)
     assert done.returncode == 0, done.stderr
     return out, done.stdout
 
@@ -93,9 +90,7 @@ def test_in_a_browser_every_plot_has_data_and_nothing_is_fetched(finished, tmp_p
     ],
 )
 def test_mistakes_are_one_line(arguments, words, tmp_path):
-    done = subprocess.run(
-        [*COMMAND, *arguments, "--out", str(tmp_path)], capture_output=True, text=True, timeout=120
-    )
+    done = run_epistill(*COMMAND, *arguments, "--out", tmp_path)
     assert done.returncode == 2
     assert words in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1

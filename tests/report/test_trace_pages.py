@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 
 import pytest
 
 from tests.helpers.browser import needs_chromium, opened
+from tests.helpers.python import run_epistill
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)> wait"
 
@@ -31,10 +30,7 @@ def make_page(folder, problems=24):
         paths.append(folder / f"<i>{'ab'[side]}.jsonl")
         paths[-1].write_text("".join(json.dumps(r) + "\n" for r in records(side, problems)))
     out = folder / "out.html"
-    done = subprocess.run(
-        [sys.executable, "-m", "epistill", "compare", *map(str, paths), "--report", str(out), "--json"],
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+    done = run_epistill("compare", *paths, "--report", out, "--json")
     assert done.returncode == 0, done.stderr
     return out, json.loads(done.stdout)
 
@@ -97,10 +93,7 @@ def test_beyond_2000_traces_the_page_shows_a_sample_and_says_so(tmp_path):
 def test_the_page_of_measure_has_the_browser_too(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps({**r, "kind": "<u>"}) + "\n" for r in records(1)))
-    done = subprocess.run(
-        [sys.executable, "-m", "epistill", "measure", str(path), "--report", str(tmp_path / "m.html"), "--json"],
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+    done = run_epistill("measure", path, "--report", tmp_path / "m.html", "--json")
     assert done.returncode == 0, done.stderr
     html = (tmp_path / "m.html").read_text()
     assert "<script>alert(1)" not in html

@@ -7,11 +7,13 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
+import epistill
 from epistill.errors import EpistillError, LostProcess
 from epistill.store import RunStore
 from epistill.studies.arm_processes import _why, launch
@@ -20,7 +22,7 @@ from epistill.studies.runner import jobs_of, run_study
 from epistill.studies.spec import Resources, StudySpec
 from tests.helpers.killed import kill_when
 from tests.helpers.toy_study import SPEC
-from tests.helpers.two_processes import ROOT
+from tests.helpers.two_processes import run_two
 
 STEPS = 12
 TWO = {
@@ -36,9 +38,21 @@ TWO = {
 }
 
 
+UNDISTURBED = """
+import sys
+from epistill.interrupts import ended_before_finalization
+from epistill.studies.executors import run_job
+from epistill.world import joined
+with ended_before_finalization(), joined():
+    run_job(*sys.argv[1:])
+"""
+
+
 def test_one_of_two_processes_of_one_of_two_arms_is_killed(tmp_path):
     spec, said = StudySpec.model_validate(TWO), io.StringIO()
-    run_study(spec, tmp_path / "quiet", workers=2)
+    for job in jobs_of(spec, tmp_path / "quiet"):
+        for done in run_two("-c", UNDISTURBED, json.dumps(job.payload), job.folder):
+            assert done.returncode == 0, done.stderr
     folder = tmp_path / "study" / "runs" / "sdpo" / "seed-0"
     killer = kill_when(7, folder, "epistill.studies.arm_processes", folder, "\0RANK=1\0")
     run_study(spec, tmp_path / "study", workers=2, console=Console(file=said, width=300))
@@ -106,7 +120,7 @@ def test_a_process_that_hangs_is_waited_for_so_long_and_no_longer(tmp_path):
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "silent.py"],
         cwd=tmp_path, capture_output=True, text=True, timeout=300,
         env={**os.environ, "EPISTILL_HANG_MINUTES": "0.05", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "1",
-             "PYTHONPATH": f"{ROOT / 'src'}"},
+             "PYTHONPATH": str(Path(epistill.__file__).parents[1])},
     )  # fmt: skip
     assert done.returncode == 1
     assert done.stdout.strip() == (

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +19,7 @@ from epistill.studies.load_study import RECIPES, load_study, shipped_studies
 from epistill.studies.plan import STATE, plan_study
 from epistill.teacher.weights import make_teacher
 from tests.helpers.models import make_tiny_model
+from tests.helpers.python import run_epistill
 
 NAMES = [name for name in shipped_studies() if name.startswith(RECIPES)]
 ARCHITECTURES = {
@@ -369,17 +368,16 @@ def test_a_study_that_says_too_little_is_refused():
 
 
 def test_the_command_prints_the_same_numbers():
-    command = [sys.executable, "-m", "epistill", "plan", "recipes/math-qwen3-1.7b"]
-    plain = subprocess.run(command, capture_output=True, text=True)
+    command = ["plan", "recipes/math-qwen3-1.7b"]
+    plain = run_epistill(*command)
     assert plain.returncode == 0, plain.stderr
-    found = json.loads(subprocess.check_output([*command, "--json"]))
+    found = json.loads(run_epistill(*command, "--json").stdout)
     assert f"{found['total_gpu_hours']:,.0f} GPU hours" in plain.stdout
     assert "stated, not measured" in plain.stdout
 
 
 def test_without_a_name_it_lists_every_recipe_and_where_the_files_are():
-    command = [sys.executable, "-m", "epistill", "plan"]
-    plain = subprocess.run(command, capture_output=True, text=True)
+    plain = run_epistill("plan")
     assert plain.returncode == 0, plain.stderr
     for name in NAMES:
         line = next(line for line in plain.stdout.splitlines() if name in line)
@@ -397,8 +395,7 @@ def test_without_a_name_it_lists_every_recipe_and_where_the_files_are():
     ],
 )
 def test_flags_that_make_no_sense_are_one_line(flags, said):
-    command = [sys.executable, "-m", "epistill", "plan", "recipes/math-qwen3-1.7b", *flags]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = run_epistill("plan", "recipes/math-qwen3-1.7b", *flags)
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     assert said in done.stderr
 

@@ -7,7 +7,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
@@ -17,6 +16,7 @@ from epistill.store import RunStore, read_json, read_jsonl
 from epistill.studies.jobs import carry_out
 from epistill.studies.runner import run_study
 from epistill.studies.spec import LabWorld, StudySpec
+from tests.helpers.python import Program
 from tests.helpers.toy_study import SPEC
 
 TOY = {
@@ -43,11 +43,7 @@ def start(folder):
     script, spec = folder / "child.py", folder / "spec.json"
     script.write_text(CHILD)
     spec.write_text(json.dumps(TOY))
-    return subprocess.Popen(
-        [sys.executable, str(script), str(spec), str(folder / "study")],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        start_new_session=True, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    return Program(script, spec, folder / "study", new_session=True)
 
 
 def done_of(out):
@@ -103,7 +99,7 @@ def kill_again_and_again(folder, times):
             group = rng.random() < 0.3
             (os.killpg if group else os.kill)(process.pid, signal.SIGKILL)
         process.wait()
-        problem = process.stderr.read()
+        _, problem = process.said()
         assert "in use by another process" not in problem, problem
         _wait_for_workers(process.pid)
         assert_whole(out)
@@ -137,7 +133,7 @@ def test_killed_again_and_again(undisturbed, tmp_path, times):
     interrupted = kill_again_and_again(tmp_path, times)
     assert interrupted >= 3
     last = start(tmp_path)
-    assert last.wait(timeout=300) == 0, last.stderr.read()
+    assert last.wait() == 0, last.said()
     out = tmp_path / "study"
     for path in sorted((undisturbed / "runs").glob("*/seed-*")):
         here = out / path.relative_to(undisturbed)

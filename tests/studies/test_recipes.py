@@ -6,7 +6,6 @@ import json
 import shutil
 import subprocess
 import sys
-from contextlib import nullcontext
 
 import pytest
 
@@ -19,8 +18,8 @@ from epistill.studies.load_study import RECIPES, load_study, shipped_studies
 from epistill.studies.plan import plan_study
 from epistill.studies.runner import jobs_of, run_study
 from epistill.studies.tiny import PROBLEMS, tiny_study
-from epistill.tasks.grading import Grader
 from tests.helpers.known_answers import know_toy_answers
+from tests.helpers.python import run_epistill
 
 NAMES = [name for name in shipped_studies() if name.startswith(RECIPES)]
 MATH = [name for name in NAMES if "math-" in name or "coverage-" in name]
@@ -209,17 +208,7 @@ def run_here(spec, folder):
     run_study(spec, folder, workers=1)
 
 
-@pytest.fixture(scope="module")
-def one_grader():
-    """All runs share the math workers: starting them takes longer than a run."""
-    with Grader() as grader, pytest.MonkeyPatch.context() as patch:
-        for module in ("run_arm", "jobs"):
-            patch.setattr(f"epistill.studies.{module}.Grader", lambda: nullcontext(grader))
-        yield
-
-
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.usefixtures("one_grader")
 def test_each_recipe_runs_at_toy_size(name, tmp_path, monkeypatch):
     know_toy_answers(monkeypatch)
     real, folder = load_study(name), tmp_path
@@ -255,7 +244,6 @@ def test_each_recipe_runs_at_toy_size(name, tmp_path, monkeypatch):
     assert all(count > 0 for count in learned.values()), learned
 
 
-@pytest.mark.usefixtures("one_grader")
 def test_the_command_line_does_what_is_missing(tmp_path):
     """With models that are taught, and say what they learned: the same numbers, whichever."""
     folder = tmp_path
@@ -265,11 +253,8 @@ def test_the_command_line_does_what_is_missing(tmp_path):
     before = kept.stat().st_mtime_ns
     found = read_json(missing)
     shutil.rmtree(missing.parent)
-    done = subprocess.run(
-        [sys.executable, "-m", "epistill", "study", "recipes/chemistry-qwen3-8b", "--tiny",
-         "--workers", "1", "--out", str(folder)],
-        capture_output=True, text=True,
-    )  # fmt: skip
+    again = ("recipes/chemistry-qwen3-8b", "--tiny", "--workers", "1", "--out", folder)
+    done = run_epistill("study", *again)
     assert done.returncode == 0, done.stderr
     assert read_json(missing)["evaluations"] == found["evaluations"]  # the same numbers again
     assert kept.stat().st_mtime_ns == before
@@ -301,9 +286,7 @@ def test_written_configurations_are_the_arms_own(tmp_path):
     for name in ("recipes/coverage-qwen3-8b", "recipes/math-ds-7b"):
         spec = load_study(name)
         command = ["plan", name, "--json", "--configs", str(tmp_path)]
-        subprocess.run(
-            [sys.executable, "-m", "epistill", *command], check=True, stdout=subprocess.DEVNULL
-        )
+        assert run_epistill(*command).returncode == 0
         for arm in spec.arms:
             path = tmp_path / spec.name / f"{arm.id}-seed-0.json"
             assert load_run_config(path, {}) == spec.config_of(arm, 0)

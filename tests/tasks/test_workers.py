@@ -43,6 +43,24 @@ def test_a_worker_that_was_killed_is_replaced():
         assert [g.status.value for g in grader.grade(items)] == ["correct", "correct"]
 
 
+def test_the_next_of_the_same_function_gets_the_processes_that_wait_and_live():
+    first = Workers("math:sqrt", limit_s=5, workers=2)
+    assert first.map([4, 9, 16]) == [2, 3, 4]
+    (one, other) = first._running
+    first.close()
+    one.kill()
+    one.wait()
+    second = Workers("math:sqrt", limit_s=5, workers=2)
+    assert second.map([4, 9, 16]) == [2, 3, 4]
+    assert other in second._running
+    assert one not in second._running
+    third = Workers("math:sqrt", limit_s=5, workers=1)  # what another has is not shared
+    assert third.map([4]) == [2]
+    assert third._running[0] not in second._running
+    second.close()
+    third.close()
+
+
 def test_the_limit_is_processor_time_and_is_tried_twice():
     workers = Workers("time:sleep", limit_s=0.2, workers=1)
     assert workers.map([0.6]) == [None]  # waiting costs no processor time

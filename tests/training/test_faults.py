@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import resource
 import subprocess
 import sys
 
@@ -22,7 +20,8 @@ from epistill.studies.run_arm import run
 from epistill.tasks.grading import Grader
 from epistill.training.loop import train_student
 from tests.helpers.known_answers import know_star_answers
-from tests.helpers.two_processes import TORCHRUN
+from tests.helpers.python import run_epistill
+from tests.helpers.two_processes import run_two
 
 TOML = """
 model = "lab"
@@ -52,6 +51,11 @@ def configuration(**changes):
             "learning_rate": 1e-3, "checkpoint_every": 1, **changes,
         }
     )  # fmt: skip
+
+
+TORCHRUN = (
+    sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m",
+)  # fmt: skip
 
 
 # ---- steps that are no number
@@ -136,13 +140,10 @@ def test_three_in_a_row_stop_the_run_and_the_batch_is_kept(tmp_path):
 # ---- disks and locks, from the command line
 
 
-def epistill(folder, steps, **options):
+def run_train(folder, steps, **options):
     settings = folder.parent / "run.toml"
     settings.write_text(TOML.format(steps=steps))
-    return subprocess.run(
-        [sys.executable, "-m", "epistill", "train", str(settings), "--out", str(folder)],
-        capture_output=True, text=True, timeout=240, **options,
-    )  # fmt: skip
+    return run_epistill("train", settings, "--out", folder, **options)
 
 
 def assert_one_line(done, *words):
@@ -165,7 +166,9 @@ def small_disk(tmp_path):
 
 def test_a_full_disk_is_one_line_and_the_last_checkpoint_stays_readable(small_disk):
     folder = small_disk / "run"
-    assert_one_line(epistill(folder, 8), "could not write checkpoint", "No space left", "make room")
+    assert_one_line(
+        run_train(folder, 8), "could not write checkpoint", "No space left", "make room"
+    )
     checkpoints = sorted((folder / "checkpoints").glob("step-*"))
     assert checkpoints
     for path in checkpoints:
@@ -174,7 +177,7 @@ def test_a_full_disk_is_one_line_and_the_last_checkpoint_stays_readable(small_di
     assert not list((folder / "checkpoints").glob(".*"))  # what was half written made room
     first = RunStore(folder).metrics()
     subprocess.run(["mount", "-o", "remount,size=50m", str(small_disk)], check=True)
-    assert epistill(folder, 8).returncode == 0
+    assert run_train(folder, 8).returncode == 0
     rows = RunStore(folder).metrics()
     assert [row["step"] for row in rows] == list(range(8))
     assert rows[: len(first)] == first
@@ -183,11 +186,11 @@ def test_a_full_disk_is_one_line_and_the_last_checkpoint_stays_readable(small_di
 def test_a_file_that_cannot_grow_is_one_line(tmp_path):
     """The same without a disk of our own: no file may be larger than 300 kB."""
     folder = tmp_path / "run"
-    limit = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))}
-    assert_one_line(epistill(folder, 3, **limit), "could not write checkpoint", "File too large")
-    assert_one_line(epistill(folder, 1, **limit), "holds a run of another configuration")
+    limit = {"most_bytes": 300_000}
+    assert_one_line(run_train(folder, 3, **limit), "could not write checkpoint", "File too large")
+    assert_one_line(run_train(folder, 1, **limit), "holds a run of another configuration")
     other = tmp_path / "other"  # one step: no checkpoint, only the model at the end
-    assert_one_line(epistill(other, 1, **limit), "could not write the model", "make room")
+    assert_one_line(run_train(other, 1, **limit), "could not write the model", "make room")
     assert not (other / "model").exists()
     assert RunStore(other).result is None
 
@@ -196,42 +199,40 @@ def test_a_second_process_on_one_directory_is_refused(tmp_path):
     folder = tmp_path / "run"
     with RunStore(folder).locked():
         before = sorted(folder.rglob("*"))
-        assert_one_line(epistill(folder, 1), str(folder), "in use by another process")
+        assert_one_line(run_train(folder, 1), str(folder), "in use by another process")
         assert sorted(folder.rglob("*")) == before
-    assert epistill(folder, 1).returncode == 0
+    assert run_train(folder, 1).returncode == 0
 
 
-def torchrun(folder, steps, **options):
+def by_two(folder, steps, **options):
     settings = folder.parent / "run.toml"
     settings.write_text(TOML.format(steps=steps))
-    command = [*TORCHRUN, "epistill", "train", str(settings), "--out", str(folder)]
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=240,
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, **options,
-    )  # fmt: skip
+    return run_two("-m", "epistill", "train", settings, "--out", folder, **options)
 
 
 def test_under_torchrun_the_first_process_alone_speaks_and_holds_the_lock(tmp_path):
     folder = tmp_path / "run"
     with RunStore(folder).locked():
-        refused = torchrun(folder, 1)
-    assert refused.returncode != 0
-    assert refused.stderr.count("in use by another process") == 1
-    done = torchrun(folder, 1)
+        first, other = by_two(folder, 1)
+    assert first.returncode == other.returncode == 2
+    assert "in use by another process" in first.stderr
+    assert not other.stderr
+    command = [*TORCHRUN, "epistill", "train", folder.parent / "run.toml", "--out", folder]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count(str(folder)) == 1
     assert RunStore(folder).result is not None
 
 
-def test_under_torchrun_all_processes_stop_where_a_file_cannot_grow(tmp_path):
+def test_of_two_processes_both_stop_where_a_file_cannot_grow(tmp_path):
     folder = tmp_path / "run"
-    limit = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))}
-    stopped = torchrun(folder, 3, **limit)
-    assert stopped.returncode != 0
-    assert stopped.stderr.count("could not write checkpoint") == 1, stopped.stderr[-3000:]
+    first, other = by_two(folder, 3, most_bytes=300_000)
+    assert first.returncode == other.returncode == 2
+    assert first.stderr.count("could not write checkpoint") == 1, first.stderr[-3000:]
+    assert not other.stderr
     assert not list((folder / "checkpoints").iterdir())
-    done = torchrun(folder, 3)
-    assert done.returncode == 0, done.stderr[-2000:]
+    for done in by_two(folder, 3):
+        assert done.returncode == 0, done.stderr[-2000:]
     assert [row["step"] for row in RunStore(folder).metrics()] == [0, 1, 2]
 
 

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import shutil
 import signal
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -25,7 +23,8 @@ from epistill.studies.run_arm import run
 from epistill.world import World
 from tests.helpers.drivers.steps import write_step
 from tests.helpers.known_answers import known_where_watched
-from tests.helpers.two_processes import LIMIT_S, on_two, start_two
+from tests.helpers.python import LIMIT_S
+from tests.helpers.two_processes import on_two, start_two
 
 METHODS = {
     "grpo": {},
@@ -166,26 +165,19 @@ def test_all_skip_a_step_that_is_no_number_in_one_of_them(trained, parallel):
     assert "3 optimiser steps in a row" in first["message"]
 
 
-def rank_of(pid):
-    variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    return next((int(v[5:]) for v in variables if v.startswith(b"RANK=")), None)
-
-
-@pytest.mark.skipif(not Path("/proc/self/environ").is_file(), reason="finds a process by /proc")
 def test_one_process_killed_ends_the_other_and_nothing_is_lost(tmp_path):
     config = settings("grpo", steps=12, checkpoint_every=1, evaluations=[])
     one, two, job = tmp_path / "one", tmp_path / "two", tmp_path / "job.json"
     job.write_text(json.dumps([[str(two), config]]))
-    process, metrics = start_two("runs", job), two / "metrics.jsonl"
+    first, other = start_two("-m", "tests.helpers.drivers.runs", job)
+    metrics = two / "metrics.jsonl"
     deadline = time.monotonic() + LIMIT_S
     while not (metrics.is_file() and metrics.read_bytes().count(b"\n") >= 2):
-        assert process.poll() is None, process.stderr.read()[-3000:]
+        assert first.poll() is None, first.said()[1][-3000:]
         assert time.monotonic() < deadline
         time.sleep(0.005)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    os.kill(next(int(pid) for pid in children if rank_of(pid) == 1), signal.SIGKILL)
-    process.communicate(timeout=LIMIT_S)
-    assert process.returncode != 0
+    other.send_signal(signal.SIGKILL)
+    assert first.wait() != 0
     assert RunStore(two).result is None
     finished = RunStore(two).metrics()[:2]
     on_two("runs", job)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 import time
 
 import pytest
@@ -24,6 +22,7 @@ from epistill.training.token_coefficients import plan_coefficients
 from epistill.training_rows import PreStepScores, Progress, TrainingRow
 from tests.helpers.fake_vllm import FakeVllm
 from tests.helpers.models import make_tiny_model
+from tests.helpers.python import run_epistill
 from tests.helpers.two_processes import on_two
 
 
@@ -239,8 +238,7 @@ def test_the_command_says_it_in_one_line(tmp_path):
         'task = {type = "star_search"}\n[rollouts]\nengine = "vllm"\nmodel = "m"\n'
         'urls = ["http://127.0.0.1:9"]\nattempts = 1\n'
     )
-    command = [sys.executable, "-m", "epistill", "train", str(path), "--out", str(tmp_path / "run")]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = run_epistill("train", path, "--out", tmp_path / "run")
     assert done.returncode == 2
     (line,) = done.stderr.strip().splitlines()
     assert "no vLLM server could answer (http://127.0.0.1:9: no connection" in line

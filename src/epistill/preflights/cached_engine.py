@@ -17,7 +17,6 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Unpack
 
-import polars as pl
 import torch
 
 from epistill.json_files import write_atomic
@@ -101,6 +100,8 @@ class CachedEngine:
         if rows is not None:
             self.found += 1
             return rows
+        import polars as pl
+
         self.asked += 1
         rows = ask()
         buffer = io.BytesIO()
@@ -113,6 +114,8 @@ class CachedEngine:
 
 def _stored(path: Path) -> list[dict[str, Any]] | None:
     """The rows of a chunk; None where it is not there, or not what was written."""
+    import polars as pl
+
     try:
         content, sha256 = path.read_bytes(), path.with_suffix(".sha256").read_bytes()
     except OSError:

@@ -143,7 +143,7 @@ _IN_PROCESS = {"exact": grade_exact, "expression": grade_expression, "choice": g
 
 
 class Grader:
-    """Grades batches; its worker processes start with the first math problem and end with it.
+    """Grades batches; its worker processes start with the first math problem.
 
     Args:
         time_limit_s: Seconds of processor time of a math answer; at the limit the worker is killed

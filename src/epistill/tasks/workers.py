@@ -7,6 +7,7 @@ the caller's `__main__`, so scripts without a guard, `python -` and notebooks ca
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import signal
@@ -30,6 +31,9 @@ _START = (
     "import sys; sys.path[:] = {path!r}\n"
     "from epistill.tasks.workers import serve; serve({name!r}, {limit!r})"
 )
+# Processes that wait for a call, by this process (a fork has no share in them) and what they run:
+# to start one takes half a second, most of it for importing sympy.
+_waiting: dict[tuple[int, str], list[subprocess.Popen[bytes]]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,22 +86,25 @@ class Workers:
                 try:
                     list(threads.map(work, places))
                 except BaseException:
-                    self.close()  # so that the threads end
+                    self._end()  # so that the threads end
                     raise
             for number in sorted(n for n, found in results.items() if isinstance(found, Lost)):
                 results[number] = self._call(0, arguments[number])
         except BaseException:
-            self.close()
+            self._end()
             raise
         return [results[number] for number in range(len(arguments))]
 
     def close(self) -> None:
-        """End the processes."""
+        """Leave the processes, all of which wait, to the next `Workers` of the same function."""
         self._stopped = True
-        for process in self._running:
-            if process is not None:
-                process.kill()
-                process.communicate()
+        waiting = _waiting.setdefault((os.getpid(), self._program), [])
+        waiting += [process for process in self._running if process is not None]
+        self._running = [None] * len(self._running)
+
+    def _end(self) -> None:
+        self._stopped = True
+        _end([process for process in self._running if process is not None])
         self._running = [None] * len(self._running)
 
     def _call(self, place: int, argument: Any) -> Any:
@@ -113,9 +120,7 @@ class Workers:
             return Lost(**reply["lost"]) if "lost" in reply else reply["value"]
         except (EOFError, OSError, ValueError):
             given_up = watch.finished.is_set()
-            process.kill()
-            with suppress(OSError):  # of what could not be sent
-                process.communicate()
+            _end([process])
             self._running[place] = None
             code = process.returncode
             if given_up:
@@ -127,6 +132,11 @@ class Workers:
             watch.cancel()
 
     def _start(self, place: int) -> subprocess.Popen[bytes]:
+        waiting = _waiting.get((os.getpid(), self._program), [])
+        while waiting:
+            process = self._running[place] = waiting.pop()
+            if process.poll() is None:
+                return process
         process = subprocess.Popen(
             [sys.executable, "-c", self._program],
             stdin=subprocess.PIPE,
@@ -142,6 +152,20 @@ class Workers:
         if problem:
             raise EpistillError(f"a grading process could not start ({problem}); free some memory")
         return process
+
+
+def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    for process in processes:
+        process.kill()
+        with suppress(OSError):  # of what could not be sent
+            process.communicate()
+
+
+@atexit.register
+def _end_waiting() -> None:
+    for (owner, _), processes in _waiting.items():
+        if owner == os.getpid():
+            _end(processes)
 
 
 def _send(value: Any, pipe: IO[bytes]) -> None:
