@@ -21,6 +21,7 @@ MAX_PLAIN = 64
 # An answer stands at the end; this many characters are looked at, so a 1 MB response costs nothing.
 MAX_SEARCHED = 50_000
 MAX_LINE = 2_000  # of a label's line
+MAX_BEFORE = 200  # of what stands before a frame
 MAX_FRAMES = 8  # of one response, from its end
 
 
@@ -44,29 +45,39 @@ def frames(text: str, *, cut: bool = False) -> Iterator[Framed]:
         []
     """
     for found in _found(readable(text), cut):
-        in_order = sorted(found, key=lambda one: -one[0])
-        yield from (framed for _, framed in in_order[:MAX_FRAMES])
+        in_order = sorted(found, key=lambda place: -place[1])
+        yield from (framed for *_, framed in in_order[:MAX_FRAMES])
 
 
-_Places = list[tuple[int, Framed]]  # frames and where they end
+_Place = tuple[int, int, Framed]  # where a frame begins and ends
 
 
-def _found(text: str, cut: bool) -> tuple[_Places, _Places]:
+def _found(text: str, cut: bool) -> tuple[list[_Place], list[_Place]]:
     """Frames that stand on their own, and sentences, which count after them."""
     whole = complete(text) if cut else text
     strong = [
         *_boxes(text),
-        *((m.end(), Framed(m[1], "boxed")) for m in _READ["unbraced"].finditer(whole)),
-        *((m.end(), Framed(m[1], "tag")) for m in _READ["tagged"].finditer(text)),
-        *((m.end(), Framed(_member(m), "tag")) for m in _READ["member"].finditer(text)),
+        *((*m.span(), Framed(m[1], "boxed")) for m in _READ["unbraced"].finditer(whole)),
+        *((*m.span(), Framed(m[1], "tag")) for m in _READ["tagged"].finditer(text)),
+        *((*m.span(), Framed(_member(m), "tag")) for m in _READ["member"].finditer(text)),
         *(
-            (m.end(), Framed(m[1], "hashes"))
+            (*m.span(), Framed(m[1], "hashes"))
             for m in _READ["hashes"].finditer(whole)
             if not _READ["head"].match(m[1])  # a heading
         ),
         *_labels(whole),
     ]
-    return strong, [*_sentences(whole), *_elsewhere(whole)]
+    weak = [*_sentences(whole), *_elsewhere(whole)]
+    return [p for p in strong if _own(text, p)], [p for p in weak if _own(text, p)]
+
+
+def _own(text: str, place: _Place) -> bool:
+    """Whether the response says it itself, without a condition: no sample, no claim of others."""
+    start, end, framed = place
+    if _READ["of_others"].search(text[max(0, start - MAX_BEFORE) : start]):
+        return False
+    behind = framed.text if framed.frame == "label" else text[end : _line_end(text, end)]
+    return not _READ["conditioned"].search(_READ["sentence_end"].split(behind, 1)[0])
 
 
 def readable(text: str) -> str:
@@ -74,7 +85,7 @@ def readable(text: str) -> str:
     text = utf8(text[-MAX_SEARCHED:])
     for turn in islice(_READ["next_turn"].finditer(text), MAX_FRAMES):
         own = _rewrite(text[: turn.start()])
-        if any(_found(own, cut=False)):
+        if any(_found(own, cut=False)) and not _READ["parts"].search(own):
             return own
     return _rewrite(text)
 
@@ -148,8 +159,8 @@ def complete(text: str) -> str:
     return found[0] if found else ""
 
 
-def _boxes(text: str) -> _Places:
-    """Complete boxes and their ends; joined by *and* they are one list; inner ones unwrapped."""
+def _boxes(text: str) -> list[_Place]:
+    """Complete boxes; joined by *and*, or one below the other, they are one; inner ones unwrapped."""
     opened: list[tuple[int, int] | None] = []  # start and content of each open brace that is a box
     closed: list[tuple[int, int, str]] = []
     for token in _READ["box"].finditer(text):
@@ -162,19 +173,16 @@ def _boxes(text: str) -> _Places:
                 content = text[box[1] : start] + inner + text[end : token.start()]
             if not _READ["left_out"].search(text[max(0, box[0] - 20) : box[0]]):
                 closed.append((box[0], token.end(), content))
-    joined: _Places = []
+    joined: list[_Place] = []
     for i, (start, end, content) in enumerate(closed):
         before = text[closed[i - 1][1] : start] if i else ""
-        near = i > 0 and len(before) < MAX_PLAIN and "\n\n" not in before
-        if (
-            near
-            and content != closed[i - 1][2]
-            and _READ["between"].match(before)
-            and before.strip(" $\n.")
-        ):
-            link = " or " if "or" in before else ", "
-            content = f"{joined.pop()[1].text}{link}{content}"
-        joined.append((end, Framed(content, "boxed")))
+        if i and content.strip() and content != closed[i - 1][2] and len(before) < MAX_PLAIN:
+            listed = _READ["listed"].match(before)
+            if listed or ("\n\n" not in before and _READ["between"].match(before)):
+                link = " or " if listed or _READ["either"].search(before) else ", "
+                start, _, last = joined.pop()
+                content = f"{last.text}{link}{content}"
+        joined.append((start, end, Framed(content, "boxed")))
     return joined
 
 
@@ -186,7 +194,7 @@ def _member(found: Any) -> str:
     return "" if value in ("null", "None") else value
 
 
-def _labels(text: str) -> Iterator[tuple[int, Framed]]:
+def _labels(text: str) -> Iterator[_Place]:
     """Labels that begin a line; the value is on that line or in the next block."""
     for found in _READ["head"].finditer(text):
         line_end = _line_end(text, found.end())
@@ -205,7 +213,8 @@ def _labels(text: str) -> Iterator[tuple[int, Framed]]:
             value = _block(text, line_end)
         elif link and "|" in link[0]:  # the cell of a table
             value = value.rstrip(" \t|")
-        yield found.end(), Framed(value, "label")
+        said = found.start() + len(found[0]) - len(_READ["word"].split(found[0])[-1])
+        yield said, found.end(), Framed(value, "label")
 
 
 def _line_end(text: str, start: int) -> int:
@@ -233,7 +242,7 @@ def _block(text: str, start: int, *, introduced: bool = False) -> str:
     return _block(text, text.index(line, start) + len(line), introduced=True)
 
 
-def _elsewhere(text: str) -> Iterator[tuple[int, Framed]]:
+def _elsewhere(text: str) -> Iterator[_Place]:
     """Labels and sentences in other languages than English and Chinese."""
     for found in _READ["elsewhere"].finditer(text):
         line = text[found.end() : _line_end(text, found.end())]
@@ -244,10 +253,10 @@ def _elsewhere(text: str) -> Iterator[tuple[int, Framed]]:
         if not linked or _READ["elsewhere_denied"].search(said):
             continue
         end = _READ["elsewhere_end"].search(value)
-        yield found.end(), Framed(value[: end.start()] if end else value, "label")
+        yield *found.span(), Framed(value[: end.start()] if end else value, "label")
 
 
-def _sentences(text: str) -> Iterator[tuple[int, Framed]]:
+def _sentences(text: str) -> Iterator[_Place]:
     """*The answer is ..* within a line, and *.. is the answer*."""
     for found in _READ["said"].finditer(text):
         end = _line_end(text, found.end())
@@ -255,7 +264,7 @@ def _sentences(text: str) -> Iterator[tuple[int, Framed]]:
         if _READ["not_one"].search(_READ["clause_end"].split(before)[-1]):
             continue
         if found[0][0] in "故应选":
-            yield found.end(), Framed(found[0][-1], "label")
+            yield *found.span(), Framed(found[0][-1], "label")
         elif link := _READ["link"].match(text[found.end() : end]):
             value = text[found.end() + link.end() : end]
             ended = _READ["sentence_end"].search(f"{value}\n")
@@ -269,13 +278,14 @@ def _sentences(text: str) -> Iterator[tuple[int, Framed]]:
                 continue
             if _READ["denies"].search(link[0]):
                 value = f"not {value}"
-            yield found.end(), Framed(value if value.strip(" *_") else _block(text, end), "label")
+            value = value if value.strip(" *_") else _block(text, end)
+            yield *found.span(), Framed(value, "label")
     for found in _READ["given"].finditer(text):
         before = _READ["clause_end"].split(text[max(0, found.start() - 40) : found.start()])[-1]
         if not _READ["not_one"].search(before):
-            yield found.start(1), Framed(found[1], "label")
+            yield found.start(), found.start(1), Framed(found[1], "label")
     for found in _READ["after"].finditer(text):
         before = text[max(0, found.start() - 2 * MAX_PLAIN) : found.start()].rsplit("\n", 1)[-1]
         if not _READ["doubted"].search(before) and not text[found.end() :].startswith("?"):
             sentence = _READ["sentence_end"].split(before.rstrip(" ,;.!*_"))[-1]
-            yield found.end(), Framed(sentence, "label")
+            yield *found.span(), Framed(sentence, "label")

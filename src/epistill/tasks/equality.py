@@ -88,6 +88,12 @@ def _readings(text: str) -> list[str]:
     if short := _READ["magnitude"].match(text):
         power = {"k": 3, "K": 3, "M": 6, "B": 9}[short[2]]
         return [text, f"{short[1].replace(',', '')}\\times 10^{{{power}}}"]
+    if found := _READ["builder"].match(text):
+        freed = _READ["names"].sub(lambda m: "x" if m[0] == found[1] else m[0], found[2])
+        return [found[2], freed]
+    if point := _READ["point"].match(text):
+        chosen = _READ["choose"].sub(r"\\binom{\1}{\2}", text)
+        return [text, *_readings(point[1]), chosen]
     bare = quantity(text).latex
     return [text.replace(",", ""), text] if _READ["grouped"].match(bare) else [text]
 
@@ -95,13 +101,17 @@ def _readings(text: str) -> list[str]:
 def _equal(gold: str, answer: str) -> bool:
     if _words(gold) is not None or (_words(answer) or "").replace(" ", "") in SYNONYMS:
         return _same_words(gold, answer)
+    ratios = [_ratio(text) or (text if "/" in text or "frac" in text else None) for text in (gold, answer)]
+    if all(ratios) and ratios != [gold, answer]:
+        return _same_shape(*ratios)
     if _READ["clock"].match(gold) or _READ["clock"].match(answer):
         ours, theirs = _clock(gold), _clock(answer)
         return ours == theirs or f"{ours}am" == theirs or f"{ours}pm" == theirs
     if _digits_in_base(gold) or _digits_in_base(answer):
         return _same_base(gold, answer)
     ours, theirs = quantity(gold), quantity(answer)
-    if ours.unit and theirs.unit and ours.unit != theirs.unit:
+    units = {ours.unit, theirs.unit} - {None}
+    if len(units) == 2 and not ("degree" in units and units & {"°C", "°F"}):
         return False
     if ours.percent or theirs.percent:
         return _same_percent(ours, theirs)
@@ -139,6 +149,13 @@ def is_bare(text: str) -> bool:
 def _same_words(gold: str, answer: str) -> bool:
     one, other = ((_words(t) or t.casefold()).replace(" ", "") for t in (gold, answer))
     return SYNONYMS.get(one, one.replace("-", "")) == SYNONYMS.get(other, other.replace("-", ""))
+
+
+def _ratio(text: str) -> str | None:
+    """3:4 as the fraction that it is; 3:45 is a time."""
+    found = _READ["ratio"].match(text)
+    timely = found and len(found[2]) == 2 and found[2] < "60"
+    return f"\\frac{{{found[1]}}}{{{found[2]}}}" if found and not timely else None
 
 
 def _clock(text: str) -> str:
@@ -253,6 +270,9 @@ def _same_shape(gold: str, answer: str) -> bool:
     several = ours and _split(ours[1])[1:], theirs and _split(theirs[1])[1:]
     if any(several) and not _READ["relation"].search(gold + answer) and "cup" not in gold + answer:
         return False
+    listed = theirs[1] if theirs and theirs[0] == "\\{" else answer
+    if "\\cup" in gold and all(map(_enclosed, parts := _split(listed))) and parts[1:]:
+        return same_expression(gold, "\\cup ".join(parts))
     left, right = _named(_split(gold)), _named(_split(answer))
     if (len(left) > 1) != (len(right) > 1) and _READ["relation"].search(gold + answer):
         return same_region(left, right)

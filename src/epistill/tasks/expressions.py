@@ -50,7 +50,8 @@ def same_expression(gold: str, answer: str) -> bool:
     if any((sign in answer) != (sign in gold) for sign in ("mod", "'")):
         return False  # which the parser passes over
     if _is_number(ours) and _is_number(theirs):
-        if _is_left_to_do(theirs) and not _is_left_to_do(ours):
+        left = _is_left_to_do(theirs) or _READ["chain"].search(answer)
+        if left and not (_is_left_to_do(ours) or _READ["chain"].search(gold)):
             return False
         rounded = ("." in gold) != ("." in answer) or "." in gold
         return _same_number(ours, theirs, rounded=rounded)

@@ -25,6 +25,8 @@ _SYMBOLS = str.maketrans(_TABLES["symbols"])
 NUMBERS: dict[str, str] = {word: str(value) for word, value in _TABLES["numbers"].items()}
 _NOT_UNITS = frozenset(_TABLES["not_units"])
 _UNITS: dict[str, str] = _TABLES["units"]
+_STUCK = "LVWJ"  # units of one letter that also stand right behind a number
+_MONEY = ("dollar", "cent", "yuan", "euro")
 _SCALES: dict[str, int] = _TABLES["scales"]
 # Words and symbols without spaces and cases.
 SYNONYMS: dict[str, str] = {
@@ -59,7 +61,10 @@ def tidy(text: str) -> str:
     """
     text = utf8(text)
     text = _READ["moved"].sub(_moved, text)
-    text = "".join(map(_plain_digit, text.translate(_SYMBOLS))) if not text.isascii() else text
+    if not text.isascii():
+        text = "".join(map(_plain_digit, text.translate(_SYMBOLS)))
+        if _READ["han"].match(text.strip(" .*")):
+            text = _READ["han_digits"].sub(_han_number, text)
     # Two backslashes part the rows of a matrix; elsewhere they are a slip.
     rows = "\x01" if "\\begin{" in text else "\\"
     text = _READ["row_gap"].sub("\x01", text.replace("\\\\", rows).replace("\n", " "))
@@ -103,41 +108,81 @@ def quantity(latex: str) -> Quantity:
     latex = _READ["mixed"].sub(r"\1\2\\frac{\3}{\4}\5", latex)
     latex = _READ["scaled"].sub(_scaled, latex).strip()
     unit = None
-    if (found := _READ["unit"].match(latex)) and _is_unit(found[3], bool(found[2])):
-        words = _READ["word"].findall(found[3])
-        unit = next((_UNITS[w] for word in words for w in _spellings(word) if w in _UNITS), "")
-        power = "2" if _READ["squared"].search(found[3]) else found[4]
-        power = "3" if _READ["cubed"].search(found[3]) else power
-        unit += f"^{power}" if unit and power else ""
-        latex = found[1].strip()
+    found = _READ["unit"].match(_READ["over_unit"].sub(r"\1 \2/(\3)", latex))
+    if found and _is_unit(found[3], bool(found[2])):
+        unit, latex = _unit(found[3]), found[1].strip()
     percent = latex.endswith("%")
     latex = latex.removesuffix("%").strip(" ,;:")
     return Quantity(latex, unit or None, percent)
 
 
-def _is_unit(words: str, apart: bool) -> bool:
-    found = _READ["word"].findall(words)
+def _factors(unit: str) -> list[tuple[str, str, str]]:
+    """What divides, or a word and its power, in order."""
+    for name, symbol in (("\\cdot", " "), ("\\mu ", "µ"), ("\\mu", "µ"), ("\\Omega", "Ω")):
+        unit = unit.replace(name, symbol)
+    return [(m[1] or "", m[2] or "", m[3] or "1") for m in _READ["factor"].finditer(unit)]
+
+
+def _unit(text: str) -> str:
+    """Known units and their powers, whatever way they are written; money without its *per*."""
+    powers: dict[str, int] = {}
+    sign = 1
+    for over, word, power in _factors(text):
+        sign = -1 if over else sign
+        for place, name in enumerate((_known(word) or "").split("/")):
+            powers[name] = powers.get(name, 0) + sign * int(power) * (-1 if place else 1)
+    powers.pop("", None)
+    if money := next((name for name in powers if name in _MONEY), None):
+        return money
+    for first in [*powers][:1]:
+        cubic = _READ["cubed"].search(text)
+        powers[first] *= 3 if cubic else 2 if _READ["squared"].search(text) else 1
+    return " ".join(f"{n}^{p}" if p != 1 else n for n, p in sorted(powers.items()))
+
+
+def _is_unit(text: str, apart: bool) -> bool:
+    found = [word for _, word, _ in _factors(text) if word]
     if not found or len(found) > 6:
         return False
     if any(w.lower() in _NOT_UNITS and (i == 0 or w != "of") for i, w in enumerate(found)):
         return False
     if not found[0].isascii():
-        return not _READ["no_unit"].search(words)
+        return bool(_known(found[0])) or not _READ["no_unit"].search(text)
     if found[0].lower() in _TABLES["functions"]:
         return False
-    known = any(word in _UNITS for word in _spellings(found[0]))
-    return (known and (apart or len(found[0]) > 1)) or (apart and len(found[0]) > 1)
+    if _READ["joined"].search(text) and not all(map(_known, found)):
+        return False
+    return (apart and len(found[0]) > 1) or bool(
+        _known(found[0]) and (apart or len(found[0]) > 1 or found[0] in _STUCK)
+    )
 
 
-def _spellings(word: str) -> tuple[str, ...]:
+def _known(word: str) -> str | None:
     low = word.lower()
-    return word, low, low.removesuffix("s"), low.removesuffix("es")
+    spellings = word, low, low.removesuffix("s"), low.removesuffix("es")
+    return next((_UNITS[spelled] for spelled in spellings if spelled in _UNITS), None)
 
 
 def _moved(found: Any) -> str:
     raised = found[0][0] in _RAISED
     plain = "".join(_PLAIN[(_RAISED if raised else _LOWERED).index(c)] for c in found[0])
     return ("^{" if raised else "_{") + plain + "}"
+
+
+def _han_number(found: Any) -> str:
+    """三十六 as 36."""
+    if found[0] == "百分之":
+        return found[0]
+    whole = part = digit = 0
+    for character in found[0].replace("两", "二"):
+        value = int(unicodedata.numeric(character))
+        if value >= 10_000:
+            whole, part, digit = (whole + part + digit) * value, 0, 0
+        elif value >= 10:
+            part, digit = part + (digit or 1) * value, 0
+        else:
+            digit = value
+    return str(whole + part + digit)
 
 
 def _plain_digit(character: str) -> str:
