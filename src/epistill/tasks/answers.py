@@ -76,7 +76,8 @@ def _own(text: str, place: _Place) -> bool:
     start, end, framed = place
     if _READ["of_others"].search(text[max(0, start - MAX_BEFORE) : start]):
         return False
-    behind = framed.text if framed.frame == "label" else text[end : _line_end(text, end)]
+    inside = framed.frame in ("label", "hashes")
+    behind = framed.text if inside else text[end : _line_end(text, end)]
     return not _READ["conditioned"].search(_READ["sentence_end"].split(behind, 1)[0])
 
 
@@ -118,7 +119,7 @@ def extract_answer(text: str) -> str | None:
 
 def short_line(text: str) -> str | None:
     """A response, or a reply (`A: 64`), of one short line without a box that never closes."""
-    line = readable(text).strip()
+    line = readable(text).strip().strip("`").strip()
     if reply := _READ["reply"].search(line):
         line = reply[1]
     if "\n" in line or len(line) > MAX_PLAIN or "boxed" in line:
@@ -213,8 +214,8 @@ def _labels(text: str) -> Iterator[_Place]:
             value = _block(text, line_end)
         elif link and "|" in link[0]:  # the cell of a table
             value = value.rstrip(" \t|")
-        said = found.start() + len(found[0]) - len(_READ["word"].split(found[0])[-1])
-        yield said, found.end(), Framed(value, "label")
+        *_, word = _READ["word"].finditer(found[0])
+        yield found.start() + word.start(), found.end(), Framed(value, "label")
 
 
 def _line_end(text: str, start: int) -> int:
