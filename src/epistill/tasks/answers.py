@@ -44,7 +44,12 @@ def frames(text: str, *, cut: bool = False) -> Iterator[Framed]:
         >>> list(frames("The answer is 8", cut=True))
         []
     """
-    for found in _found(readable(text), cut):
+    yield from frames_in(readable(text), cut=cut)
+
+
+def frames_in(text: str, *, cut: bool = False) -> Iterator[Framed]:
+    """`frames` of a text that went through `readable`."""
+    for found in _found(text, cut):
         in_order = sorted(found, key=lambda place: -place[1])
         yield from (framed for *_, framed in in_order[:MAX_FRAMES])
 
@@ -68,17 +73,25 @@ def _found(text: str, cut: bool) -> tuple[list[_Place], list[_Place]]:
         *_labels(whole),
     ]
     weak = [*_sentences(whole), *_elsewhere(whole)]
-    return [p for p in strong if _own(text, p)], [p for p in weak if _own(text, p)]
+    return [p for p in strong if _meant(text, p)], [p for p in weak if _meant(text, p)]
 
 
-def _own(text: str, place: _Place) -> bool:
-    """Whether the response says it itself, without a condition: no sample, no claim of others."""
+def _meant(text: str, place: _Place) -> bool:
+    """Whether the response says it, itself and of every case: no denial, no sample, no hearsay."""
     start, end, framed = place
-    if _READ["of_others"].search(text[max(0, start - MAX_BEFORE) : start]):
+    before = text[max(0, start - MAX_BEFORE) : start]
+    if _READ["of_others"].search(before):
+        return False
+    if framed.frame == "label" and _READ["not_one"].search(_clause_in(before)):
         return False
     inside = framed.frame in ("label", "hashes")
     behind = framed.text if inside else text[end : _line_end(text, end)]
     return not _READ["conditioned"].search(_READ["sentence_end"].split(behind, 1)[0])
+
+
+def _clause_in(before: str) -> str:
+    """The last clause of what stands before a frame, on its line."""
+    return _READ["clause_end"].split(before.rsplit("\n", 1)[-1])[-1]
 
 
 def readable(text: str) -> str:
@@ -92,8 +105,8 @@ def readable(text: str) -> str:
 
 
 def choice_said(text: str) -> list[Framed]:
-    """*Option B is correct* or *I choose B*, the last one, where no frame holds a letter."""
-    text = readable(text[-MAX_LINE:])
+    """*Option B is correct* or *I choose B* in a readable text, where no frame holds a letter."""
+    text = text[-MAX_LINE:]
     said = [(m.end(), text[m.end() : m.end() + MAX_PLAIN]) for m in _READ["chosen"].finditer(text)]
     said += [
         (m.end(), m[1])
@@ -113,13 +126,14 @@ def extract_answer(text: str) -> str | None:
         ('3', '18')
         >>> extract_answer("I do not know what to say about this question, or about any other.")
     """
-    found = next((c for framed in frames(text) if (c := clean(framed.text))), None)
+    text = readable(text)
+    found = next((c for framed in frames_in(text) if (c := clean(framed.text))), None)
     return found if found is not None else short_line(text)
 
 
 def short_line(text: str) -> str | None:
-    """A response, or a reply (`A: 64`), of one short line without a box that never closes."""
-    line = readable(text).strip().strip("`").strip()
+    """A readable text, or its reply (`A: 64`), of one short line; no box that never closes."""
+    line = text.strip().strip("`").strip()
     if reply := _READ["reply"].search(line):
         line = reply[1]
     if "\n" in line or len(line) > MAX_PLAIN or "boxed" in line:
@@ -172,8 +186,7 @@ def _boxes(text: str) -> list[_Place]:
             while closed and closed[-1][0] > box[0]:  # inside this one
                 start, end, inner = closed.pop()
                 content = text[box[1] : start] + inner + text[end : token.start()]
-            if not _READ["left_out"].search(text[max(0, box[0] - 20) : box[0]]):
-                closed.append((box[0], token.end(), content))
+            closed.append((box[0], token.end(), content))
     joined: list[_Place] = []
     for i, (start, end, content) in enumerate(closed):
         before = text[closed[i - 1][1] : start] if i else ""
@@ -202,9 +215,6 @@ def _labels(text: str) -> Iterator[_Place]:
         rest = text[found.end() : line_end]
         link = _READ["link"].match(rest)
         value = rest[link.end() :] if link else rest
-        before = _READ["word"].split(_READ["clause_end"].split(found[0])[-1])[0]
-        if _READ["not_one"].search(before):
-            continue
         # "The answer is .." is a sentence, also where it begins a line.
         headed = found[0][-1] in ":：】]" or not rest.strip(" *_#\t")
         headed = headed or bool(link and _READ["colon"].search(link[0]))
@@ -248,8 +258,8 @@ def _elsewhere(text: str) -> Iterator[_Place]:
     for found in _READ["elsewhere"].finditer(text):
         line = text[found.end() : _line_end(text, found.end())]
         value = line if line.strip(" *_") else _block(text, found.end() + len(line))
-        before = text[max(0, found.start() - 40) : found.start()].rsplit("\n", 1)[-1]
-        said = f"{_READ['clause_end'].split(before)[-1]} {found[0]} {value.split('.')[0]}"
+        before = _clause_in(text[max(0, found.start() - 40) : found.start()])
+        said = f"{before} {found[0]} {value.split('.')[0]}"
         linked = found[1] or found[2] or _READ["elsewhere_value"].match(value)
         if not linked or _READ["elsewhere_denied"].search(said):
             continue
@@ -261,9 +271,6 @@ def _sentences(text: str) -> Iterator[_Place]:
     """*The answer is ..* within a line, and *.. is the answer*."""
     for found in _READ["said"].finditer(text):
         end = _line_end(text, found.end())
-        before = text[max(0, found.start() - 40) : found.start()].rsplit("\n", 1)[-1]
-        if _READ["not_one"].search(_READ["clause_end"].split(before)[-1]):
-            continue
         if found[0][0] in "故应选":
             yield *found.span(), Framed(found[0][-1], "label")
         elif link := _READ["link"].match(text[found.end() : end]):
@@ -271,10 +278,8 @@ def _sentences(text: str) -> Iterator[_Place]:
             ended = _READ["sentence_end"].search(f"{value}\n")
             sentence = value[: ended.start()] if ended else value
             asked = ended and ended[0][0] in "?？"
-            if (
-                (asked and text[found.end() + link.end() + len(sentence) + 1 :].strip())
-                or _READ["taken_back"].search(sentence)
-                or (_READ["would_be"].search(link[0]) and _READ["conditional"].search(sentence))
+            if (asked and text[found.end() + link.end() + len(sentence) + 1 :].strip()) or (
+                _READ["would_be"].search(link[0]) and _READ["conditional"].search(sentence)
             ):
                 continue
             if _READ["denies"].search(link[0]):
@@ -282,9 +287,7 @@ def _sentences(text: str) -> Iterator[_Place]:
             value = value if value.strip(" *_") else _block(text, end)
             yield *found.span(), Framed(value, "label")
     for found in _READ["given"].finditer(text):
-        before = _READ["clause_end"].split(text[max(0, found.start() - 40) : found.start()])[-1]
-        if not _READ["not_one"].search(before):
-            yield found.start(), found.start(1), Framed(found[1], "label")
+        yield found.start(), found.start(1), Framed(found[1], "label")
     for found in _READ["after"].finditer(text):
         before = text[max(0, found.start() - 2 * MAX_PLAIN) : found.start()].rsplit("\n", 1)[-1]
         if not _READ["doubted"].search(before) and not text[found.end() :].startswith("?"):

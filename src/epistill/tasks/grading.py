@@ -20,6 +20,7 @@ from epistill.tasks.answers import (
     clean,
     complete,
     frames,
+    frames_in,
     readable,
     short_line,
 )
@@ -45,13 +46,12 @@ SEARCHED = 2_000  # characters at the end of a response without a frame, where t
 def grade_exact(answer: str, response: str, *, cut: bool = False) -> Grade:
     """Equal after collapsing white space and case; of a cut response, what was completed."""
     text = readable(response)
-    text = complete(text) if cut else text
-    lines = [m[1] for m in _READ["answer_line"].finditer(text)]
+    lines = [m[1] for m in _READ["answer_line"].finditer(complete(text) if cut else text)]
     lines = [line for line in lines if not _READ["empty_line"].match(line)]
-    stated = list(frames(response, cut=cut))
+    stated = list(frames_in(text, cut=cut))
     found = [f for f in stated if f.frame != "label"]
     found += [Framed(lines[-1], "label")] if lines else stated
-    found += [Framed(line, "whole")] if not cut and (line := short_line(response)) else []
+    found += [Framed(line, "whole")] if not cut and (line := short_line(text)) else []
     read = next(((f, text) for f in found if (text := clean(f.text))), None)
     if read is None:
         return _unreadable(response, cut)
@@ -87,8 +87,9 @@ def grade_choice(answer: str, response: str, *, cut: bool = False) -> Grade:
         >>> grade_choice("B", "Answer: (C) 3.5").extracted
         'C'
     """
-    found = list(frames(response, cut=cut))
-    text = readable(response).strip()
+    text = readable(response)
+    found = list(frames_in(text, cut=cut))
+    text = text.strip()
     if not found and not cut and len(text) < SEARCHED:
         reply = short_line(text)
         if reply is not None and _READ["lone_letter"].match(reply):  # `A: C` is a reply, C
@@ -97,7 +98,7 @@ def grade_choice(answer: str, response: str, *, cut: bool = False) -> Grade:
             found = [Framed(text, "whole")]
     gold = letter_in(read_reference(answer)) or letter_in(read_reference(answer), several=True)
     several = gold is not None and len(gold) > 1
-    for framed in found or ([] if cut else choice_said(response)):
+    for framed in found or ([] if cut else choice_said(text)):
         inner = [*frames(framed.text)] if framed.frame == "tag" else []
         for one in (*inner, framed):
             if letter := letter_in(one.text.split("\n")[0] or one.text, several=several):
@@ -119,10 +120,11 @@ def grade_math(answer: str, response: str, *, cut: bool = False, lenient: bool =
 
 
 def _question(answer: str, response: str, cut: bool, lenient: bool) -> Question:
-    found = tuple(frames(response, cut=cut))
+    text = readable(response)
+    found = tuple(frames_in(text, cut=cut))
     line = None
     if not found and not cut:
-        line = short_line(response) or short_line(" ".join(response.split()))
+        line = short_line(text) or short_line(" ".join(text.split()))
     if line is not None and is_bare(line):
         found = (Framed(line, "whole"),)
     return Question(answer, found, response[-SEARCHED:] if lenient and not cut else "")
