@@ -179,7 +179,7 @@ def _grade_batch(
     asked = [one for found in entries for one in found if one is not None]
     grades = iter(
         grader.grade(
-            [(kind, gold, split(one, opened=options.opened).answer) for one, gold, kind in asked],
+            [(kind, gold, _answer(one, options)) for one, gold, kind in asked],
             cut=[is_cut(trace) for trace, _, _ in asked],
             lenient=True,
         )
@@ -194,6 +194,11 @@ def _grade_batch(
         else:
             added = verdicts[0] or dict.fromkeys(COLUMNS)
         yield {**record, **added}
+
+
+def _answer(trace: Trace, options: GradeOptions) -> str:
+    """The answer part; white space behind it, which says that a cut answer was complete, stays."""
+    return split(trace, opened=options.opened).answer + trace.text[len(trace.text.rstrip()) :]
 
 
 def _asked(
