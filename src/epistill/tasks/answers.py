@@ -175,7 +175,7 @@ def complete(text: str) -> str:
 
 
 def _boxes(text: str) -> list[_Place]:
-    """Complete boxes; joined by *and*, or one below the other, they are one; inner ones unwrapped."""
+    """Complete boxes, inner ones unwrapped; those that *and* or nothing parts are one."""
     opened: list[tuple[int, int] | None] = []  # start and content of each open brace that is a box
     closed: list[tuple[int, int, str]] = []
     for token in _READ["box"].finditer(text):
@@ -218,7 +218,8 @@ def _labels(text: str) -> Iterator[_Place]:
         # "The answer is .." is a sentence, also where it begins a line.
         headed = found[0][-1] in ":：】]" or not rest.strip(" *_#\t")
         headed = headed or bool(link and _READ["colon"].search(link[0]))
-        if not headed and (link or not _begins_a_value(rest)):
+        # After a bare label: `answer 18`, `**Answer** $x$`.
+        if not headed and (link or rest[0] not in " *_】]–-" or not _READ["bare"].match(rest)):
             continue
         if not value.strip(" *_#\t:：`|"):
             value = _block(text, line_end)
@@ -233,11 +234,6 @@ def _line_end(text: str, start: int) -> int:
     limit = min(len(text), start + MAX_LINE)
     end = text.find("\n", start, limit)
     return limit if end < 0 else end
-
-
-def _begins_a_value(rest: str) -> bool:
-    """After a bare label: `answer 18`, `**Answer** $x$`."""
-    return rest[0] in " *_】]–-" and bool(_READ["bare"].match(rest))
 
 
 def _block(text: str, start: int, *, introduced: bool = False) -> str:

@@ -101,9 +101,9 @@ def _readings(text: str) -> list[str]:
 def _equal(gold: str, answer: str) -> bool:
     if _words(gold) is not None or (_words(answer) or "").replace(" ", "") in SYNONYMS:
         return _same_words(gold, answer)
-    ratios = [_ratio(text) or (text if "/" in text or "frac" in text else None) for text in (gold, answer)]
-    if all(ratios) and ratios != [gold, answer]:
-        return _same_shape(*ratios)
+    one, other = _ratio(gold), _ratio(answer)
+    if one and other and (one, other) != (gold, answer):
+        return _same_shape(one, other)
     if _READ["clock"].match(gold) or _READ["clock"].match(answer):
         ours, theirs = _clock(gold), _clock(answer)
         return ours == theirs or f"{ours}am" == theirs or f"{ours}pm" == theirs
@@ -152,10 +152,11 @@ def _same_words(gold: str, answer: str) -> bool:
 
 
 def _ratio(text: str) -> str | None:
-    """3:4 as the fraction that it is; 3:45 is a time."""
-    found = _READ["ratio"].match(text)
-    timely = found and len(found[2]) == 2 and found[2] < "60"
-    return f"\\frac{{{found[1]}}}{{{found[2]}}}" if found and not timely else None
+    """3:4 as the fraction that it is, and a fraction; 3:45 is a time."""
+    if found := _READ["ratio"].match(text):
+        timely = len(found[2]) == 2 and found[2] < "60"
+        return None if timely else f"\\frac{{{found[1]}}}{{{found[2]}}}"
+    return text if "/" in text or "frac" in text else None
 
 
 def _clock(text: str) -> str:
