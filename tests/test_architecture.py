@@ -84,6 +84,7 @@ ALLOWED = {
     | {"tasks", "teacher", "rollouts", "evaluation", "json_files", "studies.run_arm"},
     "traces": {
         "errors",
+        "interrupts",
         "seeds",
         "records",
         "config",

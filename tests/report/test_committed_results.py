@@ -10,6 +10,7 @@ from markupsafe import escape
 from typer.testing import CliRunner
 
 from epistill.cli import app
+from epistill.report.study_page import write_report
 from epistill.store import read_json
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,6 +58,13 @@ def test_the_surface_of_the_documentation_is_that_of_the_data():
     written = [float(cell) for row in rows for cell in row[1:]]
     assert written == pytest.approx(values, abs=0.0051)
     assert all(point["density_per_1k_tokens"]["high"] < 0 for point in points)
+
+
+def test_a_page_without_claims_begins_with_its_surface(tmp_path):
+    page = write_report(PHASE, tmp_path / "page.html").read_text()
+    (answer,) = re.findall(r'<p class="answer">(.*?)</p>', page)
+    said = "broad, SDPO against the untrained base: OOD score -0.55 to +0.41, fewer markers in 25 of 25"
+    assert said in answer
 
 
 def test_the_table_of_the_cure_is_that_of_the_data():

@@ -6,6 +6,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -195,3 +197,25 @@ def test_arms_that_want_gpus_run_one_at_a_time_without_ray(monkeypatch):
     assert workers_at_once(Resources(cpus=16, gpus=4)) == 1
     with pytest.raises(EpistillError, match=r"--workers is 2 and \[resources\] gpus is 0.5"):
         LocalProcesses(2, Resources(gpus=0.5), jobs=3)
+
+
+SCRIPT = """
+from concurrent.futures import wait
+from pathlib import Path
+from epistill.studies.executors import LocalProcesses
+from epistill.studies.spec import Resources
+
+with LocalProcesses(1, Resources(), jobs=1) as processes:
+    future = processes.submit({}, Path("x"))
+    wait([future])
+    print("once:", type(future.exception()).__name__)
+"""
+
+
+def test_a_script_that_starts_a_study_needs_no_main_guard(tmp_path):
+    """A job without settings fails, in the worker: the script is not run there again."""
+    (tmp_path / "script.py").write_text(SCRIPT)
+    done = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.stdout == "once: KeyError\n", done.stderr

@@ -15,7 +15,13 @@ import sys
 import threading
 from collections.abc import Mapping
 from concurrent.futures import Future
-from multiprocessing.context import BaseContext
+from multiprocessing.context import (
+    BaseContext,
+    ForkServerContext,
+    ForkServerProcess,
+    SpawnContext,
+    SpawnProcess,
+)
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -23,7 +29,7 @@ from typing import Any, Protocol, runtime_checkable
 from pebble import ProcessExpired, ProcessPool
 
 from epistill.errors import EpistillError, LostProcess
-from epistill.interrupts import children_without_ctrl_c
+from epistill.interrupts import children_without_ctrl_c, children_without_main
 from epistill.studies.spec import Resources
 
 PR_SET_PDEATHSIG = 1  # prctl(2)
@@ -137,11 +143,17 @@ def _context() -> BaseContext:
     That takes five seconds of processor time, which each would spend. The process does nothing
     else, has one thread and touches no GPU: what is forked from it is as good as new.
     """
-    if sys.platform != "linux":
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(IMPORTED))
+    context = ForkServerContext() if sys.platform == "linux" else SpawnContext()
+    if isinstance(context, ForkServerContext):
+        context.set_forkserver_preload(list(IMPORTED))
+    context.Process = _StudyProcess  # pyright: ignore[reportAttributeAccessIssue]
     return context
+
+
+class _StudyProcess(ForkServerProcess if sys.platform == "linux" else SpawnProcess):
+    def start(self) -> None:
+        with children_without_main():
+            super().start()
 
 
 def start_study_worker(environment: Mapping[str, str], threads: int) -> None:

@@ -6,17 +6,16 @@ Enters: pieces, and a function of one. Leaves: its results, in order. It knows n
 from __future__ import annotations
 
 import gc
-import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from itertools import islice
-from types import ModuleType
 from typing import TypeVar
 
 from epistill.errors import EpistillError
+from epistill.interrupts import children_without_main
 from epistill.readers.record_files import Piece
 
 Found = TypeVar("Found")
@@ -62,7 +61,7 @@ def _shared(
 ) -> Iterator[Found]:
     queue: deque[tuple[Piece, Future[Found]]] = deque()
     while True:
-        with _without_main():
+        with children_without_main():
             for piece in islice(pieces, ahead - len(queue)):
                 queue.append((piece, pool.submit(_run, function, piece)))
         if not queue:
@@ -86,16 +85,6 @@ def _take(queue: deque[tuple[Piece, Future[Found]]]) -> int | None:
 def _run(function: Callable[[Piece], Found], piece: Piece) -> Found:
     with _rare_collections():
         return function(piece)
-
-
-@contextmanager
-def _without_main() -> Iterator[None]:
-    """Processes that start here do not run the caller's script again, guarded or not."""
-    main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
 
 
 @contextmanager
