@@ -1,30 +1,30 @@
 """Which measure orders the change of the OOD score over a study's arms: a question of `lab-cure`.
 
-Enters: report.json of one or more studies. Leaves: Spearman's rho of each measure (after training,
+Enters: folders of one or more studies. Leaves: Spearman's rho of each measure (after training,
 on the OOD sets) with the change of the OOD score against the arm's baseline, with a 95 % interval
 from resampled arms. Arms share problems and methods: it describes these arms and is no test.
-Usage: python scripts/what_orders_ood.py runs/lab-cure/report.json
+Usage: python scripts/what_orders_ood.py docs/results/lab-cure docs/results/lab-cure-corner
 """
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
 import numpy as np
 
+from epistill.studies.draw_report import read_report, report_file
 from epistill.studies.prediction import spearman
 
 MEASURES = ("committed_share", "density_per_1k_tokens", "length_tokens", "candidates")
 
 
-def main(paths: list[str]) -> None:
+def main(folders: list[str]) -> None:
     """Print a line for each measure."""
     arms = [
-        (f"{path} {arm['id']}", change["score"]["value"], arm["evaluations"]["ood"])
-        for path in paths
-        for arm in json.loads(Path(path).read_text())["arms"]
+        (f"{folder} {arm['id']}", change["score"]["value"], arm["evaluations"]["ood"])
+        for folder in folders
+        for arm in read_report(report_file(Path(folder)))["arms"]
         if (change := arm["difference_to_baseline"].get("ood")) is not None
     ]
     names = [name for name, _, _ in arms]

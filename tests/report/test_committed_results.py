@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import re
 from pathlib import Path
 
@@ -10,13 +11,14 @@ from markupsafe import escape
 from typer.testing import CliRunner
 
 from epistill.cli import app
+from epistill.errors import EpistillError
 from epistill.report.study_page import write_report
-from epistill.store import read_json
+from epistill.studies.draw_report import draw_again, read_report, report_file
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "docs" / "results"
 LAB, PHASE, CURE = (
-    read_json(RESULTS / name / "report.json") for name in ("lab", "lab-phase", "lab-cure")
+    read_report(report_file(RESULTS / name)) for name in ("lab", "lab-phase", "lab-cure")
 )
 
 
@@ -117,3 +119,13 @@ def test_the_page_is_drawn_from_the_data(tmp_path):
     assert done.exit_code == 0
     html = page.read_text()
     assert all(str(escape(claim["text"])) in html for claim in LAB["claims"])
+
+
+def test_a_packed_report_is_read_or_refused_in_one_line(tmp_path):
+    assert read_report(report_file(RESULTS / "lab-cure"))["name"] == CURE["name"]
+    bad = {"no gzip": b"{}", "cut": gzip.compress(b'{"a": 1}')[:-6], "no JSON": gzip.compress(b"{")}
+    for what, content in (bad | {"a list": gzip.compress(b"[]")}).items():
+        (tmp_path / "report.json.gz").write_bytes(content)
+        with pytest.raises(EpistillError, match="report.json.gz") as error:
+            draw_again(tmp_path)
+        assert "\n" not in str(error.value), what

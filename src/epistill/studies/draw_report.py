@@ -5,7 +5,11 @@ Enters: a study's folder. Leaves: its page, and the files of `report/exports.py`
 
 from __future__ import annotations
 
+import gzip
+import json
+import zlib
 from pathlib import Path
+from typing import Any
 
 from jinja2 import UndefinedError
 
@@ -17,6 +21,9 @@ from epistill.report.study_page import write_report
 from epistill.store import RunStore, write_atomic
 from epistill.studies.study_summary import report_line, with_estimates
 
+PACKED = ".gz"
+MOST_BYTES = 2**28
+
 
 def draw_again(
     folder: Path, out: Path | None = None, export: Path | None = None
@@ -25,7 +32,8 @@ def draw_again(
 
     Args:
         folder: With report.json, which is written again where an estimate has changed and the page
-            goes into the folder. Of an older version, without outcomes: drawn as it is.
+            goes into the folder (not a packed one). Of an older version, without outcomes: drawn as
+            it is.
         out: The page; None is report.html in the folder.
         export: Where every table and plot is written as a file too; None writes none.
 
@@ -35,22 +43,19 @@ def draw_again(
     Raises:
         EpistillError: No report.json, or none that this version can draw.
     """
-    source, store = folder / "report.json", RunStore(folder)
-    if not source.is_file():
-        raise EpistillError(
-            f"no report.json in {folder}; expected a study's folder; run `epistill study` first"
-        )
+    store = RunStore(folder)
+    source = report_file(folder)
     if (folder / "study.json").is_file() and not (folder / MANIFEST).is_file():
         raise EpistillError(
             f"{folder} has no {MANIFEST} to check {source.name} against; `epistill study` writes "
             "both anew"
         )
     store.check(source.name)
-    data = read_settings(source)
+    data = read_report(source)
     try:
         if "outcomes" in data:
             before, data = data, with_estimates(data)
-            if out is None and data != before:
+            if out is None and data != before and source.suffix != PACKED:
                 store.write_final(write_atomic, source.name, report_line(data))
         missing = None if export is None else export_report(data, export)[1]
         return write_report(data, out or folder / "report.html"), missing
@@ -61,3 +66,41 @@ def draw_again(
             f"{source} is not a report as `epistill study` writes it ({type(error).__name__}: "
             f"{first_line(error)[:120]}); the study's command writes it anew"
         ) from error
+
+
+def report_file(folder: Path) -> Path:
+    """Of a study's folder: report.json, or report.json.gz, as large results are committed.
+
+    Raises:
+        EpistillError: Neither is there.
+    """
+    source = folder / "report.json"
+    for found in (source, source.with_name(source.name + PACKED)):
+        if found.is_file():
+            return found
+    raise EpistillError(
+        f"no report.json in {folder}; expected a study's folder; run `epistill study` first"
+    )
+
+
+def read_report(source: Path) -> dict[str, Any]:
+    """What a report.json holds, packed or not.
+
+    Raises:
+        EpistillError: It cannot be read, is no such JSON, or unpacks to more than 256 MiB.
+    """
+    if source.suffix != PACKED:
+        return read_settings(source)
+    try:
+        with gzip.open(source, "rb") as packed:
+            text = packed.read(MOST_BYTES + 1)
+        if len(text) > MOST_BYTES:
+            raise ValueError(f"more than {MOST_BYTES // 2**20} MiB")
+        data = json.loads(text)
+    except (OSError, EOFError, ValueError, RecursionError, zlib.error) as error:
+        raise EpistillError(
+            f"{source} is no packed report.json: {first_line(error)[:200]}"
+        ) from error
+    if not isinstance(data, dict):
+        raise EpistillError(f"{source} holds a {type(data).__name__}; expected a report")
+    return data
