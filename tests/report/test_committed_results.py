@@ -126,6 +126,6 @@ def test_a_packed_report_is_read_or_refused_in_one_line(tmp_path):
     bad = {"no gzip": b"{}", "cut": gzip.compress(b'{"a": 1}')[:-6], "no JSON": gzip.compress(b"{")}
     for what, content in (bad | {"a list": gzip.compress(b"[]")}).items():
         (tmp_path / "report.json.gz").write_bytes(content)
-        with pytest.raises(EpistillError, match="report.json.gz") as error:
+        with pytest.raises(EpistillError, match=r"report\.json\.gz") as error:
             draw_again(tmp_path)
         assert "\n" not in str(error.value), what
