@@ -17,9 +17,10 @@ from epistill.studies.draw_report import draw_again, read_report, report_file
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "docs" / "results"
-LAB, PHASE, CURE = (
-    read_report(report_file(RESULTS / name)) for name in ("lab", "lab-phase", "lab-cure")
-)
+LAB, PHASE, CURE, CORNER, GAIN = REPORTS = [
+    read_report(report_file(RESULTS / name))
+    for name in ("lab", "lab-phase", "lab-cure", "lab-cure-corner", "lab-cure-gain")
+]
 
 
 def test_the_documentation_weighs_at_most_4_mb_and_holds_no_page():
@@ -69,9 +70,18 @@ def test_a_page_without_claims_begins_with_its_surface(tmp_path):
     assert said in answer
 
 
-def test_the_table_of_the_cure_is_that_of_the_data():
-    rows = table_rows((ROOT / "docs" / "lab.md").read_text(), "| arm | in-domain | OOD | 8 x 3")
-    labels = {arm["id"]: arm for arm in CURE["arms"]}
+@pytest.mark.parametrize(
+    ("header", "report", "world"),
+    [
+        ("| arm | in-domain | OOD | 8 x 3", CURE, ""),
+        ("| arm, `corner`", CORNER, "-corner"),
+        ("| arm, `gain`", GAIN, "-gain"),
+    ],
+    ids=["default", "corner", "gain"],
+)
+def test_the_table_of_the_cure_is_that_of_the_data(header, report, world):
+    rows = table_rows((ROOT / "docs" / "lab.md").read_text(), header)
+    labels = {arm["id"].removesuffix(world): arm for arm in report["arms"]}
     names = {"SDPO c=s\\think": "sdpo-no-think"}
     assert len(rows) == len(labels)
     longest = labels["grpo"]["evaluations"]["hard"]["length_tokens"]["value"]
@@ -95,7 +105,7 @@ def test_the_table_of_the_cure_is_that_of_the_data():
             assert float(cells[9]) == pytest.approx(early, abs=0.00051)
 
 
-@pytest.mark.parametrize("report", [LAB, PHASE, CURE], ids=["lab", "lab-phase", "lab-cure"])
+@pytest.mark.parametrize("report", REPORTS, ids=lambda report: report["name"])
 def test_no_interval_of_the_data_leaves_out_its_estimate(report):
     found = 0
 
