@@ -6,7 +6,7 @@ named: TRL's column `grader`, verl's `extra_info`, verifiers' `info`. Grading ha
 processes with a limit of processor time, one call after the other.
 
     GRPOTrainer(reward_funcs=correct_answers, ...)              # TRL; a column `answer`
-    custom_reward_function.path=.../epistill/integrations/rewards.py   # verl; name: compute_score
+    reward.custom_reward_function.path=pkg://epistill.integrations.rewards  # verl; compute_score
     vf.Rubric(funcs=[correct_answer])                           # verifiers
 """
 
