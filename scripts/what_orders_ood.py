@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from epistill.studies.draw_report import read_report, report_file
+from epistill.inputs import read_settings
+from epistill.studies.draw_report import report_file
 from epistill.studies.prediction import spearman
 
 MEASURES = ("committed_share", "density_per_1k_tokens", "length_tokens", "candidates")
@@ -24,7 +25,7 @@ def main(folders: list[str]) -> None:
     arms = [
         (f"{folder} {arm['id']}", change["score"]["value"], arm["evaluations"]["ood"])
         for folder in folders
-        for arm in read_report(report_file(Path(folder)))["arms"]
+        for arm in read_settings(report_file(Path(folder)))["arms"]
         if (change := arm["difference_to_baseline"].get("ood")) is not None
     ]
     names = [name for name, _, _ in arms]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import tomllib
+import zlib
 from collections.abc import Mapping, Sequence
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -25,6 +27,9 @@ from epistill.method_import import with_methods_of
 from epistill.methods import method
 from epistill.preflights.preflight_config import PreflightConfig
 from epistill.settings import Settings, checked
+
+PACKED = ".gz"
+MOST_BYTES = 2**28  # of what a packed file holds
 
 _GENERATED: tuple[tuple[str, str, type[StarSearchTask | NumberPairsTask], str], ...] = (
     (
@@ -95,21 +100,33 @@ def describe_task(source: str, split: str) -> dict[str, Any]:
 
 
 def read_settings(path: Path | Traversable) -> dict[str, Any]:
-    """A TOML or JSON file of settings.
+    """A TOML or JSON file of settings, which may be packed (.json.gz).
 
     Raises:
-        EpistillError: It cannot be read, is no TOML (JSON), or no settings by name.
+        EpistillError: It cannot be read, is no TOML (JSON), no settings by name, or unpacks to more
+            than 256 MiB.
     """
-    form, parse = ("JSON", json.loads) if path.name.endswith(".json") else ("TOML", tomllib.loads)
+    json_named = path.name.removesuffix(PACKED).endswith(".json")
+    form, parse = ("JSON", json.loads) if json_named else ("TOML", tomllib.loads)
     try:
-        settings = parse(path.read_text(encoding="utf-8"))
+        settings = parse(_text(path))
     except OSError as error:
-        raise EpistillError(f"could not read {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
+        raise EpistillError(f"could not read {path}: {error.strerror or error}") from error
+    except (EOFError, ValueError, RecursionError, zlib.error) as error:
         raise EpistillError(f"{path} is not {form}: {first_line(error)[:200]}") from error
     if not isinstance(settings, dict):
         raise EpistillError(f"{path} is a {type(settings).__name__}; expected settings by name")
     return settings
+
+
+def _text(path: Path | Traversable) -> str:
+    if not path.name.endswith(PACKED):
+        return path.read_text(encoding="utf-8")
+    with path.open("rb") as file, gzip.open(file, "rb") as packed:
+        content = packed.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise ValueError(f"it unpacks to more than {MOST_BYTES >> 20} MiB")
+    return content.decode("utf-8")
 
 
 def load_run_config(config: RunConfig | str | Path | None, flags: Mapping[str, Any]) -> RunConfig:

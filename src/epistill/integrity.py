@@ -66,10 +66,15 @@ def read_sealed(path: Path) -> dict[str, Any]:
     return unsealed(path, read_json(path))
 
 
+def listed_checksum(folder: Path, name: str) -> str | None:
+    """The SHA-256 that the folder's manifest.json has of a file; None where it lists none."""
+    path = folder / MANIFEST
+    return read_sealed(path)["files"].get(name) if path.exists() else None
+
+
 def check_against_manifest(folder: Path, name: str) -> None:
     """Damaged where a file is listed in the folder's manifest.json and is another one now."""
-    path = folder / MANIFEST
-    listed = read_sealed(path)["files"].get(name) if path.exists() else None
+    listed = listed_checksum(folder, name)
     if listed is not None and sha256_of(folder / name) != listed:
         what = f"it is not what was written, whose checksum is in {MANIFEST}"
         raise damaged(folder / name, what, folder)

@@ -29,7 +29,7 @@ from epistill.integrity import (
     Mark,
     check_against_manifest,
     head,
-    read_sealed,
+    listed_checksum,
     require,
     sealed,
     sha256_of,
@@ -190,8 +190,7 @@ class RunStore:
         Raises:
             Damaged: They, or manifest.json, are not what was written.
         """
-        path = self.folder / MANIFEST
-        if not path.exists() or name not in read_sealed(path)["files"]:
+        if listed_checksum(self.folder, name) is None:
             return None
         return self._checked(name, read_jsonl)
 
@@ -315,9 +314,9 @@ class RunStore:
         found = self._checked("result.json", read_json)
         if not found:
             raise damaged(path, "it is empty", self.folder)
-        manifest = self.folder / MANIFEST  # written before the result, with its checksum
-        if not manifest.exists() or "result.json" not in read_sealed(manifest)["files"]:
-            raise damaged(manifest, "it has no checksum of result.json", self.folder)
+        if listed_checksum(self.folder, path.name) is None:  # written before the result
+            told = f"it has no checksum of {path.name}"
+            raise damaged(self.folder / MANIFEST, told, self.folder)
         return found
 
 

@@ -8,7 +8,7 @@ import threading
 import time
 from pathlib import Path
 
-LIMIT_S = 1800  # far above what any machine needs: only a hang reaches it
+from tests.helpers.python import LIMIT_S
 
 
 def kill_when(steps, folder, *marks):

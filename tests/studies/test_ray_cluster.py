@@ -16,8 +16,8 @@ from epistill.errors import EpistillError
 from epistill.studies.load_study import load_study
 from epistill.studies.runner import run_study
 from epistill.studies.spec import StudySpec
-from tests.helpers.killed import LIMIT_S, kill_when
-from tests.helpers.python import run_epistill
+from tests.helpers.killed import kill_when
+from tests.helpers.python import LIMIT_S, run_epistill
 
 ray = pytest.importorskip("ray", reason="the extra 'ray' is not installed")
 

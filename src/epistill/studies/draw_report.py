@@ -5,24 +5,17 @@ Enters: a study's folder. Leaves: its page, and the files of `report/exports.py`
 
 from __future__ import annotations
 
-import gzip
-import json
-import zlib
 from pathlib import Path
-from typing import Any
 
 from jinja2 import UndefinedError
 
 from epistill.errors import EpistillError, first_line
-from epistill.inputs import read_settings
+from epistill.inputs import PACKED, read_settings
 from epistill.integrity import MANIFEST
 from epistill.report.exports import export_report
 from epistill.report.study_page import write_report
 from epistill.store import RunStore, write_atomic
 from epistill.studies.study_summary import report_line, with_estimates
-
-PACKED = ".gz"
-MOST_BYTES = 2**28
 
 
 def draw_again(
@@ -51,7 +44,7 @@ def draw_again(
             "both anew"
         )
     store.check(source.name)
-    data = read_report(source)
+    data = read_settings(source)
     try:
         if "outcomes" in data:
             before, data = data, with_estimates(data)
@@ -81,26 +74,3 @@ def report_file(folder: Path) -> Path:
     raise EpistillError(
         f"no report.json in {folder}; expected a study's folder; run `epistill study` first"
     )
-
-
-def read_report(source: Path) -> dict[str, Any]:
-    """What a report.json holds, packed or not.
-
-    Raises:
-        EpistillError: It cannot be read, is no such JSON, or unpacks to more than 256 MiB.
-    """
-    if source.suffix != PACKED:
-        return read_settings(source)
-    try:
-        with gzip.open(source, "rb") as packed:
-            text = packed.read(MOST_BYTES + 1)
-        if len(text) > MOST_BYTES:
-            raise ValueError(f"more than {MOST_BYTES // 2**20} MiB")
-        data = json.loads(text)
-    except (OSError, EOFError, ValueError, RecursionError, zlib.error) as error:
-        raise EpistillError(
-            f"{source} is no packed report.json: {first_line(error)[:200]}"
-        ) from error
-    if not isinstance(data, dict):
-        raise EpistillError(f"{source} holds a {type(data).__name__}; expected a report")
-    return data

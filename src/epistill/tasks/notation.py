@@ -134,7 +134,7 @@ def _unit(text: str) -> str:
     powers.pop("", None)
     if money := next((name for name in powers if name in _MONEY), None):
         return money
-    for first in [*powers][:1]:
+    if first := next(iter(powers), None):
         cubic = _READ["cubed"].search(text)
         powers[first] *= 3 if cubic else 2 if _READ["squared"].search(text) else 1
     return " ".join(f"{n}^{p}" if p != 1 else n for n, p in sorted(powers.items()))
