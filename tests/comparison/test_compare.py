@@ -192,7 +192,8 @@ def test_without_any_grade_lengths_are_still_compared(tmp_path):
     path = write(tmp_path / "a.jsonl", records)
     found = compared(path, path).summary["sets"][0]
     assert found["measures"][0]["measure"] == "length (words)"
-    assert set(found["reasons"]) == {"avg@k", "budgets", "strata"}
+    first = "first commitment, share of the reasoning"
+    assert set(found["reasons"]) == {"avg@k", "budgets", "strata", first}
     assert "--problems" in found["reasons"]["avg@k"]
 
 
@@ -399,3 +400,5 @@ def test_unverified_answers_and_candidates_are_compared(tmp_path):
     row = row_of(compared(a, b).summary, "answers given unverified")
     assert (row["a"]["value"], row["b"]["value"]) == (0, pytest.approx(4 / 6))
     assert row_of(compared(a, b).summary, "candidates")["a"]["value"] == 1
+    first = row_of(compared(a, b).summary, "first commitment, share of the reasoning")
+    assert first["a"]["value"] == pytest.approx(3 / len("so 7. Let me check: 7"))

@@ -35,12 +35,18 @@ def test_in_the_lab_it_is_exact(kind):
         gold = [*star.arms[star.gold], "gold"]
         walked = any(thinking[j : j + 4] == gold for j in range(len(thinking)))
         heads = {arm[0] for arm in star.arms} & set(thinking)
+        first = thinking.index(answer) if answer in heads else None
+        before = None if first is None else len(" ".join(["", *thinking[:first], ""])) - 1
+        assert found.stated == (before or first)
+        whole = len(text[slice(*reasoning_span(text, part, answer))])
         assert checked_response(text, part, answer) == Checked(
-            found.verified, not found.verified, found.candidates
+            found.verified,
+            not found.verified,
+            found.candidates,
+            None if found.stated is None else found.stated / whole,
         )
         assert found.verified == (walked and answer == star.answer)
         assert found.candidates == len(heads)
-        assert found.stated == (answer in heads)
         if found.recheck is not None:
             assert text[found.recheck :].startswith("check")
 
@@ -63,7 +69,7 @@ def test_in_the_lab_it_is_exact(kind):
 )
 def test_an_answer_that_comes_out_again_is_verified(reasoning, answer, stated, verified):
     found = verification(reasoning, answer)
-    assert (found.stated, found.verified) == (stated, verified)
+    assert (found.stated is not None, found.verified) == (stated, verified)
 
 
 def test_one_letter_stands_in_any_prose():
@@ -84,7 +90,7 @@ def test_candidates_are_answers_that_were_named():
 @given(st.text(max_size=200), st.text(min_size=1, max_size=12))
 def test_any_text_can_be_asked(reasoning, answer):
     found = verification(reasoning, answer)
-    assert found is None or (found.stated or not found.verified)
+    assert found is None or found.stated is not None or not found.verified
     assert found is None or found.recheck is None or 0 <= found.recheck <= len(reasoning)
 
 
@@ -102,8 +108,9 @@ def test_reasoning_is_the_thinking_or_what_precedes_the_answer():
 
 
 def test_long_reasoning_is_looked_at_from_its_end():
-    found = verification("18 = 18 " + "x " * 300_000 + "so 18, check 18", "18")
-    assert found == Verification(True, True, 1, found.recheck)
+    text = "18 = 18 " + "x " * 300_000 + "so 18, check 18"
+    found = verification(text, "18")
+    assert found == Verification(text.rindex("18,"), True, 1, text.index("check"))
 
 
 def test_against_labelled_sentences(shared_data):
@@ -128,7 +135,7 @@ def test_against_labelled_sentences(shared_data):
         before = sentences[: ends[0]]
         stated = [
             i for i, row in enumerate(before)
-            if (one := verification(row["sentence"], answer)) is not None and one.stated
+            if (one := verification(row["sentence"], answer)) is not None and one.stated is not None
         ]  # fmt: skip
         checked = bool(stated) and any(
             "self_checking" in row["tags"] for row in before[stated[0] + 1 :]

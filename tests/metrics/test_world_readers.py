@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from epistill.config import NumberPairsTask
@@ -22,7 +24,8 @@ def test_number_pairs_are_read_exactly(operation):
         answer = part.answer.removeprefix("Answer: ").strip()
         tries = [line for line in part.thinking.splitlines() if not line.startswith("Check")]
         hasty = "must be" in text
-        assert checked_response(text, part, answer) == Checked(not hasty, hasty, len(tries))
+        first = re.search(rf"\b{re.escape(answer)}\b", part.thinking).start() / len(part.thinking)
+        assert checked_response(text, part, answer) == Checked(not hasty, hasty, len(tries), first)
         verified += not hasty
     assert 0 < verified < 300
 
@@ -33,13 +36,13 @@ FOUND = "Maybe 4 + 16 = 20. Too small.\nTry 4 + 19 = 23. Yes.\nCheck: 19 + 4 = 2
 @pytest.mark.parametrize(
     ("reasoning", "answer", "expected"),
     [
-        (FOUND, "4 + 19", Verification(True, True, 2, FOUND.index("Check"))),
-        (FOUND, "19+4 = 23", Verification(True, True, 2, FOUND.index("Check"))),
-        (FOUND, "4 + 16", Verification(True, False, 2)),  # it was said to miss
-        (FOUND, "16 + 19", Verification(False, False, 2)),
-        ("Try 16 + 8 = 23.", "8 + 16", Verification(True, True, 1)),  # wrong, and believed
+        (FOUND, "4 + 19", Verification(FOUND.index("4 + 19"), True, 2, FOUND.index("Check"))),
+        (FOUND, "19+4 = 23", Verification(FOUND.index("4 + 19"), True, 2, FOUND.index("Check"))),
+        (FOUND, "4 + 16", Verification(6, False, 2)),  # it was said to miss
+        (FOUND, "16 + 19", Verification(None, False, 2)),
+        ("Try 16 + 8 = 23.", "8 + 16", Verification(4, True, 1)),  # wrong, and believed
         ("Try 9 - 4 = 5. Too big.\nMaybe 9 - 7 = 2. Yes.\nCheck: 7 + 2 = 9.", "9 - 7",
-         Verification(True, True, 2, 46)),
+         Verification(30, True, 2, 46)),
         ("It must be 4 + 19.", "4 + 19", None),  # nothing was calculated: the words must tell
         (FOUND, "23", None),
         ("As 1 + 2 = 3, take 3 - 5.", "3 - 5", None),
@@ -52,4 +55,6 @@ def test_what_was_tried_and_believed(reasoning, answer, expected):
 def test_without_a_calculation_an_answer_is_committed_to():
     text = "It must be 4 + 16.\n</think>\nAnswer: 4 + 16"
     part = split_thinking(text, opened_in_prompt=True)
-    assert checked_response(text, part, "4 + 16") == Checked(False, True, 1)
+    assert checked_response(text, part, "4 + 16") == Checked(
+        False, True, 1, 11 / len(part.thinking)
+    )

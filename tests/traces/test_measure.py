@@ -351,9 +351,11 @@ def test_answers_given_unverified_are_counted_among_graded_responses(tmp_path):
     assert found["verified_share"]["value"] == 0.25
     assert found["committed_share"]["value"] == 0.5
     assert found["candidates"]["value"] == pytest.approx(2 / 3)
+    assert found["first_commitment"]["value"] == pytest.approx((6 / 40 + 9 / 11) / 2)
     path.write_text("".join(json.dumps({"response": text}) + "\n" for text, _ in said))
     (result,) = measure_files([path], Options())
     found = summarise_measured([result], Options())["files"][0]["groups"]["(all)"]["answers"]
     assert found == {
         "responses": 0, "verified_share": None, "committed_share": None, "candidates": None,
+        "first_commitment": None,
     }  # fmt: skip

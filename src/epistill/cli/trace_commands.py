@@ -89,6 +89,7 @@ def _overview(groups: Mapping[str, Mapping[str, Any]]) -> Table:
     add("answers verified before given", "answers.verified_share")
     add("answers given unverified", "answers.committed_share")
     add("candidates per response", "answers.candidates", 2)
+    add("first commitment, share of reasoning", "answers.first_commitment", 2)
     for lexicon in dict.fromkeys(name for group in each for name in group["markers"]):
         found = [group["markers"].get(lexicon) for group in each]
         for label, path, digits in (

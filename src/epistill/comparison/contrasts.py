@@ -101,8 +101,12 @@ def contrasts_of(
 
 
 def _checks(paired: PairedProblems) -> Iterator[Contrast]:
-    """Answers given unverified, and candidates, over the responses of which text can tell."""
-    for measure, name in (("answers given unverified", "committed"), ("candidates", "candidates")):
+    """What `Checked` says, over the responses of which text can tell."""
+    for measure, name in (
+        ("answers given unverified", "committed"),
+        ("candidates", "candidates"),
+        ("first commitment, share of the reasoning", "first_commitment"),
+    ):
         above, below = [], []
         for half in paired.halves:
             values = [getattr(response.checked, name) for response in half.responses]

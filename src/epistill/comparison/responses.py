@@ -32,7 +32,6 @@ from epistill.traces.measure import (
 )
 from epistill.traces.references import final_answer, grader_in, reference_in
 
-CHECKED = ("verified", "committed", "candidates")  # the fields of `Checked`
 NO_PROBLEM = "no problem named"
 # What decides how a response was drawn. `n` and `seed` do not: they decide which were drawn.
 SETTINGS = ("temperature", "top_p", "top_k", "min_p", "max_tokens", "max_new_tokens",
@@ -225,7 +224,7 @@ def _add(
             tokens=tokens if with_tokens else None,
             markers=own,
             looping=None if counted else bool(looping),
-            checked=Checked(*map(trace.record.get, CHECKED))
+            checked=Checked(*map(trace.record.get, Checked.__match_args__))
             if counted
             else checked_response(trace.text, part, answer),
         )

@@ -11,7 +11,7 @@ import numpy as np
 from epistill.config import EvalSet, SamplingConfig
 from epistill.evaluation.stats import Estimate, bootstrap_mean, maj_at_k, pass_at_k
 from epistill.metrics.epistemic import total_markers
-from epistill.metrics.verification import checked_response
+from epistill.metrics.verification import Checked, checked_response
 from epistill.metrics.words import count_words
 from epistill.records import GradedRollout
 from epistill.rollouts.collect import sample_and_grade
@@ -59,8 +59,8 @@ def eval_rows(graded: Sequence[GradedRollout], *, keep_texts: int) -> list[dict[
     """What each response contributes, for the store; `status` tells "unreadable" from "wrong".
 
     The first `keep_texts` samples of a problem keep their text. `n_forced` counts tokens that a
-    rule decided (`word_rules`), None where there was no rule; `verified`, `committed` and
-    `candidates` are of `metrics.verification.Checked`.
+    rule decided (`word_rules`), None where there was no rule; the last ones are the fields of
+    `metrics.verification.Checked`.
     """
     rows: list[dict[str, Any]] = []
     for item in graded:
@@ -127,6 +127,7 @@ _RATIOS = {
     "verified_share": ("verified", "verified_samples", 1.0),
     "committed_share": ("committed", "committed_samples", 1.0),
     "candidates": ("candidates", "candidates_samples", 1.0),
+    "first_commitment": ("first_commitment", "first_commitment_samples", 1.0),
     "forced_tokens": ("n_forced", "n_forced_samples", 1.0),
     "density_per_1k_tokens": ("n_markers", "n_tokens", 1000.0),
 }
@@ -141,8 +142,8 @@ def problem_outcomes(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     Returns:
         Columns of equal length, in order of first appearance: problem_id, samples; sums over the
         samples of correct, n_tokens, n_markers, truncated, unreadable; majority (maj@k, where k is
-        the least number of samples). Of n_forced, verified, committed and candidates, where they
-        are known, also of how many samples (n_forced_samples...).
+        the least number of samples). Of n_forced and the fields of `Checked`, where they are known,
+        also of how many samples (n_forced_samples...).
     """
     groups = grouped(rows)
     k = min(map(len, groups.values()), default=0)
@@ -159,7 +160,7 @@ def problem_outcomes(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     }
     for name in ("correct", "n_tokens", "n_markers", "truncated"):
         columns[name] = [sum(r[name] for r in g) for g in groups.values()]
-    for name in ("n_forced", "verified", "committed", "candidates"):
+    for name in ("n_forced", *Checked.__match_args__):
         known = [[v for r in g if (v := r.get(name)) is not None] for g in groups.values()]
         if any(known):
             columns |= {name: list(map(sum, known)), f"{name}_samples": list(map(len, known))}

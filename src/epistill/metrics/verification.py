@@ -48,12 +48,13 @@ def verification(reasoning: str, answer: str) -> Verification | None:
 
     Example:
         >>> verification("so 3 * 6 = 18. Check: 18 / 6 = 3.", "18")
-        Verification(stated=True, verified=True, candidates=1, recheck=15)
+        Verification(stated=11, verified=True, candidates=1, recheck=15)
         >>> verification("maybe 16 13 22 dust so 28", "28")
-        Verification(stated=True, verified=False, candidates=2, recheck=None)
+        Verification(stated=26, verified=False, candidates=2, recheck=None)
     """
-    if len(reasoning) > MOST_REASONING:
-        reasoning = reasoning[-MOST_REASONING:]
+    if (hidden := len(reasoning) - MOST_REASONING) > 0:
+        found = verification(reasoning[hidden:], answer)
+        return found and found.after(hidden)
     for reader in READERS:
         if (own := reader(reasoning, answer)) is not None:
             return own
@@ -63,9 +64,9 @@ def verification(reasoning: str, answer: str) -> Verification | None:
     places = [found.span() for found in pattern.finditer(reasoning)]
     named = {found[1].replace(",", "") for found in _STATED.finditer(reasoning)}
     if not places:
-        return Verification(False, False, len(named))
+        return Verification(None, False, len(named))
     named.add(_plain(answer).replace(",", ""))
-    (_, stated), *later = places
+    (first, stated), *later = places
     checks = _checks(reasoning, stated)
     again = [start for start, _ in later if _is_result(reasoning, start)]
     verified = bool(again) or any(_beside(reasoning, check, later) for check in checks)
@@ -73,7 +74,7 @@ def verification(reasoning: str, answer: str) -> Verification | None:
     if begins is not None:  # with its sentence
         ends = [found.end() for found in _SENTENCE.finditer(reasoning, stated, begins)]
         begins = ends[-1] if ends else begins
-    return Verification(True, verified, len(named), begins)
+    return Verification(first, verified, len(named), begins)
 
 
 def reasoning_span(text: str, part: SplitResponse, answer: str | None) -> tuple[int, int] | None:
@@ -103,11 +104,14 @@ class Checked:
         verified, committed: Its final answer was verified before it was given, or was not; neither
             where there is no final answer.
         candidates: As of `Verification`.
+        first_commitment: Where the final answer first stands, as a share of its reasoning: near 0
+            it was settled at once, near 1 after everything else. None where it is not there.
     """
 
     verified: bool | None
     committed: bool | None
-    candidates: int | None
+    candidates: int | None = None
+    first_commitment: float | None = None
 
 
 def checked_response(text: str, part: SplitResponse, answer: str | None) -> Checked:
@@ -119,12 +123,15 @@ def checked_response(text: str, part: SplitResponse, answer: str | None) -> Chec
         answer: Its final answer; None without one.
     """
     if answer is None or part.form == "unclosed":
-        return Checked(False, False, None)
+        return Checked(False, False)
     span = reasoning_span(text, part, answer)
-    found = None if span is None else verification(text[slice(*span)], answer)
+    if span is None:
+        return Checked(None, None)
+    found = verification(text[slice(*span)], answer)
     if found is None:
-        return Checked(None, None, None)
-    return Checked(found.verified, not found.verified, found.candidates)
+        return Checked(None, None)
+    first = None if found.stated is None else found.stated / (span[1] - span[0])
+    return Checked(found.verified, not found.verified, found.candidates, first)
 
 
 def _plain(answer: str) -> str:

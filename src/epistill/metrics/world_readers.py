@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from epistill.metrics.lexicon import PAPER, load_lexicon
@@ -27,30 +27,37 @@ class Verification:
     """What a response shows of one answer.
 
     Attributes:
-        stated: The answer stands in the reasoning.
-        verified: And comes out again before the reasoning ends.
+        stated: Where in the reasoning the answer first stands; None where it does not.
+        verified: It comes out again before the reasoning ends.
         candidates: Different answers that the reasoning names ("the answer is", a box), the final
             one among them where it is stated; in a world with a reader its arms, or pairs.
         recheck: Where in the reasoning, once the answer is stated, checking begins; None where none
             does.
     """
 
-    stated: bool
+    stated: int | None
     verified: bool
     candidates: int
     recheck: int | None = None
+
+    def after(self, characters: int) -> Verification:
+        """The same, where so much stands before it."""
+        stated, recheck = (
+            None if place is None else place + characters for place in (self.stated, self.recheck)
+        )
+        return replace(self, stated=stated, recheck=recheck)
 
 
 def star_walks(reasoning: str, answer: str) -> Verification | None:
     """Star search: a walk is the names of an arm and then gold or dust; gold verifies its arm."""
     if not _NAME.fullmatch(answer) or not reasoning.strip():
         return None
-    names, found, recheck, head = set[str](), False, None, None
+    names, found, recheck, head = dict[str, int](), False, None, None
     for word in re.finditer(r"\S+", reasoning):
         if _NAME.fullmatch(word[0]):
             if head is None:
                 head = word[0]
-                names.add(head)
+                names.setdefault(head, word.start())
                 recheck = word.start() if found and recheck is None else recheck
         elif word[0] not in _star_words():
             return None
@@ -58,7 +65,7 @@ def star_walks(reasoning: str, answer: str) -> Verification | None:
             recheck = word.start() if found and recheck is None else recheck
             found = found or (word[0] == "gold" and head == answer)
             head = None
-    return Verification(answer in names, found, len(names), recheck)
+    return Verification(names.get(answer), found, len(names), recheck)
 
 
 @cache
@@ -73,16 +80,20 @@ def tried_pairs(reasoning: str, answer: str) -> Verification | None:
 
     Example:
         >>> tried_pairs("Maybe 4 + 16 = 20. Too small. So 4 + 19 = 23. Yes.", "19 + 4")
-        Verification(stated=True, verified=True, candidates=2, recheck=None)
+        Verification(stated=27, verified=True, candidates=2, recheck=None)
     """
     given = _PAIR.fullmatch(answer.partition("=")[0].strip())
     tried = list(_TRIED.finditer(reasoning))
     if given is None or not tried or (given[2] == "-" and int(given[1]) < int(given[3])):
         return None  # 3 - 5 is a range
-    named = {_numbers(one) for one in _PAIR.finditer(reasoning) if one[2] == given[2]}
+    named = dict[frozenset[int], int]()
+    for one in _PAIR.finditer(reasoning):
+        if one[2] == given[2]:
+            named.setdefault(_numbers(one), one.start())
     found = [m for m in tried if _numbers(m) == _numbers(given) and m["missed"] is None]
     again = _CHECK.search(reasoning, found[0].end()) if found else None
-    return Verification(_numbers(given) in named, bool(found), len(named), again and again.start())
+    recheck = again and again.start()
+    return Verification(named.get(_numbers(given)), bool(found), len(named), recheck)
 
 
 def _numbers(pair: re.Match[str]) -> frozenset[int]:

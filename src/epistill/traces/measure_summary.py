@@ -129,6 +129,7 @@ class _Group:
                 "verified_share": self._share("verified", "checkable"),
                 "committed_share": self._share("committed", "checkable"),
                 "candidates": self._share("candidates", "with_candidates"),
+                "first_commitment": self._share("first_commitment", "with_first_commitment"),
             },
             "markers": {one.name: self._markers(one) for one in lexicons},
         }

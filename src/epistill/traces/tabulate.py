@@ -38,6 +38,7 @@ _COLUMNS = (
     "tokens", "with_tokens", "thinking_tokens", "cut", "with_stop",
     "looping", "settled_words", "settled_tokens",
     "checkable", "verified", "committed", "with_candidates", "candidates",
+    "with_first_commitment", "first_commitment",
 )  # fmt: skip
 
 
@@ -141,6 +142,8 @@ class Tabulator:
                     ("committed", found.committed or 0),
                     ("with_candidates", found.candidates is not None),
                     ("candidates", found.candidates or 0),
+                    ("with_first_commitment", found.first_commitment is not None),
+                    ("first_commitment", found.first_commitment or 0),
                 ):
                     row[self.columns[name]] = number
 
