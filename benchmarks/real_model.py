@@ -4,9 +4,10 @@
         [--tokens 128] [--out FILE.json]
 
 8 prompts x 4 responses at temperature 1; no end token, so that all sides write equally much.
-generate gets the prompts repeated, as its users do. The floor runs decoder and head as often and as
-wide as the sampler must, and draws nothing. Processor seconds are reported beside the clock's: on a
-shared machine only they, on one thread, are about the code.
+generate gets the prompts repeated and a network that transformers loaded, as its users do. The
+floor runs decoder and head as often and as wide as the sampler must, by its cache, and draws
+nothing. Processor seconds are reported beside the clock's: on a shared machine only they, on one
+thread, are about the code.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from pathlib import Path
 
 import torch
 from common import report
-from transformers.cache_utils import DynamicCache
+from transformers import AutoModelForCausalLM
 
 from epistill.config import SamplingConfig
 from epistill.rollouts.engine import PromptRequest
+from epistill.rollouts.kv_cache import decoding_mask, make_cache, select_rows
 from epistill.rollouts.load_model import load_model
 from epistill.rollouts.model import LanguageModel
 from epistill.rollouts.sampler import sample
@@ -43,7 +45,7 @@ def prompt_ids():
     return torch.randint(100, 30_000, (PROMPTS, PROMPT_TOKENS), generator=draw)
 
 
-def sides(model, limit):
+def sides(model, peer, limit):
     """Ours, generate, floor, each a function of the round."""
     ids = prompt_ids()
     requests = [PromptRequest(str(i), tuple(row.tolist()), i) for i, row in enumerate(ids)]
@@ -58,7 +60,7 @@ def sides(model, limit):
     @torch.inference_mode()
     def generate(seed):
         torch.manual_seed(seed)
-        out = model.network.generate(
+        out = peer.generate(
             repeated, attention_mask=mask, do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
             max_new_tokens=limit, min_new_tokens=limit, pad_token_id=model.pad_id,
         )  # fmt: skip
@@ -66,11 +68,14 @@ def sides(model, limit):
 
     @torch.inference_mode()
     def floor(seed):
-        decoder, head, cache = model.decoder(), model.head(), DynamicCache()
-        decoder(input_ids=ids, past_key_values=cache, use_cache=True)
-        cache.batch_repeat_interleave(SAMPLES)
+        decoder, head = model.decoder(), model.head()
+        cache = make_cache(model.network.config, PROMPT_TOKENS, limit)
+        cached = {"past_key_values": cache, "use_cache": True}
+        decoder(input_ids=ids, **cached)
+        select_rows(cache, torch.arange(PROMPTS).repeat_interleave(SAMPLES))
+        mask = decoding_mask(cache, model.network, None)
         for _ in range(limit - 1):
-            states = decoder(input_ids=repeated[:, :1], past_key_values=cache, use_cache=True)[0]
+            states = decoder(input_ids=repeated[:, :1], attention_mask=mask, **cached)[0]
             head.logits(states[:, -1])
 
     return {"ours": ours, "generate": generate, "floor": floor}
@@ -89,7 +94,9 @@ def main() -> None:
     rows = []
     for dtype in options.dtypes:
         loaded = load_model(options.model, dtype=dtype)
-        functions = sides(Endless(loaded.network, loaded.tokenizer, loaded.name), options.tokens)
+        ours = Endless(loaded.network, loaded.tokenizer, loaded.name)
+        peer = AutoModelForCausalLM.from_pretrained(options.model, dtype=getattr(torch, dtype))
+        functions = sides(ours, peer.eval(), options.tokens)
         seconds = {(side, clock): [] for side in functions for clock in ("wall", "processor")}
         for repeat in range(-1, options.repeats):
             for side, function in functions.items():

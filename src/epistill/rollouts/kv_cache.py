@@ -1,8 +1,8 @@
 """A key-value cache that grows by doubling, writes in place and lets rows leave.
 
-transformers' dynamic cache copies itself at every token. For plain full attention this one does
-not; for any other kind of layer (sliding window, linear attention) the library's own cache is
-kept, which is slower and right.
+transformers' dynamic cache copies itself at every token. For plain attention whose window, if it
+has one, holds all that is sampled, this one does not; for any other kind of layer (a shorter
+window, linear attention) the library's own cache is kept, which is slower and right.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.modeling_utils import PreTrainedModel
 
 
 class GrowingLayer(DynamicLayer):
@@ -64,12 +65,33 @@ class GrowingLayer(DynamicLayer):
             self._view(length)
 
 
-def make_cache(config: PreTrainedConfig, room: int) -> Cache:
-    """A cache for one sampling run of a model, with room for so many tokens beyond the prompt."""
+def make_cache(config: PreTrainedConfig, width: int, room: int) -> Cache:
+    """A cache for one sampling run of a model: so many tokens of prompts, and as many beyond."""
     cache = DynamicCache(config=config)
-    if all(type(layer) is DynamicLayer for layer in cache.layers) and cache.layers:
+    if cache.layers and all(_sees_all(layer, width + room) for layer in cache.layers):
         cache.layers[:] = [GrowingLayer(room) for _ in cache.layers]
     return cache
+
+
+def _sees_all(layer: Any, length: int) -> bool:
+    """Whether plain attention of this kind sees every one of so many tokens."""
+    windowed = type(layer) is DynamicSlidingWindowLayer and layer.sliding_window >= length
+    return windowed or type(layer) is DynamicLayer
+
+
+def decoding_mask(
+    cache: Cache, network: PreTrainedModel, dtype: torch.dtype | None
+) -> Tensor | None:
+    """What a step of unpadded rows passes as its attention mask: one zero, or nothing.
+
+    Without a mask transformers leaves grouped heads to torch's kernel, which on a CPU takes five
+    times as long in bfloat16 as with them packed as one head's queries, what it does under a mask.
+    """
+    dtype = dtype or network.dtype
+    plain = bool(cache.layers) and all(isinstance(layer, GrowingLayer) for layer in cache.layers)
+    slow = network.device.type == "cpu" and dtype == torch.bfloat16
+    fused = network.config._attn_implementation == "sdpa"
+    return torch.zeros(1, 1, 1, 1, dtype=dtype) if plain and slow and fused else None
 
 
 def cache_argument(decoder: nn.Module) -> str:

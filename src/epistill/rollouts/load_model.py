@@ -29,6 +29,7 @@ from transformers.utils.logging import disable_progress_bar, is_progress_bar_ena
 from epistill.config import SamplingConfig
 from epistill.errors import EpistillError, did_you_mean, first_line
 from epistill.integrity import check_against_manifest
+from epistill.objective.products import use_fast_products
 from epistill.rollouts.model import LanguageModel
 from epistill.rollouts.sampler import PromptRequest, sample
 
@@ -83,6 +84,7 @@ def load_model(
     except (RuntimeError, AssertionError) as error:
         said = f"device {device!r} cannot be used: {first_line(error)}"
         raise EpistillError(f"{said}; expected cpu, or cuda with a torch for it") from error
+    use_fast_products(network)
     model = LanguageModel(network.eval(), tokenizer, name)
     check_architecture(model)
     return model

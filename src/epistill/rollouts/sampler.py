@@ -18,7 +18,7 @@ from epistill.errors import BudgetExceeded
 from epistill.objective import entropy, tempered
 from epistill.records import Rollout
 from epistill.rollouts.engine import PromptRequest
-from epistill.rollouts.kv_cache import cache_argument, make_cache, select_rows
+from epistill.rollouts.kv_cache import cache_argument, decoding_mask, make_cache, select_rows
 from epistill.rollouts.model import LanguageModel
 from epistill.rollouts.ruled_draws import RuledDraws
 from epistill.seeds import derive_seed
@@ -162,7 +162,8 @@ def _decode(
     rows = len(prompts) * samples
     width = max(len(prompt) for prompt in prompts)
     ids, mask = _left_pad(prompts, width, model.pad_id, device)
-    cache = make_cache(model.network.config, limit)
+    cache = make_cache(model.network.config, width, limit)
+    unpadded = decoding_mask(cache, model.causal_lm(), model.compute_dtype)
     cached = {cache_argument(decoder): cache}
     hidden = decoder(
         input_ids=ids,
@@ -240,7 +241,7 @@ def _decode(
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
         hidden = decoder(
             input_ids=chosen.unsqueeze(1),
-            attention_mask=mask,
+            attention_mask=unpadded if mask is None else mask,
             position_ids=(positions + step).unsqueeze(1),  # hybrid caches do not know them
             **cached,
             use_cache=True,
