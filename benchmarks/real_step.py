@@ -6,7 +6,8 @@
 8 prompts x 4 responses of full length (no end token) with a rank-16 adapter; half of the advantages
 are positive, every row has a teacher prompt that is 80 tokens longer. Each side runs in a process
 of its own, one after the other, so that its peak memory is its own: what the process holds at most,
-less what it held with the model loaded. TRL's side generates with `model.generate`.
+less what it held with the model loaded. TRL's side generates with `model.generate`, by a network
+that transformers loaded and peft's own layers, as its users do.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ from pathlib import Path
 
 import torch
 from common import report
+from peft import LoraConfig, get_peft_model
 from real_model import PROMPTS, SAMPLES, Endless, prompt_ids
 from step import compared_method, optimiser_step, trl_inputs, trl_trainer
+from transformers import AutoModelForCausalLM
 
 from epistill.config import Lora, SamplingConfig
 from epistill.rollouts.engine import PromptRequest
@@ -37,6 +40,7 @@ from epistill.training_rows import TrainingRow
 
 MORE_TOKENS = 80  # of a teacher's prompt
 MICROBATCH = 1600
+LORA = {"r": 16, "lora_alpha": 32.0}
 
 
 def held_mib():
@@ -126,7 +130,13 @@ def one_side(options):
     torch.set_num_threads(options.threads)
     model = load_model(options.model, dtype=options.dtype)
     torch.manual_seed(0)
-    student = with_lora(model, Lora(rank=16, alpha=32.0))
+    if options.side == "trl":
+        dtype = getattr(torch, options.dtype)
+        model = model.with_network(AutoModelForCausalLM.from_pretrained(options.model, dtype=dtype))
+        adapter = LoraConfig(**LORA, target_modules="all-linear", task_type="CAUSAL_LM")
+        student = model.with_network(get_peft_model(model.network, adapter))
+    else:
+        student = with_lora(model, Lora(rank=LORA["r"], alpha=LORA["lora_alpha"]))
     before = held_mib()
     step = {"ours": our_step, "trl": trl_step}[options.side](
         options.methods[0], student, options.tokens
