@@ -1,5 +1,7 @@
 """The head's products: whatever routine does them, the numbers of the plain formula."""
 
+import copy
+
 import pytest
 import torch
 
@@ -25,6 +27,23 @@ def test_linear_is_the_formula(routine, transposed, with_bias):
     torch.testing.assert_close(
         products.linear(hidden, weight, bias).double(), exact, atol=1e-5, rtol=1e-5
     )
+
+
+def test_a_networks_plain_layers_give_the_same_numbers(routine):
+    torch.manual_seed(0)
+    plain = torch.nn.Sequential(torch.nn.Linear(17, 31), torch.nn.ReLU(), torch.nn.Linear(31, 17))
+    fast = copy.deepcopy(plain)
+    products.use_fast_products(fast)
+    hidden = draw(5, 17)
+    with torch.no_grad():
+        torch.testing.assert_close(fast(hidden), plain(hidden), atol=1e-5, rtol=1e-5)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert fast(hidden).dtype == torch.bfloat16
+    fast(hidden).sum().backward()
+    plain(hidden).sum().backward()
+    for one, other in zip(fast.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(one.grad, other.grad)
+    assert fast.state_dict().keys() == plain.state_dict().keys()
 
 
 def test_weight_gradient_is_added(routine):

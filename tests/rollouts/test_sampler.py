@@ -12,6 +12,8 @@ from epistill.config import SamplingConfig
 from epistill.errors import BudgetExceeded
 from epistill.rollouts import sampler
 from epistill.rollouts.engine import PromptRequest
+from epistill.rollouts.kv_cache import GrowingLayer, decoding_mask, make_cache
+from epistill.rollouts.model import LanguageModel
 from epistill.rollouts.prompts import render_prompt
 from epistill.rollouts.sampler import filter_log_probs, sample
 from epistill.tasks.star_search import star_problem
@@ -224,7 +226,7 @@ def test_filters_keep_the_smallest_sufficient_set(logits, k, p):
 
 
 def sampler_models():
-    """Other architectures: grouped-query Llama, sliding-window Mistral, learned positions GPT-2."""
+    """Other architectures: grouped-query Llama, Mistral with windows, learned positions GPT-2."""
     from transformers import (
         GPT2Config,
         GPT2LMHeadModel,
@@ -242,26 +244,30 @@ def sampler_models():
             num_key_value_heads=2, **common,
         )
     )  # fmt: skip
-    yield MistralForCausalLM(
-        MistralConfig(
-            hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-            num_key_value_heads=2, sliding_window=16, **common,
-        )
-    )  # fmt: skip
+    for window in (16, 50):  # shorter than what is read, and as long
+        yield MistralForCausalLM(
+            MistralConfig(
+                hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+                num_key_value_heads=2, sliding_window=window, **common,
+            )
+        )  # fmt: skip
     yield GPT2LMHeadModel(
         GPT2Config(vocab_size=90, n_positions=256, n_embd=32, n_layer=2, n_head=4)
     )
 
 
-@pytest.mark.parametrize("which", range(3), ids=["llama", "mistral-sliding", "gpt2"])
-def test_other_architectures(lab_model, which):
-    from epistill.rollouts.model import LanguageModel
+OTHERS = ["llama", "mistral-sliding", "mistral-window-of-all", "gpt2"]
 
-    network = list(sampler_models())[which].eval()
+
+@pytest.mark.parametrize("which", OTHERS)
+@pytest.mark.parametrize("second", [range(20, 27), range(40, 70)], ids=["padded", "unpadded"])
+@pytest.mark.parametrize(("dtype", "near"), [(torch.float32, 1e-4), (torch.bfloat16, 0.02)])
+def test_other_architectures(lab_model, which, second, dtype, near):
+    network = list(sampler_models())[OTHERS.index(which)].eval().to(dtype)
     model = LanguageModel(network, lab_model.tokenizer, "other")
     rollouts = sample(
         model,
-        [PromptRequest("a", tuple(range(5, 35))), PromptRequest("b", tuple(range(20, 27)))],
+        [PromptRequest("a", tuple(range(5, 35))), PromptRequest("b", tuple(second))],
         samples=2,
         sampling=SamplingConfig(max_new_tokens=20),
         seed=0,
@@ -269,5 +275,16 @@ def test_other_architectures(lab_model, which):
     for rollout in rollouts:
         log_probs, _ = reference_log_probs(model, rollout)
         torch.testing.assert_close(
-            torch.tensor(rollout.logprobs).double(), log_probs, atol=1e-4, rtol=0
+            torch.tensor(rollout.logprobs).double(), log_probs, atol=near, rtol=0
         )
+
+
+def test_which_caches_grow_and_which_steps_get_a_mask():
+    llama, sliding, whole, gpt2 = sampler_models()
+    for network, grows in ((llama, True), (sliding, False), (whole, True), (gpt2, True)):
+        cache = make_cache(network.config, 30, 20)
+        assert all((type(layer) is GrowingLayer) == grows for layer in cache.layers)
+        assert decoding_mask(cache, network, None) is None  # float32 needs none
+        assert (decoding_mask(cache, network, torch.bfloat16) is not None) == grows
+    llama.set_attn_implementation("eager")
+    assert decoding_mask(make_cache(llama.config, 30, 20), llama, torch.bfloat16) is None
