@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 
@@ -53,6 +56,16 @@ def test_an_adapters_state_is_small_and_its_base_is_no_activation(lab_model):
     state = microbatch._state_bytes(settings(lora_rank=2), adapted, World())
     trained = sum(p.numel() * 4 for p in adapted.network.parameters() if p.requires_grad)
     assert (state, trained < frozen) == (3 * trained, True)
+
+
+def test_the_probe_lets_the_weights_go():
+    """What it kept stayed for the whole run, beside the sharded copy or the teacher's."""
+    model = make_tiny_model()
+    weights = [weakref.ref(parameter) for parameter in model.network.parameters()]
+    assert activation_bytes_per_token(model) > 0
+    del model
+    gc.collect()
+    assert [weight() for weight in weights] == [None] * len(weights)
 
 
 def test_a_container_has_less_than_its_machine(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, UntypedStorage
 
 from epistill.config import MOST_MICROBATCH_TOKENS, RunConfig
 from epistill.rollouts.model import LanguageModel
@@ -73,17 +73,19 @@ def activation_bytes_per_token(
 
 
 def _kept_bytes(model: LanguageModel, tokens: int) -> int:
-    kept: dict[int, Tensor] = {}  # held, so that no address comes twice
+    # Storages are held while this counts, so that no address comes twice; the graph keeps nothing,
+    # or a parameter that it saved would live as long as the parameter's gradient accumulator.
+    kept: dict[int, UntypedStorage] = {}
 
-    def keep(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
+    def keep(tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage
 
     places = torch.arange(tokens, device=model.device)
     ids = (places % model.vocabulary).unsqueeze(0)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda nothing: nothing):
         model.hidden(ids, torch.zeros_like(places), places)
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    return sum(storage.nbytes() for storage in kept.values())
 
 
 def free_bytes(device: torch.device) -> int:
