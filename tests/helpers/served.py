@@ -13,9 +13,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
+import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+ENVIRONMENT = "EPISTILL_TEST_VLLM"
 START_SECONDS = 400  # 20 to 80 on two cores; more beside other work
 WIDE = 32  # vLLM's CPU attention serves no head of 16 dimensions, which the lab model has
 
@@ -67,15 +69,16 @@ def with_misleading_defaults(folder: Path) -> None:
 
 
 @contextmanager
-def serving(
-    environment: Path, model: Path, log: Path
-) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+def serving(model: Path, log: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """Start a server, wait until it answers, stop it and its children at the end."""
+    environment = os.environ.get(ENVIRONMENT)
+    if environment is None:
+        pytest.fail(f"{ENVIRONMENT} is not set; scripts/setup_vllm.sh FOLDER makes what it names")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [
-        environment / "bin" / "vllm", "serve", model, "--served-model-name", "m",
+        Path(environment) / "bin" / "vllm", "serve", model, "--served-model-name", "m",
         "--host", "127.0.0.1", "--port", port, "--max-model-len", 512, "--enforce-eager",
         "--dtype", "float32", "--logprobs-mode", "processed_logprobs",
         # On a CPU vLLM 0.32 ends when the prompt of a seeded request is cut into chunks ("CPU

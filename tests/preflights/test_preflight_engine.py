@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -33,12 +31,6 @@ from tests.helpers.fake_vllm import FakeVllm
 from tests.helpers.python import run_epistill
 from tests.helpers.served import serving, stop, widen_heads
 
-ENVIRONMENT = os.environ.get("EPISTILL_TEST_VLLM")
-real = pytest.mark.skipif(
-    ENVIRONMENT is None,
-    reason="NO REAL vLLM SERVER: preflight over it was not tested; scripts/setup_vllm.sh FOLDER, "
-    "then EPISTILL_TEST_VLLM=FOLDER",
-)
 AGREE = 1e-3  # nats per token, from the issue
 
 
@@ -243,12 +235,12 @@ def test_an_engine_that_dies_leaves_its_work(lab_model, tmp_path):
     assert again.calls == whole.calls - 7
 
 
-@real
+@pytest.mark.vllm
 def test_a_real_server(lab_model, tmp_path):
     """Log-probs agree, the control holds, masses lie within their bounds; it is killed, resumed."""
     model = widen_heads(lab_directory(), tmp_path / "model")
     log, cache = tmp_path / "server.log", tmp_path / "cache"
-    with serving(Path(ENVIRONMENT or ""), model, log) as (url, process):
+    with serving(model, log) as (url, process):
         config = config_of(url)
         engine = preflight_engine(config, cache)
         report = run_preflight(config, engine, cache)

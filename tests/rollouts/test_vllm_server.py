@@ -1,14 +1,13 @@
 """Against a real vLLM server: both engines agree, weights arrive, a killed server is survived.
 
-EPISTILL_TEST_VLLM=FOLDER, made by scripts/setup_vllm.sh FOLDER. One server for all of it.
+`.ci/vllm`, or EPISTILL_TEST_VLLM=FOLDER pytest -m vllm, where scripts/setup_vllm.sh FOLDER made it.
+One server for all of it.
 """
 
 from __future__ import annotations
 
-import os
 import threading
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -29,12 +28,7 @@ from epistill.tasks.star_search import star_problem
 from tests.helpers.fake_vllm import FakeVllm
 from tests.helpers.served import serving, stop, widen_heads, with_misleading_defaults
 
-ENVIRONMENT = os.environ.get("EPISTILL_TEST_VLLM")
-pytestmark = pytest.mark.skipif(
-    ENVIRONMENT is None,
-    reason="NO REAL vLLM SERVER: agreement of log-probs, reloaded weights, training and a killed "
-    "server were not tested; scripts/setup_vllm.sh FOLDER, then EPISTILL_TEST_VLLM=FOLDER",
-)
+pytestmark = pytest.mark.vllm
 AGREE = 1e-3  # nats per token, from the issue
 
 
@@ -49,7 +43,7 @@ def server(folder, tmp_path_factory):
     served = widen_heads(lab_directory(), tmp_path_factory.mktemp("served"))
     with_misleading_defaults(served)
     log = tmp_path_factory.mktemp("log") / "server.log"
-    with serving(Path(ENVIRONMENT or ""), served, log) as started:
+    with serving(served, log) as started:
         yield started
 
 
