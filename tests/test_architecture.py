@@ -23,6 +23,7 @@ FREE = {
 # Which folders (or modules) of the package each may import. `lab` is the lab's model.
 ALLOWED = {
     "errors": set(),
+    "hub": set(),
     "seeds": set(),
     "number_rows": set(),
     "thinking": set(),
@@ -49,7 +50,7 @@ ALLOWED = {
     "integrity": {"errors", "json_files"},
     "store": {"errors", "records", "integrity", "json_files"},
     "objective": set(),
-    "tasks": {"interrupts", "readers", "records", "config", "errors", "seeds", "thinking"},
+    "tasks": {"interrupts", "hub", "readers", "records", "config", "errors", "seeds", "thinking"},
     "metrics": {"records", "errors", "thinking", "word_rules"},
     "rollouts": {
         "thinking",
@@ -62,6 +63,7 @@ ALLOWED = {
         "objective",
         "tasks",
         "world",
+        "hub",
         "integrity",
         "json_files",
     },

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from epistill.config import SamplingConfig
+from epistill.rollouts import vllm_client
 from epistill.rollouts.engine import PromptRequest
 from epistill.rollouts.sampler import sample
 
@@ -24,8 +24,8 @@ class FakeVllm:
     """One server in a thread.
 
     `faults` is used up from the front, one per completion request: "ok", "429", "500", "garbage",
-    "few_choices", "few_tokens", "no_logprobs", "nan", "drop" (the connection), "slow" (longer than
-    any client waits), "die" (the server goes away). When it is used up, `always` holds.
+    "few_choices", "few_tokens", "no_logprobs", "nan", "drop" (the connection), "slow" (no answer
+    until the server stops), "die" (the server goes away). When it is used up, `always` holds.
     """
 
     def __init__(self, model, *, faults=(), always="ok", raw=False, retry_after=None, port=0):
@@ -33,7 +33,7 @@ class FakeVllm:
         self.raw, self.retry_after = raw, retry_after
         self.bodies, self.paths = [], []
         self.version, self.deaf, self.most, self.now = "default", False, 0, 0
-        self.lock = threading.Lock()
+        self.lock, self.stopped = threading.Lock(), threading.Event()
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -60,6 +60,7 @@ class FakeVllm:
         self.stop()
 
     def stop(self):
+        self.stopped.set()
         if self.thread.is_alive():
             self.http.shutdown()
             self.thread.join()
@@ -92,7 +93,7 @@ class FakeVllm:
             handler.connection.close()
             return 0, None
         if fault == "slow":
-            time.sleep(2.0)
+            self.stopped.wait()
         if fault.isdigit():
             return int(fault), json.dumps({"error": {"message": f"fault {fault}"}}).encode()
         if fault == "garbage":
@@ -184,6 +185,16 @@ class FakeVllm:
                 }
             )
         return found
+
+
+def impatient_with(server, monkeypatch, seconds=0.2):
+    """Clients give up on this one soon; others have the time that a busy machine takes."""
+    whole = vllm_client.exchange
+
+    def exchange(http, url, body, limit, most_bytes):
+        return whole(http, url, body, seconds if server.url in url else limit, most_bytes)
+
+    monkeypatch.setattr(vllm_client, "exchange", exchange)
 
 
 def spoil(reply, fault):

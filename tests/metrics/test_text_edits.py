@@ -90,7 +90,8 @@ def test_deleting_leaves_no_marker_and_swapping_no_old_one(text):
     ("rule", "said"),
     [
         ("remove wait", "is no edit"),
-        ("delete", "is no edit"),
+        ("delte wait", "is no edit; .* did you mean 'delete'"),
+        ("delete", "is no edit; .* or cut-rechecks$"),
         ("cut-rechecks now", "is no edit"),
         ("swap wait", "does not say what comes instead"),
         ("cut (", "no regular expression"),

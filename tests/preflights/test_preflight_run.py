@@ -14,6 +14,7 @@ from epistill.preflights.preflight_config import PreflightConfig
 from epistill.preflights.preflight_run import run_preflight
 from epistill.rollouts.in_process_engine import InProcessEngine
 from epistill.rollouts.model import LanguageModel
+from epistill.settings import checked
 
 CONFIG = PreflightConfig(
     model="lab",
@@ -182,13 +183,9 @@ def test_unlike_thinking_modes_can_be_allowed(lab_model, tmp_path):
     assert not found["control"]["holds"]  # the modes differ, and the control says so
 
 
-def test_an_unknown_context_is_named(lab_model, tmp_path):
-    with pytest.raises(EpistillError, match="no context 'solutoin'; expected some of none"):
-        run_preflight(
-            CONFIG.model_copy(update={"contexts": ("solutoin",)}),
-            InProcessEngine(lab_model),
-            tmp_path,
-        )
+def test_an_unknown_context_is_named_before_a_model_is_loaded():
+    with pytest.raises(EpistillError, match=r"no context 'solutoin'; .*; did you mean 'solution'"):
+        checked(PreflightConfig, {**CONFIG.model_dump(), "contexts": ["solutoin"]})
 
 
 def test_a_prompt_that_does_not_fit_is_left_out_and_counted(lab_model, tmp_path):

@@ -16,7 +16,7 @@ import random
 import re
 from collections.abc import Callable, Sequence
 
-from epistill.errors import EpistillError
+from epistill.errors import EpistillError, did_you_mean
 from epistill.metrics.lexicon import words_named
 from epistill.metrics.verification import reasoning_span, verification
 from epistill.metrics.words import fold, on_word_boundaries
@@ -71,9 +71,10 @@ def _edit(rule: str, share: float) -> _Edit:
     kind, _, rest = rule.strip().partition(" ")
     rest = rest.strip()
     if kind not in KINDS or bool(rest) is (kind == "cut-rechecks"):
+        near = "" if kind in KINDS else did_you_mean(kind, KINDS)
         raise EpistillError(
             f"{rule!r} is no edit; expected delete WORDS, swap WORDS=NEW, inject WORDS@PLACE, cut "
-            "PATTERN or cut-rechecks"
+            f"PATTERN or cut-rechecks{near}"
         )
     if kind == "cut-rechecks":
         return _cut_rechecks

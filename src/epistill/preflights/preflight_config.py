@@ -7,8 +7,10 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from epistill.config import SamplingConfig, TaskConfig
+from epistill.errors import did_you_mean
 from epistill.metrics.lexicon import PAPER
 from epistill.settings import Settings
+from epistill.teacher.context import NAMED_CONTEXTS
 
 
 class PreflightConfig(Settings):
@@ -51,6 +53,17 @@ class PreflightConfig(Settings):
         asked = self.teacher_thinking
         thinking = self.sampling.thinking if asked == "same" else asked
         return self.sampling.model_copy(update={"thinking": thinking})
+
+    @field_validator("contexts")
+    @classmethod
+    def _known_contexts(cls, contexts: tuple[str, ...]) -> tuple[str, ...]:
+        for name in contexts:
+            if name not in NAMED_CONTEXTS:
+                raise ValueError(
+                    f"no context {name!r}; expected some of {', '.join(NAMED_CONTEXTS)}"
+                    f"{did_you_mean(name, NAMED_CONTEXTS)}"
+                )
+        return contexts
 
     @field_validator("engine")
     @classmethod

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from epistill.environment import describe_environment
-from epistill.errors import EpistillError, did_you_mean
+from epistill.errors import EpistillError
 from epistill.evaluation.evaluate import eval_rows, summarise_evaluation
 from epistill.evaluation.stats import Estimate
 from epistill.metrics.lexicon import load_lexicon
@@ -129,12 +129,6 @@ def _chosen_contexts(config: PreflightConfig, problems: Sequence[Problem]) -> li
     )
     usual = ["answer", "sibling-no-think", "sibling", "feedback"]
     usual += ["solution-no-think", "solution"] if solved else []
-    for name in config.contexts:
-        if name not in NAMED_CONTEXTS:
-            raise EpistillError(
-                f"no context {name!r}; expected some of {', '.join(NAMED_CONTEXTS)}"
-                f"{did_you_mean(name, NAMED_CONTEXTS)}"
-            )
     return list(dict.fromkeys([*(config.contexts or usual), *controls]))
 
 

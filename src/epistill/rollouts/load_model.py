@@ -28,6 +28,7 @@ from transformers.utils.logging import disable_progress_bar, is_progress_bar_ena
 
 from epistill.config import SamplingConfig
 from epistill.errors import EpistillError, did_you_mean, first_line
+from epistill.hub import hub_or_cache
 from epistill.integrity import check_against_manifest
 from epistill.objective.products import use_fast_products
 from epistill.rollouts.model import LanguageModel
@@ -76,9 +77,10 @@ def load_model(
     source = model_source(name)
     if not sys.stderr.isatty():
         disable_progress_bar()  # a bar in a log file is noise
-    tokenizer = load_tokenizer(source, name, trust_remote_code, chat_template)
-    _refuse_pickled_adapter(source, name)
-    network: Any = _load_network(source, name, dtype, trust_remote_code)
+    with hub_or_cache(wanted=_needs_hub(source)):
+        tokenizer = load_tokenizer(source, name, trust_remote_code, chat_template)
+        _refuse_pickled_adapter(source, name)
+        network: Any = _load_network(source, name, dtype, trust_remote_code)
     try:
         network = network.to(device)
     except (RuntimeError, AssertionError) as error:
@@ -97,18 +99,19 @@ def load_without_weights(name: str, *, chat_template: str | None = None) -> Lang
         EpistillError: Not found, or no tokenizer.
     """
     source = model_source(name)
-    tokenizer = load_tokenizer(source, name, False, chat_template)
-    try:
-        config = AutoConfig.from_pretrained(source)
-        with torch.device("meta"):
-            network = _LOADER.from_config(config)
-    except (OSError, ValueError) as error:
-        raise EpistillError(
-            f"model {name!r} could not be read: {first_line(error)}; expected a causal LM's "
-            "config.json beside the tokenizer"
-        ) from error
-    with suppress(OSError):  # a model need not have one
-        network.generation_config = GenerationConfig.from_pretrained(source)
+    with hub_or_cache(wanted=_needs_hub(source)):
+        tokenizer = load_tokenizer(source, name, False, chat_template)
+        try:
+            config = AutoConfig.from_pretrained(source)
+            with torch.device("meta"):
+                network = _LOADER.from_config(config)
+        except (OSError, ValueError) as error:
+            raise EpistillError(
+                f"model {name!r} could not be read: {first_line(error)}; expected a causal LM's "
+                "config.json beside the tokenizer"
+            ) from error
+        with suppress(OSError):  # a model need not have one
+            network.generation_config = GenerationConfig.from_pretrained(source)
     return LanguageModel(network.eval(), tokenizer, name)
 
 
@@ -183,6 +186,11 @@ def model_source(name: str) -> str:
         for file in directory.iterdir():  # a run wrote it, with checksums
             check_against_manifest(directory.parent, f"{inside.name}/{file.name}")
     return str(directory)
+
+
+def _needs_hub(source: str) -> bool:
+    """Whether some of it may have to come from there: all, or an adapter's base."""
+    return not Path(source).exists() or (Path(source) / "adapter_config.json").is_file()
 
 
 def _gguf_file(path: Path, name: str) -> Path | None:

@@ -58,7 +58,7 @@ def sample(
     Raises:
         BudgetExceeded: A prompt plus `max_new_tokens` is longer than the model can read.
     """
-    _check_budget(model, requests, sampling)
+    check_budget(model, requests, sampling)
     order = sorted(range(len(requests)), key=lambda i: len(requests[i].ids))
     per_batch = max(1, sampling.batch_rows // samples)
     found: dict[int, list[Rollout]] = {}
@@ -135,9 +135,10 @@ def decode_text(
     return text[: min((text.find(one) for one in stop if one in text), default=None)]
 
 
-def _check_budget(
+def check_budget(
     model: LanguageModel, requests: Sequence[PromptRequest], sampling: SamplingConfig
 ) -> None:
+    """Refuse prompts that leave no room for `max_new_tokens` (`BudgetExceeded`)."""
     limit = model.max_positions
     longest = max((len(request.ids) for request in requests), default=0)
     if limit is not None and longest + sampling.max_new_tokens > limit:

@@ -75,9 +75,6 @@ def check_names(spec: StudySpec) -> None:
     for probe in spec.probes:
         _once(f"probe {probe.id!r}: contexts", probe.contexts)
         _exist(probe.contexts, NAMED_CONTEXTS, f"probe {probe.id!r}", "a context")
-    for preflight in spec.preflights:
-        where = f"preflight {preflight.id!r}"
-        _exist(preflight.settings.contexts, NAMED_CONTEXTS, where, "a context")
     for name, preset in spec.presets.items():
         where = f"preset {name!r}"
         _exist(preset.arms, arms, where, "an arm")

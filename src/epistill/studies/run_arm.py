@@ -29,6 +29,7 @@ from epistill.rollouts.load_model import load_model
 from epistill.rollouts.model import LanguageModel, with_lora
 from epistill.seeds import derive_seed
 from epistill.store import RunStore, read_json
+from epistill.studies.check_inputs import check_run
 from epistill.studies.step_lines import steps_without_signal
 from epistill.tasks.grading import Grader
 from epistill.training.loop import train_student
@@ -70,6 +71,7 @@ def run(
             return store
         config = config.model_copy(update={"microbatch_tokens": tokens})
         student = load_student(config, world.device(config.device))
+        check_run(config, student)
         if config.microbatch_tokens == "auto":
             tokens = fitting_microbatch_tokens(config, student, world)
             config = config.model_copy(update={"microbatch_tokens": tokens})

@@ -8,7 +8,6 @@ are: each has the threads that the study gives it.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections import Counter
@@ -18,23 +17,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from epistill.config import TaskConfig
 from epistill.errors import EpistillError, damaged
 from epistill.inputs import read_settings
 from epistill.method_import import without_folders
 from epistill.report.study_page import write_report
-from epistill.rollouts.load_model import model_source
 from epistill.store import RunStore, read_json, write_atomic, write_json
+from epistill.studies.check_inputs import check_jobs
 from epistill.studies.executors import Executor, LocalProcesses
 from epistill.studies.jobs import begin_job
 from epistill.studies.spec import Arm, LabWorld, Preflight, Probe, StudySpec, without_analysis
 from epistill.studies.step_lines import silence
 from epistill.studies.study_summary import report_line, summarise_study
-from epistill.tasks.coverage import make_curriculum
 
 REPORT_EVERY_S = 120.0
 DRAWING_SHARE = 0.02  # of the time at most; a page of hundreds of runs takes seconds
@@ -126,7 +122,7 @@ def run_study(
     with RunStore(out).locked():
         worlds, jobs = world_jobs(spec, out), jobs_of(spec, out)
         if ray is None:  # a cluster's nodes may have what this machine has not
-            _check_inputs(jobs, out)
+            check_jobs({job.name: job.payload for job in jobs if job.result is None}, out)
         _claim_folder(spec, out)
         clock = _Clock(out)
 
@@ -146,27 +142,6 @@ def run_study(
             for some in (worlds, jobs):
                 _run_jobs(some, executors, progress, render, clock, on_finished)
         return render()
-
-
-def _check_inputs(jobs: Sequence[Job], out: Path) -> None:
-    """Models and data of the jobs that are still to be done are there, before the first begins."""
-    seen: set[tuple[str, int | None]] = set()
-    for job in jobs:
-        settings = next(iter(job.payload.values()))
-        settings = settings.get("settings", settings)
-        if job.result is not None:
-            continue
-        key = (json.dumps([settings["model"], settings["task"]]), settings.get("coverage"))
-        if key in seen:
-            continue
-        seen.add(key)
-        try:
-            if not Path(settings["model"]).is_relative_to(out):  # its worlds come first
-                model_source(settings["model"])
-            task = TypeAdapter[TaskConfig](TaskConfig).validate_python(settings["task"])
-            make_curriculum(task, settings.get("coverage"), job.seed)
-        except EpistillError as error:
-            raise EpistillError(f"{job.name}: {error}") from error
 
 
 def _claim_folder(spec: StudySpec, out: Path) -> None:

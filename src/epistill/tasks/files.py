@@ -130,11 +130,14 @@ def _from_hub(source: str) -> str:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError
 
+    from epistill.hub import hub_or_cache
+
     parts = source.removeprefix(HUB_FILE).split("/", 2)
     if len(parts) < 3:
         raise EpistillError(f"{source!r} names no file; expected {HUB_FILE}org/name/file.jsonl")
     try:
-        return hf_hub_download("/".join(parts[:2]), parts[2], repo_type="dataset")
+        with hub_or_cache():
+            return hf_hub_download("/".join(parts[:2]), parts[2], repo_type="dataset")
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise EpistillError(
             f"{source!r} could not be downloaded ({first_line(error)}); check the "
@@ -164,10 +167,13 @@ def _near(source: str) -> str:
 def _read_dataset(source: str, path: Path, split: str) -> list[Mapping[str, Any]]:
     import datasets
 
+    from epistill.hub import hub_or_cache
+
     name, _, config = source.partition(":")
     named = (str(path), None) if path.is_dir() else (name, config or None)
     try:
-        return [dict(row) for row in datasets.load_dataset(*named, split=split)]
+        with hub_or_cache(wanted=not path.is_dir()):
+            return [dict(row) for row in datasets.load_dataset(*named, split=split)]
     except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: it has a script
         raise EpistillError(
             f"no file or folder {source!r}, and as a dataset name with split {split!r} it could "
