@@ -85,6 +85,7 @@ DEEP = "[" * 200_000
         (CodeTests((CodeTest(DEEP, "1"),), "f").to_json(), "def f(x): return 1", "unreadable"),
         (CodeTests((CodeTest("1", DEEP),), "f").to_json(), "def f(x): return 1", "wrong"),
         (LENGTH.replace("6.0", "NaN"), "def f(x): return 1", "unreadable"),
+        (LENGTH.replace("6.0", "1e300"), "def f(x): return 1", "unreadable"),
     ],
 )  # fmt: skip
 def test_whatever_a_program_does_and_whatever_its_tests_are_a_grade_comes_out(answer, code, status):

@@ -19,6 +19,7 @@ from epistill.tasks.answers import extract_code
 from epistill.tasks.sandbox import Execution, Limits, run_python
 
 TIME_LIMIT_S = 6.0  # per test; LiveCodeBench's own
+MOST_TIME_LIMIT_S = 3600.0
 SHOWN = 200
 
 
@@ -44,12 +45,12 @@ class CodeTests:
     Attributes:
         function: The function (of `class Solution` where there is one) that is called; None where
             programs read stdin.
-        time_limit_s: Wall-clock per test.
+        time_limit_s: Wall-clock per test; at most an hour.
     """
 
     tests: tuple[CodeTest, ...]
     function: str | None = None
-    time_limit_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = TIME_LIMIT_S
+    time_limit_s: Annotated[float, Field(gt=0, le=MOST_TIME_LIMIT_S)] = TIME_LIMIT_S
 
     def __post_init__(self) -> None:
         if not self.tests:
