@@ -17,7 +17,7 @@ from epistill.preflights.preflight_config import PreflightConfig
 from epistill.preflights.preflight_engine import preflight_engine
 from epistill.preflights.preflight_run import run_preflight
 from epistill.records import Message
-from epistill.rollouts import vllm_engine
+from epistill.rollouts import vllm_client, vllm_engine
 from epistill.rollouts.align import align
 from epistill.rollouts.engine import PromptRequest
 from epistill.rollouts.in_process_engine import InProcessEngine
@@ -166,6 +166,21 @@ def test_the_chat_template_reaches_a_served_model(tmp_path):
     assert render_prompt(outline.tokenizer, [Message("user", "gold")]).text == "gold!"
     with pytest.raises(EpistillError, match="cannot be read"):
         load_without_weights("lab", chat_template=str(tmp_path))
+
+
+def test_a_server_that_does_not_say_what_it_serves_is_left_soon(lab_model, tmp_path, monkeypatch):
+    limits = []
+
+    async def exchange(http, url, body, seconds, most_bytes):
+        limits.append(seconds)
+        raise TimeoutError
+
+    monkeypatch.setattr(vllm_client, "exchange", exchange)
+    hasty = partial(Client, sleep=lambda seconds: None)
+    monkeypatch.setattr("epistill.preflights.preflight_engine.Client", hasty)
+    with pytest.raises(EpistillError, match="no reply within 30 s"):
+        preflight_engine(config_of("http://127.0.0.1:9"), tmp_path)
+    assert limits == [30.0] * 4
 
 
 def test_nobody_there_is_one_line(tmp_path):

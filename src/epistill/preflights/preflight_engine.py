@@ -29,6 +29,7 @@ from epistill.rollouts.vllm_weights import probe_ids
 
 PROBES = "served-models.json"
 SAME_SERVERS_NATS = 0.05  # mean gap between servers of one model, in their own arithmetic
+LISTING_SECONDS = 30.0  # what a server says of itself costs it nothing
 SAME_CACHE_NATS = 1e-3  # largest gap at which earlier results are reused
 
 
@@ -100,7 +101,7 @@ def _model_at(url: str, wanted: str, api_key: str | None) -> tuple[str, int | No
         EpistillError: No server there, or it serves several models and none has the wanted name.
     """
     server = Server(url)
-    client = Client([server], api_key=api_key)
+    client = Client([server], api_key=api_key, timeout=LISTING_SECONDS)
     try:
         told = client.patiently(lambda: read_reply(ServedModels, client.call(server, "/v1/models")))
     except UnusableReply as failure:
