@@ -27,6 +27,17 @@ MEASURE_TITLES = {
     "length_tokens": "length (tokens)",
     "density_per_1k_tokens": "markers per 1,000 tokens",
 }
+# Of claims, which may rest on any measure of evaluations or of the training.
+OTHER_TITLES = {
+    "early_reward": "score on training problems, first steps",
+    "markers_per_response": "markers per response",
+    "unreadable_share": "share without a readable answer",
+    "verified_share": "answers verified",
+    "committed_share": "answers given unverified",
+    "candidates": "candidates",
+    "first_commitment": "first commitment, share of the reasoning",
+    "forced_tokens": "forced tokens",
+}
 SURFACE_TITLES = {"score": "OOD score", "density_per_1k_tokens": "markers per 1,000 tokens"}
 UNTRAINED = "#8a8a8a"
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x")  # as dashes
@@ -54,8 +65,8 @@ def study_plots(report: Mapping[str, Any]) -> list[Plot]:
 
 def measure_title(measure: str) -> str:
     """The name that plots give a measure of claims, which may be one of the training."""
-    name = measure.removeprefix("train_")
-    return CURVE_TITLES.get(name, MEASURE_TITLES.get(name, measure))
+    titles = MEASURE_TITLES | CURVE_TITLES | OTHER_TITLES
+    return titles.get(measure.removeprefix("train_"), measure)
 
 
 def _probe_plot(probe: Mapping[str, Any]) -> Plot | None:
@@ -170,6 +181,7 @@ def _change_plot(arms: Sequence[Arm], colours: Mapping[str | None, str]) -> Plot
     amounts = sorted({_coverage(arm): _amount(arm) for arm, _ in changed}.items(), reverse=True)
     symbols = dict(zip(dict(amounts), itertools.cycle(SYMBOLS), strict=False))
     traces: dict[str, list[go.Scatter]] = {}
+    again = [name for name in colours if name is not None][len(PALETTE) :]  # colours used before
     for arm, change in changed:
         name = arm["method"] or "untrained"
         look = {
@@ -178,7 +190,8 @@ def _change_plot(arms: Sequence[Arm], colours: Mapping[str | None, str]) -> Plot
             "hovertext": arm["label"],
             "mode": "markers",
             "marker": {
-                "color": colours[arm["method"]], "size": 10, "symbol": symbols[_coverage(arm)],
+                "color": colours[arm["method"]], "size": 10,
+                "symbol": symbols[_coverage(arm)] + ("-open" if name in again else ""),
             },
         }  # fmt: skip
         x, y = [change["density_per_1k_tokens"]], [change["score"]]
@@ -199,7 +212,8 @@ def _change_plot(arms: Sequence[Arm], colours: Mapping[str | None, str]) -> Plot
         "change",
         "What happened to doubt, and what happened to OOD",
         "Change against the untrained base on the out-of-distribution sets, 95 % intervals. Colour "
-        "is the method, symbol the number of training problems; hover for the arm.",
+        "is the method, symbol the number of training problems; hover for the arm."
+        + (" Open symbols: methods beyond the first dozen." if again else ""),
         (panel(*every, **labels, height=480),),
     )
 
