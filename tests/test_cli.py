@@ -229,6 +229,12 @@ def test_the_help_of_every_command_shows_an_example_of_it():
         ("methods rlsdd", "rlsd"),
         ("measure problems.jsonl --lexicon paper-ne", "paper-en"),
         ("measure problems.jsonl --problem-field questoin", "question"),
+        ("measure problms.jsonl", "problems.jsonl"),
+        ("measure problems.jsonl --response-field respones", "response"),
+        ("grade problems.jsonl --answer-field anwser", "answer"),
+        ("grade problems.jsonl --grader mth", "math"),
+        ("compare problems.jsonl problems.jsonl --problem-field questoin", "question"),
+        ("edit problems.jsonl --rule delte --out out.jsonl", "delete"),
         ("preflight lab --data star-search --contexts solutoin", "solution"),
         ("study lab --preset quik", "quick"),
         ("mesure problems.jsonl", "measure"),
@@ -271,6 +277,11 @@ NAMED = {
         ("eval", "lab", "--data", "star-search", "--dtype", "f8"),
         "--dtype is 'f8'",
     ),
+    "of several words": (
+        ("eval", "lab", "--data", "star-search", "--max-new-tokens", "5000"),
+        "a prompt of 57 tokens plus --max-new-tokens=5000 is longer",
+    ),
+    "a short one": ((*TRAIN, "-k", "1"), "-k is 1; expected at least 2"),
     "a task's": (("eval", "lab", "--data", "star-search:1x1"), "task 'star-search:1x1': arms: "),
 }
 
@@ -281,6 +292,14 @@ def test_an_error_names_the_flag_that_was_typed(arguments, begins, monkeypatch):
     error = CliRunner().invoke(app, arguments).exception
     assert isinstance(error, EpistillError)
     assert str(error).startswith(begins)
+
+
+def test_a_path_keeps_its_name(tmp_path, monkeypatch):
+    folder = tmp_path / "max_new_tokens"
+    arguments = ["eval", str(folder), "--data", "star-search", "--max-new-tokens", "8"]
+    monkeypatch.setattr(sys, "argv", ["epistill", *arguments])
+    error = CliRunner().invoke(app, arguments).exception
+    assert str(folder) in str(error)
 
 
 def test_a_setting_of_a_file_keeps_its_name(tmp_path):

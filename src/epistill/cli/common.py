@@ -136,21 +136,37 @@ def _declared(one: inspect.Parameter) -> inspect.Parameter:
     )
 
 
+# A name of several words that is no part of a path, a quotation or a longer name.
+_SETTING = re.compile(r"""(?<![\w/.'"-])[a-z]+(?:_[a-z]+)+(?![\w/'"-])""")
+
+
 def _as_typed(message: str, parameters: Sequence[inspect.Parameter]) -> str:
     """An error about a setting, with the flag that gave it in place of the setting's name.
 
-    "sampling.top_p: ..." and "lora.rank: ..." become "--top-p: ..." and "--lora-rank: ...".
+    "sampling.top_p: ..." and "lora.rank: ..." become "--top-p: ..." and "--lora-rank: ...", and so
+    do names of several words that come later.
     """
+    flags = {one.name: _flag(one) for one in parameters if _is_option(one) and "_" in one.name}
     found = re.match(r"([\w.-]+)(?=: | is )", message)
     parts = found[1].split(".") if found else []
     for one in parameters:
-        (flag,) = one.annotation.__metadata__
-        offered = one.kind is inspect.Parameter.KEYWORD_ONLY or flag.names
-        if found and offered and one.name in (*parts, "_".join(parts)):
-            names = flag.names or (f"--{one.name.replace('_', '-')}",)
-            typed = (n for n in names for a in sys.argv if a.split("=")[0] == n)
-            return next(typed, names[-1]) + message[found.end() :]
-    return message
+        if found and _is_option(one) and one.name in (*parts, "_".join(parts)):
+            message = _flag(one) + message[found.end() :]
+            break
+    return _SETTING.sub(lambda name: flags.get(name[0], name[0]), message)
+
+
+def _is_option(one: inspect.Parameter) -> bool:
+    (flag,) = one.annotation.__metadata__
+    return one.kind is inspect.Parameter.KEYWORD_ONLY or bool(flag.names)
+
+
+def _flag(one: inspect.Parameter) -> str:
+    """The spelling of an option that was typed, else its long one."""
+    (flag,) = one.annotation.__metadata__
+    names = flag.names or (f"--{one.name.replace('_', '-')}",)
+    typed = (n for n in names for a in sys.argv if a.split("=")[0] == n)
+    return next(typed, names[-1])
 
 
 def _as_taken(one: inspect.Parameter, value: Any) -> Any:

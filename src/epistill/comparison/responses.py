@@ -17,7 +17,7 @@ import numpy as np
 import orjson
 
 from epistill.comparison.sources import Source
-from epistill.errors import EpistillError
+from epistill.errors import EpistillError, did_you_mean
 from epistill.metrics.verification import Checked, checked_response
 from epistill.readers.record_files import pieces_of, read_piece
 from epistill.records import GraderName
@@ -26,6 +26,7 @@ from epistill.traces.fields import Trace
 from epistill.traces.file_counts import Reading, hash64, identity_key
 from epistill.traces.measure import (
     Options,
+    fields_found,
     shorten,
     tabulator,
     usable,
@@ -176,10 +177,13 @@ def read_side(source: Source, settled: Mapping[Path, Options], options: Options)
                 raise EpistillError(f"{' or '.join(map(str, files))}: {error}") from error
         if not responses:
             reasons = ", ".join(filter(None, (side.readings[path].reasons() for path in files)))
+            found = fields_found(files[0])
+            named = (n for n in (options.response_field, options.problem_field) if n not in found)
             raise EpistillError(
                 f"{files[0]}: no response can be used ({reasons or 'zero rows'}); expected "
-                "responses and what tells their problems apart; name the fields with "
-                "--response-field and --problem-field"
+                "responses and what tells their problems apart; fields found: "
+                f"{', '.join(found)}; name them with --response-field and --problem-field"
+                f"{did_you_mean(next(filter(None, named), ''), found)}"
             )
     side.draw(options.keep)
     for setting, value in (source.settings or {}).items():

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from epistill.errors import EpistillError
+from epistill.errors import EpistillError, did_you_mean
 from epistill.library.results import (
     Export,
     Flag,
@@ -158,8 +158,9 @@ def grade(
     at_least("--workers", workers, 1)
     if not 0 < time_limit < math.inf:
         raise EpistillError(f"--time-limit is {time_limit:g}; expected finite seconds above 0")
-    if grader not in (None, "math", "choice", "exact"):
-        raise EpistillError(f"--grader is {grader!r}; expected math, choice or exact")
+    if grader is not None and grader not in (known := ("math", "choice", "exact")):
+        near = did_you_mean(grader, known)
+        raise EpistillError(f"--grader is {grader!r}; expected math, choice or exact{near}")
     from epistill.traces.grade import grade_files
     from epistill.traces.measure_summary import skipped_of, unread_of
     from epistill.traces.references import GradeOptions

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from epistill.errors import EpistillError
+from epistill.errors import EpistillError, did_you_mean
 from epistill.readers import binary_records, text_records
 from epistill.readers.text_records import BOM, Parsed, Unusable
 
@@ -70,8 +70,17 @@ def find_files(paths: Iterable[Path]) -> list[Path]:
         elif path.is_file():
             found.append(path)
         else:
-            raise EpistillError(f"no file {path}; expected JSON lines or parquet; check the path")
+            raise EpistillError(
+                f"no file {path}; expected JSON lines or parquet; check the path{near_file(path)}"
+            )
     return found
+
+
+def near_file(path: Path, *others: str) -> str:
+    """What was meant by a path that leads nowhere: a file beside it, or another choice."""
+    folder = path.expanduser().parent
+    beside = [str(file) for file in folder.iterdir()][:1000] if folder.is_dir() else []
+    return did_you_mean(str(path), [*others, *(name for name in beside if name != str(path))])
 
 
 def stem_of(path: Path) -> str:

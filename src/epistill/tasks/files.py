@@ -23,8 +23,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from epistill.errors import EpistillError, did_you_mean, first_line
-from epistill.readers.record_files import SUFFIXES, read_records
+from epistill.errors import EpistillError, first_line
+from epistill.readers.record_files import SUFFIXES, near_file, read_records
 from epistill.readers.text_records import Unusable
 from epistill.records import GraderName, Message, Problem
 from epistill.tasks.linear_patterns import linear_pattern
@@ -41,6 +41,7 @@ EXPECTED = (
     "or a `solution` that ends in an answer"
 )
 HUB_FILE = "hf://datasets/"
+GENERATED = "star-search"  # a task that may have been meant
 _GSM8K_END = linear_pattern(r"####[ \t]*([^\n]+)\s*$")
 _FORMULA = linear_pattern(r"\$+[^$\n]+\$+")
 _CHOICE = linear_pattern(r"\(?[A-J]\)?")
@@ -112,7 +113,7 @@ def _read_records(source: str, split: str) -> list[Mapping[str, Any]]:
     if not path.is_file():
         raise EpistillError(
             f"no file {source!r}; expected a .jsonl or .parquet file, a folder, or a dataset "
-            f"name; check the path{_near(source)}"
+            f"name; check the path{near_file(Path(source), GENERATED)}"
         )
     records: list[Mapping[str, Any]] = []
     for number, record in read_records(path) if path.stat().st_size else ():
@@ -157,13 +158,6 @@ def _is_older(source: str, record: Mapping[str, Any], since: str | None) -> bool
     return str(date)[:10] < since
 
 
-def _near(source: str) -> str:
-    """What was meant: the generated world, or a file beside the one that is not there."""
-    folder = Path(source).expanduser().parent
-    beside = [str(file) for file in folder.iterdir()][:1000] if folder.is_dir() else []
-    return did_you_mean(source, ["star-search", *(name for name in beside if name != source)])
-
-
 def _read_dataset(source: str, path: Path, split: str) -> list[Mapping[str, Any]]:
     import datasets
 
@@ -178,7 +172,7 @@ def _read_dataset(source: str, path: Path, split: str) -> list[Mapping[str, Any]
         raise EpistillError(
             f"no file or folder {source!r}, and as a dataset name with split {split!r} it could "
             f"not be loaded: {first_line(error)}; expected a .jsonl or .parquet file, a folder, or "
-            f"such a name{_near(source)}"
+            f"such a name{near_file(Path(source), GENERATED)}"
         ) from error
 
 

@@ -79,7 +79,7 @@ def edit_files(
             before.append(count_words(trace.text))
             rows.append(_edited(trace, problem, edits, options, (seed, path.name, len(rows))))
         if not reading.used:
-            raise nothing_used(path, reading)
+            raise nothing_used(path, reading, options.response_field)
         readings[str(path)] = describe_reading(reading)
     kept = range(len(rows))
     if match_lengths is not None:
@@ -156,7 +156,7 @@ def _lengths(path: Path, options: GradeOptions) -> list[int]:
         for trace, _ in _traces(one, options, reading)
     ]
     if not found:
-        raise nothing_used(path, reading)
+        raise nothing_used(path, reading, options.response_field)
     return found
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from epistill.errors import EpistillError
+from epistill.errors import EpistillError, did_you_mean
 from epistill.evaluation.stats import bootstrap_ratio
 from epistill.readers.record_files import find_files, stem_of
 from epistill.readers.text_records import Unusable
@@ -31,7 +31,7 @@ from epistill.tasks.grading import NO_FRAME, Grader
 from epistill.traces import fields
 from epistill.traces.fields import Trace
 from epistill.traces.file_counts import Reading, hash64
-from epistill.traces.measure import nothing_used
+from epistill.traces.measure import fields_found, nothing_used
 from epistill.traces.measure_summary import describe_reading
 from epistill.traces.problem_keys import problem_key
 from epistill.traces.references import (
@@ -131,7 +131,7 @@ def _grade_file(
                 for record in _grade_batch(batch, chosen, told, lookup, grader, totals):
                     file.write(_line(record))
         if not totals.reading.used:
-            raise _nothing_graded(path, totals.reading)
+            raise _nothing_graded(path, totals.reading, options)
         temporary.replace(place)
     except OSError as error:
         raise EpistillError(
@@ -153,12 +153,14 @@ def _line(record: Mapping[str, Any]) -> bytes:
         return json.dumps(plain).encode() + b"\n"
 
 
-def _nothing_graded(path: Path, reading: Reading) -> EpistillError:
+def _nothing_graded(path: Path, reading: Reading, options: GradeOptions) -> EpistillError:
     if not reading.fields["response"]:
-        return nothing_used(path, reading)
+        return nothing_used(path, reading, options.response_field)
+    found = fields_found(path)
     return EpistillError(
-        f"{path}: none of {reading.read} responses can be graded: {reading.reasons()}; name the "
-        "field of the reference answer with --answer-field, or a file of problems with --problems"
+        f"{path}: none of {reading.read} responses can be graded: {reading.reasons()}; fields "
+        f"found: {', '.join(found)}; name that of the reference answer with --answer-field, or a "
+        f"file of problems with --problems{did_you_mean(options.answer_field or '', found)}"
     )
 
 

@@ -112,7 +112,7 @@ def measure_files(paths: Sequence[Path], options: Options, *, workers: int = 1) 
         for _ in pieces:
             _merge(whole, next(parts), options)
         if not whole.reading.used:
-            raise nothing_used(path, whole.reading)
+            raise nothing_used(path, whole.reading, options.response_field)
         check_problem_field(path, whole.reading, options)
         if options.by is not None and set(whole.groups) == {NO_GROUP}:
             raise _no_field(path, "--by", options.by)
@@ -301,14 +301,15 @@ def _check_groups(found: Measured, options: Options) -> None:
         )
 
 
-def nothing_used(path: Path, reading: Reading) -> EpistillError:
-    """Why a file gave nothing, with the fields it has."""
+def nothing_used(path: Path, reading: Reading, named: str | None) -> EpistillError:
+    """Why a file gave nothing, with the fields it has; `named` is what the user called one."""
     if not reading.read:
         return EpistillError(f"{path} has zero rows; expected at least one record")
+    found = fields_found(path)
     return EpistillError(
         f"{path}: none of {reading.read} responses can be used: {reading.reasons()}; fields "
-        f"found: {_fields_found(path)}; expected one of "
-        "response, completion, output, generation, messages, ... or name it with --response-field"
+        f"found: {', '.join(found)}; expected one of response, completion, output, generation, "
+        f"messages, ... or name it with --response-field{did_you_mean(named or '', found)}"
     )
 
 
@@ -320,12 +321,14 @@ def check_problem_field(path: Path, reading: Reading, options: Options) -> None:
 
 
 def _no_field(path: Path, flag: str, name: str) -> EpistillError:
-    found = _fields_found(path)
-    near = did_you_mean(name, found.split(", ")) or "; check the name"
-    return EpistillError(f"{path}: no response has {flag} {name!r}; fields found: {found}{near}")
+    found = fields_found(path)
+    near = did_you_mean(name, found) or "; check the name"
+    return EpistillError(
+        f"{path}: no response has {flag} {name!r}; fields found: {', '.join(found)}{near}"
+    )
 
 
-def _fields_found(path: Path) -> str:
+def fields_found(path: Path) -> list[str]:
     """The fields of the first record of a file."""
     first = next(
         (
@@ -337,4 +340,4 @@ def _fields_found(path: Path) -> str:
         ),
         {},
     )
-    return ", ".join(sorted(first)) or "none"
+    return sorted(first) or ["none"]

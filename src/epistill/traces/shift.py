@@ -202,7 +202,7 @@ def _first_pass(files: _Set, options: Options, workers: int) -> _Seen:
         whole.merge(found)
     first = next(iter(files.settled))
     if not whole.reading.used:
-        raise nothing_used(first, whole.reading)
+        raise nothing_used(first, whole.reading, files.settled[first].response_field)
     check_problem_field(first, whole.reading, options)
     notes = (one.note for one in files.settled.values())
     whole.reading.notes.update({note: 0 for note in notes if note is not None})
