@@ -142,6 +142,12 @@ def _most_bytes(entries: int) -> int:
     return BYTES_BESIDE + BYTES_PER_ENTRY * entries
 
 
+def is_served(sampling: SamplingConfig) -> bool:
+    """Whether a server's replies to these settings can be used."""
+    filtered = sampling.top_p < 1.0 or sampling.top_k is not None
+    return not (sampling.stop or filtered or sampling.has_rules)
+
+
 def sample_request(
     model: str,
     prompt: Sequence[int],

@@ -7,7 +7,7 @@ train together, the first one asks the servers for all, and an error is the same
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -86,6 +86,7 @@ class VllmEngine:
         self._handed_over = False
         self._version: int | None = None
         self._probe: tuple[float, ...] | None = None
+        self._pushed: Push | None = None
         self._begun: _Begun | None = None
         self._background = ThreadPoolExecutor(1, thread_name_prefix="ahead")
 
@@ -220,20 +221,27 @@ class VllmEngine:
             self._served_name, ids, start, top_k=top_k, vocabulary=self._vocabulary
         )
 
-    def refresh(self, student: LanguageModel, step: int) -> dict[str, Any]:
-        """Push the student's weights if it is time; what `Push` says, or nothing.
+    def refresh(self, student: LanguageModel, step: int, *, now: bool = False) -> dict[str, Any]:
+        """Push the student's weights if it is time; what `Push` says of them, if they are there.
+
+        Args:
+            student: The trainer's weights.
+            step: Optimiser batches they have seen.
+            now: It is time unless these are there already.
 
         Raises:
             ServersLost: No server took them.
         """
-        if self._version is not None and step - self._version < self._push_every:
-            return {}
-        found = _by_first(lambda: asdict(self.push_weights(student, step)))
-        self._version = step
-        return found
+        every = 1 if now else self._push_every
+        if self._version is not None and step - self._version < every:
+            return asdict(self._pushed) if self._pushed and self._version == step else {}
+        self._pushed = self.push_weights(student, step)
+        return asdict(self._pushed)
 
     def push_weights(self, student: LanguageModel, version: int) -> Push:
         """Give every server new weights; servers that were lost and answer again come back.
+
+        All processes of a run call it together. What is being written ahead is waited for.
 
         Args:
             student: Written to `weights_folder`, adapters merged.
@@ -248,6 +256,8 @@ class VllmEngine:
                 "server can read"
             )
         ids = probe_ids(len(self.tokenizer))
+        if self._begun is not None and self._begun.replies is not None:
+            wait([self._begun.replies])
         write_weights(student, self._folder)
         expected = probe_log_probs(student, ids)
         push = partial(
@@ -259,11 +269,17 @@ class VllmEngine:
             expected=expected,
             expected_before=self._probe,
         )
-        gaps = self.client.each(push, self.client.servers)
-        self._version, self._probe = version, expected
+
+        def pushed() -> dict[str, float]:
+            if not (gaps := self.client.each(push, self.client.servers)):
+                raise self.client.lost_error()
+            return gaps
+
         self._finished.clear()
-        if not gaps:
-            raise self.client.lost_error()
+        try:
+            gaps: dict[str, float] = _by_first(pushed)
+        finally:
+            self._version, self._probe = version, expected
         return Push(version, tuple(gaps), max(gaps.values()))
 
     def request_counts(self) -> dict[str, int]:

@@ -12,11 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from torch import Tensor
 
 from epistill.errors import EpistillError
 from epistill.objective import token_log_probs
@@ -25,9 +22,10 @@ from epistill.rollouts.model import LanguageModel
 from epistill.rollouts.vllm_api import WeightInfo, read_reply
 from epistill.rollouts.vllm_client import COMPLETIONS, Client
 from epistill.rollouts.vllm_server import Refused, Server, ServerRequest, UnusableReply, shown_reply
+from epistill.rollouts.weights_file import WEIGHTS, merged_tensors, write_model
 from epistill.seeds import named_random
+from epistill.world import current_world
 
-WEIGHTS = "model.safetensors"
 PROBE_TOKENS = 32
 # The probe's mean gap between trainer and server may be .05 nats plus 2 % of the log-probs' mean
 # size: several times what bfloat16 costs, far less than what other weights cost.
@@ -55,49 +53,30 @@ class Push:
 def write_weights(model: LanguageModel, folder: Path) -> None:
     """Write the model's whole weights as one file, adapters merged; an old file stays until then.
 
+    All processes of a run call it together.
+
     Raises:
         EpistillError: No room, or no permission.
     """
     temporary = folder / f".{WEIGHTS}.{os.getpid()}.tmp"
-    network: Any = model.causal_lm()
-    try:
-        temporary.mkdir(parents=True, exist_ok=True)
-        network.save_pretrained(
-            temporary, state_dict=_merged(network), max_shard_size="100TB", safe_serialization=True
-        )
-        for name in (WEIGHTS, "config.json"):
-            (temporary / name).replace(folder / name)
-    except (OSError, SafetensorError) as error:
-        raise EpistillError(
-            f"could not write weights for the vLLM servers into {folder}: {error}; make room or "
-            "choose another rollouts.weights_folder"
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    network = model.causal_lm()
+    failed = write_model(network, merged_tensors(network), temporary)
 
+    def finish() -> None:
+        try:
+            if failed is not None:
+                raise failed
+            for name in (WEIGHTS, "config.json"):
+                (temporary / name).replace(folder / name)
+        except OSError as error:
+            raise EpistillError(
+                f"could not write weights for the vLLM servers into {folder}: {error}; make room "
+                "or choose another rollouts.weights_folder"
+            ) from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
-def _merged(network: Any) -> dict[str, Tensor]:
-    """The state dict under the base model's own names, low-rank adapters added in.
-
-    Tensors that share memory are copied, so that a tied head is written under its own name too:
-    vLLM on a CPU keeps a packed copy of the head, which only a name in the file makes it renew.
-    """
-    state: dict[str, Tensor] = network.state_dict()
-    for owner, module in network.named_modules():
-        if hasattr(module, "get_delta_weight"):
-            own = {name: state.pop(name) for name in [*state] if name.startswith(f"{owner}.")}
-            for name, tensor in own.items():
-                if name == f"{owner}.base_layer.weight":
-                    for adapter in module.active_adapters:
-                        tensor = tensor + module.get_delta_weight(adapter).to(tensor.dtype)
-                if name.startswith(f"{owner}.base_layer."):
-                    state[name.replace(".base_layer.", ".")] = tensor
-    seen: set[int] = set()
-    for name, tensor in state.items():
-        if tensor.data_ptr() in seen:
-            state[name] = tensor.clone()
-        seen.add(tensor.data_ptr())
-    return state
+    current_world().on_first(finish)
 
 
 def probe_ids(vocabulary: int) -> tuple[int, ...]:

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from safetensors import SafetensorError
+from torch.distributed.tensor import DTensor
 
 from epistill.config import EvalSet, RunConfig
 from epistill.environment import describe_environment
@@ -27,6 +29,7 @@ from epistill.evaluation.evaluate import (
 from epistill.rollouts.in_process_engine import InProcessEngine
 from epistill.rollouts.load_model import load_model
 from epistill.rollouts.model import LanguageModel, with_lora
+from epistill.rollouts.weights_file import gathered, own_tensors, write_model
 from epistill.seeds import derive_seed
 from epistill.store import RunStore, read_json
 from epistill.studies.check_inputs import check_run
@@ -34,6 +37,8 @@ from epistill.studies.step_lines import steps_without_signal
 from epistill.tasks.grading import Grader
 from epistill.training.loop import train_student
 from epistill.training.microbatch import fitting_microbatch_tokens
+from epistill.training.server_rollouts import open_engine
+from epistill.training.sharding import nowhere_whole
 from epistill.world import current_world
 
 
@@ -80,8 +85,15 @@ def run(
             )
         grader = held.enter_context(Grader())
 
-        def evaluated(chosen: EvalSet, model: LanguageModel, keep: int) -> list[dict[str, Any]]:
-            drawn, engine = config.eval_sampling or config.sampling, InProcessEngine(model)
+        servers = open_engine(config, student, store.folder)
+        if servers is not None:
+            held.callback(servers.close)
+
+        def evaluated(chosen: EvalSet, done: int, keep: int) -> list[dict[str, Any]]:
+            drawn, engine = config.eval_sampling or config.sampling, InProcessEngine(student)
+            if servers is not None and nowhere_whole(config, world):
+                servers.refresh(student, done, now=True)
+                engine = servers
             return evaluate_model(
                 engine, chosen, grader, sampling=drawn, seed=config.seed, keep_texts=keep
             )
@@ -95,7 +107,7 @@ def run(
             point: dict[str, object] = {"step": done}
             for chosen in config.evaluations:
                 fewer = {"problems": chosen.curve_problems, "samples": 1}
-                rows = evaluated(chosen.model_copy(update=fewer), model, 0)
+                rows = evaluated(chosen.model_copy(update=fewer), done, 0)
                 for measure in ("score", "length_tokens", "density_per_1k_tokens"):
                     values = per_problem(problem_outcomes(rows), measure).values()
                     point[f"{chosen.name}/{measure}"] = sum(values) / len(values)
@@ -104,12 +116,14 @@ def run(
             store.write_records("evaluations", "curve", [*kept, point])
             return point
 
-        train_student(config, store, student, grader, on_step=after_step)
+        train_student(config, store, student, grader, servers=servers, on_step=after_step)
         final = {
-            e.name: store_evaluation(store, e.name, e.kind, evaluated(e, student, 1))
+            e.name: store_evaluation(store, e.name, e.kind, evaluated(e, config.steps, 1))
             for e in config.evaluations
         }
-        world.on_first(lambda: _finish(config, store, student, final, save_model=save_model))
+        if save_model and config.steps > 0:
+            _save_model(student, store.folder)
+        world.on_first(lambda: _finish(config, store, final))
     return store
 
 
@@ -153,20 +167,28 @@ def summary_of(outcomes: Mapping[str, Any], kind: str) -> dict[str, Any]:
     return {"kind": kind, "problems": len(outcomes["samples"]), "samples": samples, **estimates}
 
 
-def _finish(
-    config: RunConfig,
-    store: RunStore,
-    student: LanguageModel,
-    final: Mapping[str, Any],
-    *,
-    save_model: bool,
-) -> None:
-    """Write the weights, then the result: whoever sees it finds everything."""
-    if save_model and config.steps > 0:
-        folder, temporary = store.folder / "model", store.folder / ".model.tmp"
+def _save_model(student: LanguageModel, run: Path) -> None:
+    """Write the weights as a Hugging Face directory; sharded ones without a whole copy."""
+    folder, temporary = run / "model", run / ".model.tmp"
+    network: Any = student.network
+    own = dict(network.named_parameters())
+    sharded = any(isinstance(one, DTensor) for one in own.values())
+    failed: OSError | None = None
+    adapter: dict[str, Any] = {}
+    if sharded and isinstance(network, PeftModel):
+        adapter = {"state_dict": {n: gathered(p) for n, p in own.items() if p.requires_grad}}
+    elif sharded:
+        failed = write_model(network, own_tensors(network), temporary)
+
+    def finish() -> None:
         try:
-            shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed here
-            student.network.save_pretrained(str(temporary))
+            if failed is not None:
+                raise failed
+            if not sharded or adapter:
+                shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed here
+                network.save_pretrained(str(temporary), **adapter)
+            elif network.can_generate():
+                network.generation_config.save_pretrained(temporary)
             student.tokenizer.save_pretrained(temporary)
             shutil.rmtree(folder, ignore_errors=True)
             temporary.rename(folder)
@@ -176,6 +198,12 @@ def _finish(
                 f"could not write the model to {folder}: {error}; make room and start the command "
                 "again, it goes on from the last checkpoint"
             ) from error
+
+    current_world().on_first(finish)
+
+
+def _finish(config: RunConfig, store: RunStore, final: Mapping[str, Any]) -> None:
+    """Write the result: whoever sees it finds everything."""
     stopped = next((a for a in store.alarms() if a["action"] == "stop"), None)
     result = {
         "steps": config.steps if stopped is None else stopped["step"] + 1,

@@ -101,18 +101,22 @@ class EmaDeltaTeacher(_BaseTeacher):
             yield model
 
     @torch.no_grad()
+    def student_laid_out(self) -> None:
+        """Shard the averages as the student's own deltas are now."""
+        for name, layer in lora_layers(self._student).items():
+            now = weight_delta(layer)
+            if isinstance(now, DTensor):
+                self._deltas[name] = distribute_tensor(
+                    self._deltas[name], now.device_mesh, now.placements
+                )
+
+    @torch.no_grad()
     def after_batch(self) -> None:
         """Move the average towards the student's delta."""
         self._batches += 1
         rate = self._weights.rate_after(int(self._batches))
         for name, layer in lora_layers(self._student).items():
-            now = weight_delta(layer).float()
-            if isinstance(now, DTensor) and not isinstance(self._deltas[name], DTensor):
-                # Made before the student was sharded; from here on it is sharded alike.
-                self._deltas[name] = distribute_tensor(
-                    self._deltas[name], now.device_mesh, now.placements
-                )
-            self._deltas[name].lerp_(now, rate)
+            self._deltas[name].lerp_(weight_delta(layer).float(), rate)
 
     def state(self) -> dict[str, Tensor]:
         """The averaged deltas, float32, and the count of batches."""

@@ -45,6 +45,9 @@ class Teacher:
         finally:
             self._student.network.train(training)
 
+    def student_laid_out(self) -> None:
+        """The student lies over the processes as it will in training."""
+
     def after_batch(self) -> None:
         """The student took the optimiser steps of a rollout batch."""
 

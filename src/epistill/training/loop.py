@@ -18,6 +18,7 @@ from epistill.metrics.loops import is_looping
 from epistill.metrics.verification import checked_response
 from epistill.records import GradedRollout, GradeStatus
 from epistill.rollouts.model import LanguageModel
+from epistill.rollouts.vllm_engine import VllmEngine
 from epistill.rollouts.vllm_server import ServersLost
 from epistill.seeds import derive_seed
 from epistill.store import RunStore
@@ -28,7 +29,6 @@ from epistill.training.batches import Batch, on_policy_batch
 from epistill.training.checkpoint import resume, save_checkpoint
 from epistill.training.optimiser_steps import mean, optimiser_steps
 from epistill.training.run_monitor import RunMonitor
-from epistill.training.server_rollouts import open_engine
 from epistill.training.stored_traces import stored_traces, trace_batch
 from epistill.training.train_state import make_train_state
 from epistill.world import current_world
@@ -42,6 +42,7 @@ def train_student(
     student: LanguageModel,
     grader: Grader,
     *,
+    servers: VllmEngine | None = None,
     on_step: OnStep = lambda done, student: None,
 ) -> None:
     """Train the student in place; where several processes train together, all call this alike.
@@ -51,6 +52,7 @@ def train_student(
         store: Its directory, already begun and locked; a checkpoint in it is resumed.
         student: The model to train.
         grader: Grades the rollouts.
+        servers: Write the responses (`open_engine`); None writes them in process.
         on_step: Called with the number of steps done and the student, also once at 0; returns the
             evaluation that it made, if any.
     """
@@ -59,7 +61,6 @@ def train_student(
     state = make_train_state(config, student, world)
     teacher = state.teacher
     curriculum = make_curriculum(config.task, config.coverage, config.seed)
-    engine = open_engine(config, student, store.folder)
     traces = stored_traces(config, store, student, curriculum, grader, world)
     done = resume(store, state, world)
     monitor = RunMonitor(config, store, world)
@@ -70,7 +71,7 @@ def train_student(
         now = monitor.config
         if traces is None:
             try:
-                batch = on_policy_batch(student, teacher, now, curriculum, grader, done, engine)
+                batch = on_policy_batch(student, teacher, now, curriculum, grader, done, servers)
             except ServersLost as error:
                 save_checkpoint(store, done, state, world)
                 world.stop(f"{error}; the run stopped after {done} steps, with a checkpoint")
@@ -92,8 +93,6 @@ def train_student(
         monitor.evaluated(on_step(done, student))  # before the checkpoint: killed between, again
         if done % config.checkpoint_every == 0 and done < config.steps:
             save_checkpoint(store, done, state, world)
-    if engine is not None:
-        engine.close()
 
 
 def _batch_metrics(batch: Batch, group_size: int, on_policy: bool) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """How a network lies over the processes of a run: whole in each, or sharded by torch's FSDP2.
 
 Enters: a model and the run's settings. Leaves: the model laid out in place, gradients summed over
-processes, and a whole copy of sharded weights for sampling. The weights of a loss are sums over the
-whole step already (`token_coefficients`), so gradients are summed, never averaged.
+processes, and, where the processes sample themselves, a whole copy of sharded weights to do it
+with. The weights of a loss are sums over the whole step already (`token_coefficients`), so
+gradients are summed, never averaged.
 """
 
 from __future__ import annotations
@@ -18,12 +19,26 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from epistill.config import RunConfig
+from epistill.config import RunConfig, VllmRollouts
 from epistill.rollouts.model import LanguageModel
+from epistill.rollouts.vllm_api import is_served
+from epistill.rollouts.weights_file import gathered
 from epistill.teacher.weights import Place, whole
 from epistill.world import World
 
 NUMBERS_PER_SUM = 2**24  # gradients are summed in buckets of this many
+
+
+def nowhere_whole(config: RunConfig, world: World) -> bool:
+    """Whether weights are sharded and servers write every response: no process needs all of it."""
+    drawn = config.eval_sampling or config.sampling
+    served = isinstance(config.rollouts, VllmRollouts) and config.method.traces is None
+    return (
+        world.size > 1
+        and config.parallel == "shard"
+        and served
+        and all(is_served(chosen.drawn(drawn)) for chosen in config.evaluations)
+    )
 
 
 def placement(config: RunConfig, world: World) -> Place:
@@ -51,9 +66,9 @@ def placement(config: RunConfig, world: World) -> Place:
     return shard
 
 
-def trained_copy(student: LanguageModel, place: Place) -> LanguageModel:
+def trained_copy(student: LanguageModel, config: RunConfig, world: World) -> LanguageModel:
     """What the optimiser works on: the student itself, or a copy that will be sharded."""
-    if place is whole:
+    if placement(config, world) is whole or nowhere_whole(config, world):
         return student
     return student.with_network(copy.deepcopy(student.network))
 
@@ -68,11 +83,6 @@ def refresh(student: LanguageModel, trained: LanguageModel) -> None:
     ):
         if theirs.requires_grad:
             mine.copy_(gathered(theirs))
-
-
-def gathered(tensor: Tensor) -> Tensor:
-    """The whole of a tensor, sharded or not."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ class TrainState:
     """State of training.
 
     Attributes:
-        student: What samples and is evaluated: whole in every process.
+        student: What samples and is evaluated: whole in every process, unless servers do both.
         trained: What the optimiser works on: the student itself, or its sharded copy.
         teacher: The method's; None if it asks none.
         base: The weights at the start, for methods that refer to them.
@@ -63,13 +63,15 @@ def make_train_state(config: RunConfig, student: LanguageModel, world: World) ->
         )
     place = placement(config, world)
     student.compute_dtype = torch.bfloat16 if config.precision == "bf16" else None
-    trained = trained_copy(student, place)
+    trained = trained_copy(student, config, world)
     teacher = make_teacher(method.teacher, trained, place) if method.needs_teacher else None
     base = None
     if method.needs_start:  # a frozen teacher has these weights already
         stays = teacher is not None and method.teacher.stays
         base = teacher if stays else make_teacher(FrozenWeights(), trained, place)
     place(trained)
+    if teacher is not None:
+        teacher.student_laid_out()
     if config.activation_checkpointing:
         network: Any = trained.network  # a peft wrapper passes this on to its base
         network.gradient_checkpointing_enable({"use_reentrant": False})

@@ -1,0 +1,136 @@
+"""Sharded training with all responses from servers: no process holds a whole copy."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from epistill.config import EvalSet, Lora, RunConfig
+from epistill.methods import method
+from epistill.rollouts.load_model import load_model
+from epistill.rollouts.model import with_lora
+from epistill.rollouts.vllm_weights import write_weights
+from epistill.rollouts.weights_file import own_tensors, write_model
+from epistill.store import RunStore
+from epistill.studies.run_arm import run
+from epistill.training.sharding import nowhere_whole
+from epistill.world import World
+from tests.helpers.fake_vllm import FakeVllm
+from tests.helpers.two_processes import on_two
+
+LORA = {"lora": {"rank": 4, "alpha": 8.0}}
+EMA = {"method": method("sdpo", teacher={"type": "ema", "rate": 0.2}).model_dump(mode="json")}
+KINDS = {"grpo": {}, "sdpo": {}, "ema": EMA, "lora": LORA, "lora-ema": EMA | LORA}
+TEST = {"name": "test", "problems": 3, "samples": 2,
+        "task": {"type": "star_search", "arms": 3, "depth": 2, "split": "test"}}  # fmt: skip
+
+
+def settings(kind, url, **changes):
+    return {
+        "model": "lab",
+        "task": {"type": "star_search", "arms": 3, "depth": 2},
+        "method": method("grpo" if kind == "grpo" else "sdpo").model_dump(mode="json"),
+        "sampling": {"max_new_tokens": 24},
+        "steps": 3, "problems_per_step": 3, "samples_per_problem": 4, "updates_per_batch": 2,
+        "learning_rate": 1e-3, "checkpoint_every": 2, "eval_every": 1, "evaluations": [TEST],
+        "rollouts": {"engine": "vllm", "urls": [url], "model": "m", "attempts": 2},
+        **KINDS[kind], **changes,
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Each kind by one process and, sharded, by two; on a server of the lab's model."""
+    folder = tmp_path_factory.mktemp("nowhere-whole")
+    with FakeVllm(load_model("lab")) as server:
+        for kind in KINDS:
+            run(RunConfig.model_validate(settings(kind, server.url)), folder / f"one-{kind}")
+        two = [(folder / f"two-{kind}", settings(kind, server.url)) for kind in KINDS]
+        filtered = settings("grpo", server.url, eval_sampling={"max_new_tokens": 24, "top_p": 0.9})
+        two.append((folder / "two-filtered", filtered))
+        job = folder / "job.json"
+        sharded = [[str(path), config | {"parallel": "shard"}] for path, config in two]
+        job.write_text(json.dumps(sharded))
+        on_two("held", job)
+    return folder
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_run_is_that_of_one_process(trained, kind):
+    one, two = trained / f"one-{kind}", trained / f"two-{kind}"
+    first, second = RunStore(one).metrics(), RunStore(two).metrics()
+    assert len(first) == len(second) == 3
+    assert any(row["gradient_norm"] for row in first)
+    for a, b in zip(first, second, strict=True):
+        assert a.keys() == b.keys()
+        for name in a.keys() - {"padding_share"}:
+            near = pytest.approx(a[name], abs=1e-5, rel=1e-4) if a[name] is not None else None
+            assert b[name] == near, name
+    (mine,), (theirs,) = ((f / "model").glob("*.safetensors") for f in (one, two))
+    mine, theirs = load_file(mine), load_file(theirs)
+    assert mine.keys() == theirs.keys()
+    for name, tensor in mine.items():
+        torch.testing.assert_close(theirs[name], tensor, atol=1e-5, rtol=1e-4)
+    load_model(str(two / "model"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_process_keeps_a_whole_matrix(trained, kind):
+    held = json.loads((trained / f"two-{kind}" / "held.json").read_text())
+    assert held == [0] * 4, "bytes after 0 to 3 steps"
+
+
+def test_an_evaluation_that_servers_cannot_make_keeps_the_whole_copy(trained):
+    """What tells that the count above counts."""
+    held = json.loads((trained / "two-filtered" / "held.json").read_text())
+    assert min(held) > 100_000
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_evaluations_are_made_by_the_servers(trained, kind):
+    store = RunStore(trained / f"two-{kind}")
+    rows = store.read_records("evaluations", "final-test")
+    assert len(rows) == 6
+    curve = store.read_records("evaluations", "curve")
+    assert [row["step"] for row in curve] == [0, 1, 2]
+
+
+def test_who_needs_the_whole():
+    config = RunConfig.model_validate(settings("grpo", "http://x", parallel="shard"))
+    two = World(0, 2)
+    assert nowhere_whole(config, two)
+    assert not nowhere_whole(config, World())
+    assert not nowhere_whole(config.model_copy(update={"parallel": "replicate"}), two)
+    forced = EvalSet.model_validate(TEST | {"force": ["wait@start"]})
+    assert not nowhere_whole(config.model_copy(update={"evaluations": (forced,)}), two)
+    sft = method("sft-unguided")
+    assert not nowhere_whole(config.model_copy(update={"method": sft}), two)
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_the_file_is_the_state_dict_bit_for_bit(tmp_path, adapted):
+    model = load_model("lab")
+    if adapted:
+        model = with_lora(model, Lora(rank=2, alpha=4.0))
+        with torch.no_grad():
+            for parameter in model.network.parameters():
+                parameter.add_(0.1 * parameter.requires_grad)
+    write_weights(model, tmp_path / "pushed")
+    pushed = load_file(tmp_path / "pushed" / "model.safetensors")
+    if adapted:
+        model = model.with_network(model.network.merge_and_unload())
+    state = model.network.state_dict()
+    assert pushed.keys() == state.keys()
+    for name, tensor in state.items():
+        if adapted:
+            torch.testing.assert_close(pushed[name], tensor)
+        else:
+            assert torch.equal(pushed[name], tensor), name
+    assert write_model(model.network, own_tensors(model.network), tmp_path / "own") is None
+    model.network.save_pretrained(tmp_path / "saved")
+    own, saved = (load_file(tmp_path / f / "model.safetensors") for f in ("own", "saved"))
+    assert own.keys() == saved.keys()
+    assert all(torch.equal(own[name], tensor) for name, tensor in saved.items())
