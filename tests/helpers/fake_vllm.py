@@ -148,7 +148,10 @@ class FakeVllm:
             [PromptRequest("", ids)],
             samples=body.get("n", 1),
             sampling=SamplingConfig(
-                temperature=body["temperature"], max_new_tokens=body["max_tokens"]
+                temperature=body["temperature"],
+                max_new_tokens=body["max_tokens"],
+                top_p=body.get("top_p", 1.0),
+                top_k=None if body.get("top_k", -1) < 1 else body["top_k"],
             ),
             seed=body["seed"],
         )

@@ -21,9 +21,8 @@ from tests.helpers.models import make_tiny_model
 
 
 def settings(**changes) -> RunConfig:
-    return load_run_config(
-        None, {"model": "lab", "task": "star-search", "method": "grpo", **changes}
-    )
+    named = {"model": "lab", "task": "star-search", "method": "grpo"}
+    return load_run_config(None, {**named, "sampling": {"max_new_tokens": 64}, **changes})
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

@@ -17,7 +17,6 @@ from epistill.rollouts.weights_file import own_tensors, write_model
 from epistill.store import RunStore
 from epistill.studies.run_arm import run
 from epistill.training.sharding import nowhere_whole
-from epistill.world import World
 from tests.helpers.fake_vllm import FakeVllm
 from tests.helpers.two_processes import on_two
 
@@ -36,6 +35,7 @@ def settings(kind, url, **changes):
         "sampling": {"max_new_tokens": 24},
         "steps": 3, "problems_per_step": 3, "samples_per_problem": 4, "updates_per_batch": 2,
         "learning_rate": 1e-3, "checkpoint_every": 2, "eval_every": 1, "evaluations": [TEST],
+        "eval_sampling": {"max_new_tokens": 24, "temperature": 0.6, "top_p": 0.9},
         "rollouts": {"engine": "vllm", "urls": [url], "model": "m", "attempts": 2},
         **KINDS[kind], **changes,
     }  # fmt: skip
@@ -49,8 +49,8 @@ def trained(tmp_path_factory):
         for kind in KINDS:
             run(RunConfig.model_validate(settings(kind, server.url)), folder / f"one-{kind}")
         two = [(folder / f"two-{kind}", settings(kind, server.url)) for kind in KINDS]
-        filtered = settings("grpo", server.url, eval_sampling={"max_new_tokens": 24, "top_p": 0.9})
-        two.append((folder / "two-filtered", filtered))
+        forced = TEST | {"force": ["wait@start"]}
+        two.append((folder / "two-forced", settings("grpo", server.url, evaluations=[forced])))
         job = folder / "job.json"
         sharded = [[str(path), config | {"parallel": "shard"}] for path, config in two]
         job.write_text(json.dumps(sharded))
@@ -85,7 +85,7 @@ def test_no_process_keeps_a_whole_matrix(trained, kind):
 
 def test_an_evaluation_that_servers_cannot_make_keeps_the_whole_copy(trained):
     """What tells that the count above counts."""
-    held = json.loads((trained / "two-filtered" / "held.json").read_text())
+    held = json.loads((trained / "two-forced" / "held.json").read_text())
     assert min(held) > 100_000
 
 
@@ -100,14 +100,13 @@ def test_evaluations_are_made_by_the_servers(trained, kind):
 
 def test_who_needs_the_whole():
     config = RunConfig.model_validate(settings("grpo", "http://x", parallel="shard"))
-    two = World(0, 2)
-    assert nowhere_whole(config, two)
-    assert not nowhere_whole(config, World())
-    assert not nowhere_whole(config.model_copy(update={"parallel": "replicate"}), two)
+    assert nowhere_whole(config, 2)
+    assert not nowhere_whole(config, 1)
+    assert not nowhere_whole(config.model_copy(update={"parallel": "replicate"}), 2)
     forced = EvalSet.model_validate(TEST | {"force": ["wait@start"]})
-    assert not nowhere_whole(config.model_copy(update={"evaluations": (forced,)}), two)
+    assert not nowhere_whole(config.model_copy(update={"evaluations": (forced,)}), 2)
     sft = method("sft-unguided")
-    assert not nowhere_whole(config.model_copy(update={"method": sft}), two)
+    assert not nowhere_whole(config.model_copy(update={"method": sft}), 2)
 
 
 @pytest.mark.parametrize("adapted", [False, True])

@@ -142,12 +142,6 @@ def _most_bytes(entries: int) -> int:
     return BYTES_BESIDE + BYTES_PER_ENTRY * entries
 
 
-def is_served(sampling: SamplingConfig) -> bool:
-    """Whether a server's replies to these settings can be used."""
-    filtered = sampling.top_p < 1.0 or sampling.top_k is not None
-    return not (sampling.stop or filtered or sampling.has_rules)
-
-
 def sample_request(
     model: str,
     prompt: Sequence[int],
@@ -157,18 +151,21 @@ def sample_request(
     seed: int,
     ends: Collection[int],
     vocabulary: int,
+    scored: bool = True,
 ) -> ServerRequest:
     """Sample `samples` responses to one prompt; of each are read ids, logprobs and stop.
 
     Raises:
-        EpistillError: Filters or rules are on, or a text is to end a response.
+        EpistillError: Rules are on, or filters where the responses are `scored`, or a text is to
+            end a response.
     """
     if sampling.stop:
         raise EpistillError(
             f"stop={list(sampling.stop)}: a vLLM server's reply must end with an end token, or it "
             "may be of another model; expected no stop, or the in-process engine"
         )
-    if sampling.top_p < 1.0 or sampling.top_k is not None:
+    filtered = sampling.top_p < 1.0 or sampling.top_k is not None
+    if scored and filtered:
         raise EpistillError(
             f"top_p={sampling.top_p:g}, top_k={sampling.top_k}: a vLLM server gives log-probs "
             "after these filters; expected top_p=1 and no top_k, or the in-process engine"
@@ -182,6 +179,8 @@ def sample_request(
     limit = sampling.max_new_tokens
     body = _body(model, prompt, limit, sampling.temperature)
     body |= {"n": samples, "seed": seed, "logprobs": 0, "stop_token_ids": sorted(ends)}
+    if filtered:
+        body |= {"top_p": sampling.top_p, "top_k": sampling.top_k or -1}
 
     def read(content: bytes) -> list[dict[str, Any]]:
         choices = _read_choices(_Sample, content, samples, vocabulary)

@@ -6,6 +6,8 @@ train together, the first one asks the servers for all, and an error is the same
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
@@ -88,6 +90,7 @@ class VllmEngine:
         self._probe: tuple[float, ...] | None = None
         self._pushed: Push | None = None
         self._begun: _Begun | None = None
+        self._scored = True
         self._background = ThreadPoolExecutor(1, thread_name_prefix="ahead")
 
     def sample(
@@ -131,6 +134,15 @@ class VllmEngine:
             replies = self._background.submit(self._ask, requests, drawing)
         self._begun = _Begun((requests, drawing), replies)
 
+    def unscored(self) -> VllmEngine:
+        """The same servers for responses whose log-probs nobody reads: NaN, and filters may be on.
+
+        What is being written ahead stays with the first.
+        """
+        engine = copy.copy(self)
+        engine._begun, engine._scored = None, False
+        return engine
+
     @property
     def has_begun(self) -> bool:
         """Whether responses are being written that nobody has asked for yet."""
@@ -150,6 +162,7 @@ class VllmEngine:
                 seed=derive_seed("sample", drawing["seed"], request.draw, request.ids),
                 ends=self.eos_ids,
                 vocabulary=self._vocabulary,
+                scored=self._scored,
             )
             for request in requests
         ]
@@ -172,7 +185,7 @@ class VllmEngine:
                 sample=k,
                 prompt_ids=request.ids,
                 completion_ids=tuple(reply["ids"]),
-                logprobs=tuple(reply["logprobs"]),
+                logprobs=tuple(p if self._scored else math.nan for p in reply["logprobs"]),
                 stop_reason=reply["stop"],
                 text=decode_text(self.tokenizer, self.eos_ids, reply["ids"]),
                 policy_version=drawing.get("policy_version", 0) if version is None else version,

@@ -205,22 +205,25 @@ def _memory(
     """Bytes on one GPU, by part.
 
     State is a GPU's share where `parallel` is "shard", else all of it; student is the whole copy
-    that samples, where the trained one is sharded. gathered, in the computing dtype and whole while
-    they are computed with: two blocks (one is fetched ahead), the embedding, the heads; not
-    sharded, copies of all weights where they are kept in another dtype. activations: of one
-    micro-batch; logits: of one chunk (the fused head), with the head's float32 gradient. Not in the
-    sum: logits_dense (whole logits of a micro-batch instead), activations_whole (without
-    checkpointing), cache_per_sequence (keys and values of one at its full length, while sampling).
-    microbatch_tokens is no memory: of "auto", what a plan's machine has room for.
+    that samples, where the trained one is sharded and servers do not write all responses. gathered,
+    in the computing dtype and whole while they are computed with: two blocks (one is fetched
+    ahead), the embedding, the heads; not sharded, copies of all weights where they are kept in
+    another dtype. activations: of one micro-batch; logits: of one chunk (the fused head), with the
+    head's float32 gradient. Not in the sum: logits_dense (whole logits of a micro-batch instead),
+    activations_whole (without checkpointing), cache_per_sequence (keys and values of one at its
+    full length, while sampling). microbatch_tokens is no memory: of "auto", what a plan's machine
+    has room for.
     """
     from epistill.objective.fused import LOGITS_PER_CHUNK
     from epistill.training.microbatch import fitting_tokens
+    from epistill.training.sharding import nowhere_whole
 
     number = DTYPE_BYTES[config.dtype]
     computed = DTYPE_BYTES["bfloat16"] if config.precision == "bf16" else number
     parameters, head = shape.parameters, shape.embedding_parameters
     trained = parameters if config.lora is None else adapter_parameters(shape, config.lora)
     sharded = config.steps > 0 and hardware.gpus > 1 and config.parallel == "shard"
+    served = nowhere_whole(config, hardware.gpus)
     shards = hardware.gpus if sharded else 1
     limit = shape.max_position_embeddings
     networks = 2 if config.method.needs_teacher else 1
@@ -230,7 +233,7 @@ def _memory(
     state = {
         "weights": parameters * number // shards,
         "teacher": teacher_bytes(shape, config.method, config.lora, number) // shards,
-        "student": parameters * number if sharded else 0,
+        "student": 0 if not sharded or served else parameters * number,
         "gradients": trained * number // shards if config.steps else 0,
         "optimizer": ADAM_MOMENTS * trained * number // shards if config.steps else 0,
     }

@@ -91,9 +91,9 @@ def run(
 
         def evaluated(chosen: EvalSet, done: int, keep: int) -> list[dict[str, Any]]:
             drawn, engine = config.eval_sampling or config.sampling, InProcessEngine(student)
-            if servers is not None and nowhere_whole(config, world):
+            if servers is not None and nowhere_whole(config, world.size):
                 servers.refresh(student, done, now=True)
-                engine = servers
+                engine = servers.unscored()
             return evaluate_model(
                 engine, chosen, grader, sampling=drawn, seed=config.seed, keep_texts=keep
             )

@@ -21,7 +21,6 @@ from torch.distributed.tensor import DTensor
 
 from epistill.config import RunConfig, VllmRollouts
 from epistill.rollouts.model import LanguageModel
-from epistill.rollouts.vllm_api import is_served
 from epistill.rollouts.weights_file import gathered
 from epistill.teacher.weights import Place, whole
 from epistill.world import World
@@ -29,16 +28,13 @@ from epistill.world import World
 NUMBERS_PER_SUM = 2**24  # gradients are summed in buckets of this many
 
 
-def nowhere_whole(config: RunConfig, world: World) -> bool:
+def nowhere_whole(config: RunConfig, processes: int) -> bool:
     """Whether weights are sharded and servers write every response: no process needs all of it."""
     drawn = config.eval_sampling or config.sampling
+    evaluations = [chosen.drawn(drawn) for chosen in config.evaluations]
     served = isinstance(config.rollouts, VllmRollouts) and config.method.traces is None
-    return (
-        world.size > 1
-        and config.parallel == "shard"
-        and served
-        and all(is_served(chosen.drawn(drawn)) for chosen in config.evaluations)
-    )
+    served = served and not any(one.stop or one.has_rules for one in evaluations)
+    return processes > 1 and config.parallel == "shard" and served
 
 
 def placement(config: RunConfig, world: World) -> Place:
@@ -68,7 +64,7 @@ def placement(config: RunConfig, world: World) -> Place:
 
 def trained_copy(student: LanguageModel, config: RunConfig, world: World) -> LanguageModel:
     """What the optimiser works on: the student itself, or a copy that will be sharded."""
-    if placement(config, world) is whole or nowhere_whole(config, world):
+    if placement(config, world) is whole or nowhere_whole(config, world.size):
         return student
     return student.with_network(copy.deepcopy(student.network))
 
