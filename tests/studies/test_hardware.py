@@ -426,6 +426,19 @@ def test_the_tables_of_scale_are_what_plan_says():
     assert plans[512]["arms"]["sdpo"]["wall_hours"]["idle_sampling_share"] == 0.5
 
 
+def test_where_servers_write_all_responses_no_gpu_holds_the_copy_that_samples():
+    spec = load_study("recipes/math-qwen3-8b-think")
+    servers = {"rollouts": {"engine": "vllm", "urls": ["http://x"], "model": "m"}}
+    served = spec.model_copy(update={"run": {**spec.run, **servers}})
+    gib = []
+    for gpus in (8, 64, 512):
+        with_copy, without = (plan_study(s, gpus=gpus)["arms"]["sdpo"] for s in (spec, served))
+        copy = with_copy["memory"]["student"]
+        assert with_copy["training_bytes"] - without["training_bytes"] == copy > 30 * GIB
+        gib.append(printed(without["training_bytes"] / GIB, 0))
+    assert f"{gib[0]}, {gib[1]} and {gib[2]} GiB at 8, 64 and 512" in SCALE
+
+
 def test_a_clock_stops_at_the_longest_response_and_at_whole_rows():
     """By hand: DS-7B's mean and limit differ; rows and problems are dealt whole."""
     spec = load_study("recipes/math-ds-7b")
