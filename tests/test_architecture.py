@@ -355,6 +355,7 @@ TESTS_OF_MORE = {
     "tasks/test_verdict_cases": "every grader, case by case",
     "traces/test_formats": "files as public tools write them",
     "traces/test_replies": "one reply, whoever saved it",
+    "training/test_nowhere_whole": "training where no process holds all weights",
     "training/test_damage": "run directories, damaged",
     "training/test_faults": "a run, with faults",
     "training/test_parallel": "a run, on two processes",

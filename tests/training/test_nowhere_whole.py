@@ -66,7 +66,8 @@ def test_the_run_is_that_of_one_process(trained, kind):
     assert any(row["gradient_norm"] for row in first)
     for a, b in zip(first, second, strict=True):
         assert a.keys() == b.keys()
-        for name in a.keys() - {"padding_share"}:
+        # How long a busy server lets a connection wait is no matter of the weights.
+        for name in a.keys() - {"padding_share", "requests_retried"}:
             near = pytest.approx(a[name], abs=1e-5, rel=1e-4) if a[name] is not None else None
             assert b[name] == near, name
     (mine,), (theirs,) = ((f / "model").glob("*.safetensors") for f in (one, two))
