@@ -18,9 +18,16 @@ from epistill.studies.draw_report import draw_again, report_file
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "docs" / "results"
-LAB, PHASE, CURE, CORNER, GAIN = REPORTS = [
+LAB, PHASE, CURE, COVERAGE, CORNER, GAIN = REPORTS = [
     read_settings(report_file(RESULTS / name))
-    for name in ("lab", "lab-phase", "lab-cure", "lab-cure-corner", "lab-cure-gain")
+    for name in (
+        "lab",
+        "lab-phase",
+        "lab-cure",
+        "lab-cure-coverage",
+        "lab-cure-corner",
+        "lab-cure-gain",
+    )  # fmt: skip
 ]
 
 
@@ -75,14 +82,17 @@ def test_a_page_without_claims_begins_with_its_surface(tmp_path):
     ("header", "report", "world"),
     [
         ("| arm | in-domain | OOD | 8 x 3", CURE, ""),
+        ("| arm, 8 problems", COVERAGE, "-c8"),
+        ("| arm, 64 problems", COVERAGE, "-c64"),
         ("| arm, `corner`", CORNER, "-corner"),
         ("| arm, `gain`", GAIN, "-gain"),
     ],
-    ids=["default", "corner", "gain"],
+    ids=["default", "c8", "c64", "corner", "gain"],
 )
 def test_the_table_of_the_cure_is_that_of_the_data(header, report, world):
     rows = table_rows((ROOT / "docs" / "lab.md").read_text(), header)
-    labels = {arm["id"].removesuffix(world): arm for arm in report["arms"]}
+    arms = [arm for arm in report["arms"] if arm["id"].endswith(world) or arm["id"] == "base"]
+    labels = {arm["id"].removesuffix(world): arm for arm in arms}
     names = {"SDPO c=s\\think": "sdpo-no-think"}
     assert len(rows) == len(labels)
     longest = labels["grpo"]["evaluations"]["hard"]["length_tokens"]["value"]
