@@ -27,7 +27,7 @@ LAB, PHASE, CURE, COVERAGE, CORNER, GAIN = REPORTS = [
         "lab-cure-coverage",
         "lab-cure-corner",
         "lab-cure-gain",
-    )  # fmt: skip
+    )
 ]
 
 
