@@ -33,7 +33,10 @@ def opened(page, profile, fragment=""):
 
 
 def looked_at(pages, script, widths, schemes):
-    """What a script (an async function's body) returns in each page, by (name, width, scheme)."""
+    """What a script (an async function's body) returns in each page, by (name, width, scheme).
+
+    A scheme is light, dark or print.
+    """
     choreographer = pytest.importorskip("choreographer")
 
     async def all_of_them():
@@ -60,7 +63,8 @@ def looked_at(pages, script, widths, schemes):
                         await asyncio.sleep(0.1)
                     for scheme in schemes:  # an open page changes its colours with the system's
                         wanted = [{"name": "prefers-color-scheme", "value": scheme}]
-                        await send("Emulation.setEmulatedMedia", features=wanted)
+                        paper = {"media": "print" if scheme == "print" else ""}
+                        await send("Emulation.setEmulatedMedia", features=wanted, **paper)
                         run = {"awaitPromise": True, "returnByValue": True}
                         found[name, width, scheme] = await evaluate(
                             f"(async () => {{{script}}})()", **run

@@ -34,8 +34,18 @@ OVERLAPPING = """<main><div class="plot" id="x"><div style="width:200px">
 <script>document.body.dataset.requests = 0</script>"""
 
 
+# On paper nobody can scroll, and what is chosen must be read.
+PAPER = """
+const cut = [...document.querySelectorAll(".scroll")].filter((box) => box.scrollWidth > box.clientWidth + 1);
+const chosen = [...document.querySelectorAll("label select")].filter((one) => !one.closest(".controls"));
+return {cut: cut.map((box) => box.textContent.trim().slice(0, 40)),
+        hidden: chosen.filter((one) => getComputedStyle(one).display === "none").length};
+"""
+PAPER_PX = 739  # a letter less its margins
+
+
 @pytest.fixture(scope="module")
-def seen(tmp_path_factory):
+def pages(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pages")
     pages = {name: folder / f"{name}.html" for name in (*COMMANDS, "preflight", "bad")}
     shutil.copytree(ROOT / "examples" / "data", folder / LONG)
@@ -46,6 +56,11 @@ def seen(tmp_path_factory):
     report = json.loads((ROOT / "docs/results/smollm2/preflight.json").read_text(encoding="utf-8"))
     write_preflight(report, pages["preflight"])
     pages["bad"].write_text(f"<!doctype html><body>{OVERLAPPING}</body>")
+    return pages
+
+
+@pytest.fixture(scope="module")
+def seen(pages):
     return looked_at(pages, SCRIPT, WIDTHS, SCHEMES)
 
 
@@ -63,3 +78,11 @@ def test_what_is_looked_for_would_be_seen(seen):
     faults = " ".join(seen["bad", 1400, "light"]["faults"])
     for words in ('"one" over "two"', '"faint" has contrast 2.32', "empty: <h2>b"):
         assert words in faults
+
+
+@needs_chromium
+def test_on_paper_nothing_is_cut_and_what_is_chosen_stands_there(pages):
+    printed = looked_at(pages, PAPER, (PAPER_PX,), ("print",))
+    assert set(printed) == {(name, PAPER_PX, "print") for name in pages}
+    for case, found in printed.items():
+        assert found == {"cut": [], "hidden": 0}, case
