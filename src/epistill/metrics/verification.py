@@ -50,7 +50,7 @@ def verification(reasoning: str, answer: str) -> Verification | None:
         >>> verification("so 3 * 6 = 18. Check: 18 / 6 = 3.", "18")
         Verification(stated=11, verified=True, candidates=1, recheck=15)
         >>> verification("maybe 16 13 22 dust so 28", "28")
-        Verification(stated=26, verified=False, candidates=2, recheck=None)
+        Verification(stated=23, verified=False, candidates=2, recheck=None)
     """
     if (hidden := len(reasoning) - MOST_REASONING) > 0:
         found = verification(reasoning[hidden:], answer)

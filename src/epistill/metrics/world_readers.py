@@ -80,7 +80,7 @@ def tried_pairs(reasoning: str, answer: str) -> Verification | None:
 
     Example:
         >>> tried_pairs("Maybe 4 + 16 = 20. Too small. So 4 + 19 = 23. Yes.", "19 + 4")
-        Verification(stated=27, verified=True, candidates=2, recheck=None)
+        Verification(stated=33, verified=True, candidates=2, recheck=None)
     """
     given = _PAIR.fullmatch(answer.partition("=")[0].strip())
     tried = list(_TRIED.finditer(reasoning))
