@@ -1,6 +1,6 @@
 """Sampling the next batch on a server while this one trains, beside waiting for each other.
 
-    python benchmarks/ahead.py [--method sdpo] [--steps 8] [--repeats 5] [--out FILE.json]
+    python benchmarks/ahead.py [--methods grpo sdpo] [--steps 8] [--repeats 5] [--out FILE.json]
 
 Two processes of one thread: a server that speaks vLLM's HTTP with the lab's model (that of the
 tests; only its transport is made up), and the trainer. Medians of the time of a step, the first

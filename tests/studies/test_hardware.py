@@ -81,21 +81,20 @@ def test_activations_are_what_autograd_keeps(model_type, dtype):
         # A window beyond the tokens: within it, the CPU kernel keeps a mask that no GPU kernel has.
         model = network(small(model_type, layers, sliding_window=256), dtype).train()
         own = {p.untyped_storage().data_ptr() for p in model.parameters()}
-        seen: dict[int, torch.Tensor] = {}
+        seen: dict[int, torch.UntypedStorage] = {}
 
-        def keep(tensor: torch.Tensor) -> torch.Tensor:
+        def keep(tensor: torch.Tensor) -> None:
             storage = tensor.untyped_storage()
             # Olmo 3 multiplies by rotary tables in float32, one pair for each kind of attention.
             rotary = tensor.shape == (1, 1, tokens, 16) and tensor.dtype == torch.float32
             if storage.data_ptr() not in own and not rotary:
-                seen[storage.data_ptr()] = tensor  # held, so that no address comes twice
-            return tensor
+                seen[storage.data_ptr()] = storage  # held, so that no address comes twice
 
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda nothing: nothing):
             ids = torch.arange(tokens).unsqueeze(0)
             states = model.model(input_ids=ids, use_cache=False)[0]
         assert states.requires_grad
-        return sum(t.untyped_storage().nbytes() for t in seen.values())
+        return sum(storage.nbytes() for storage in seen.values())
 
     shape = small(model_type)
     measured = (kept(8) - kept(4)) / 4 / tokens

@@ -13,7 +13,7 @@ from epistill.methods import method
 from epistill.rollouts.load_model import load_model
 from epistill.rollouts.model import with_lora
 from epistill.rollouts.vllm_weights import write_weights
-from epistill.rollouts.weights_file import own_tensors, write_model
+from epistill.rollouts.weights_file import WEIGHTS, own_tensors, write_model
 from epistill.store import RunStore
 from epistill.studies.run_arm import run
 from epistill.training.sharding import nowhere_whole
@@ -129,7 +129,10 @@ def test_the_file_is_the_state_dict_bit_for_bit(tmp_path, adapted):
             torch.testing.assert_close(pushed[name], tensor)
         else:
             assert torch.equal(pushed[name], tensor), name
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "model-00001-of-00002.safetensors").touch()  # left by one that was killed
     assert write_model(model.network, own_tensors(model.network), tmp_path / "own") is None
+    assert {file.name for file in (tmp_path / "own").iterdir()} == {"config.json", WEIGHTS}
     model.network.save_pretrained(tmp_path / "saved")
     own, saved = (load_file(tmp_path / f / "model.safetensors") for f in ("own", "saved"))
     assert own.keys() == saved.keys()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -46,10 +47,11 @@ def write_model(
     Returns:
         What went wrong in the first process, which alone writes: the others gather to the end.
     """
+    header = _header(tensors)  # in every process: what it cannot name stops them all
     failed: OSError | None = None
     with ExitStack() as held:
         try:
-            file = held.enter_context(_begun(network, tensors, folder))
+            file = held.enter_context(_begun(network, header, folder))
         except OSError as error:
             file, failed = None, error
         for tensor in tensors.values():
@@ -63,28 +65,31 @@ def write_model(
     return failed
 
 
-@contextmanager
-def _begun(
-    network: PreTrainedModel, tensors: Mapping[str, Tensor], folder: Path
-) -> Iterator[BinaryIO | None]:
-    """The file after its header, in the first process."""
-    if not current_world().first:
-        yield None
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    config = copy.copy(network.config)
-    config.architectures = config.architectures or [type(network).__name__]
-    config.save_pretrained(folder)
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+def _header(tensors: Mapping[str, Tensor]) -> bytes:
+    found: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, tensor in tensors.items():
         begin, end = end, end + prod(tensor.shape) * tensor.element_size()
         shape = list(tensor.shape)
-        header[name] = {"dtype": NAMES[tensor.dtype], "shape": shape, "data_offsets": [begin, end]}
-    encoded = json.dumps(header).encode()
+        found[name] = {"dtype": NAMES[tensor.dtype], "shape": shape, "data_offsets": [begin, end]}
+    encoded = json.dumps(found).encode()
     encoded += b" " * (-len(encoded) % 8)
+    return struct.pack("<Q", len(encoded)) + encoded
+
+
+@contextmanager
+def _begun(network: PreTrainedModel, header: bytes, folder: Path) -> Iterator[BinaryIO | None]:
+    """The file after its header, in the first process."""
+    if not current_world().first:
+        yield None
+        return
+    shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed here
+    folder.mkdir(parents=True)
+    config = copy.copy(network.config)
+    config.architectures = config.architectures or [type(network).__name__]
+    config.save_pretrained(folder)
     with (folder / WEIGHTS).open("wb") as file:
-        file.write(struct.pack("<Q", len(encoded)) + encoded)
+        file.write(header)
         yield file
 
 

@@ -62,9 +62,9 @@ def placement(config: RunConfig, world: World) -> Place:
     return shard
 
 
-def trained_copy(student: LanguageModel, config: RunConfig, world: World) -> LanguageModel:
+def trained_copy(student: LanguageModel, place: Place) -> LanguageModel:
     """What the optimiser works on: the student itself, or a copy that will be sharded."""
-    if placement(config, world) is whole or nowhere_whole(config, world.size):
+    if place is whole:
         return student
     return student.with_network(copy.deepcopy(student.network))
 

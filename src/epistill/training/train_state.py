@@ -14,7 +14,7 @@ from epistill.axes import FrozenWeights
 from epistill.config import RunConfig
 from epistill.rollouts.model import LanguageModel
 from epistill.teacher.weights import Teacher, make_teacher
-from epistill.training.sharding import placement, trained_copy
+from epistill.training.sharding import nowhere_whole, placement, trained_copy
 from epistill.world import World
 
 
@@ -63,7 +63,8 @@ def make_train_state(config: RunConfig, student: LanguageModel, world: World) ->
         )
     place = placement(config, world)
     student.compute_dtype = torch.bfloat16 if config.precision == "bf16" else None
-    trained = trained_copy(student, config, world)
+    nowhere = nowhere_whole(config, world.size)
+    trained = student if nowhere else trained_copy(student, place)
     teacher = make_teacher(method.teacher, trained, place) if method.needs_teacher else None
     base = None
     if method.needs_start:  # a frozen teacher has these weights already
