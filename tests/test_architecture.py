@@ -48,7 +48,7 @@ ALLOWED = {
     "interrupts": set(),
     "json_files": {"errors"},
     "integrity": {"errors", "json_files"},
-    "store": {"errors", "records", "integrity", "json_files"},
+    "store": {"errors", "records", "integrity", "interrupts", "json_files"},
     "objective": set(),
     "tasks": {"interrupts", "hub", "readers", "records", "config", "errors", "seeds", "thinking"},
     "metrics": {"records", "errors", "thinking", "word_rules"},

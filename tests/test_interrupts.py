@@ -35,6 +35,7 @@ seeds = [0, 1]
 [run]
 model = "lab"
 steps = 400
+checkpoint_every = 1
 problems_per_step = 2
 samples_per_problem = 4
 task = { type = "star_search", arms = 3, depth = 2 }
@@ -47,8 +48,10 @@ label = "GRPO"
 method = "grpo"
 """
 COMMANDS = {
-    "train": (["train", "run.toml", "--out", "out"], "out/metrics.jsonl"),
-    "study": (["study", "study.toml", "--out", "out"], "out/runs/*/*/metrics.jsonl"),
+    "train": (["train", "run.toml", "--out", "out"], "out/checkpoints/step-*"),
+    "train, no checkpoint": (["train", "late.toml", "--out", "out"], "out/metrics.jsonl"),
+    "study": (["study", "study.toml", "--out", "out"], "out/runs/*/*/checkpoints/step-*"),
+    "study, no checkpoint": (["study", "late.toml", "--out", "out"], "out/runs/*/*/metrics.jsonl"),
     "preflight": (
         ["preflight", "lab", "--data", "star-search:3x2", "--problems", "2000",
          "--max-new-tokens", "24", "--out", "out"],
@@ -66,11 +69,15 @@ COMMANDS = {
         pytest.param("study", signal.SIGINT, True, marks=pytest.mark.slow),
         ("study", signal.SIGTERM, False),
         ("preflight", signal.SIGTERM, False),
+        ("train, no checkpoint", signal.SIGTERM, False),
+        ("study, no checkpoint", signal.SIGINT, False),
     ],
 )
 def test_a_signal_ends_a_command_in_one_line(command, sent, to_all, tmp_path):
     (tmp_path / "run.toml").write_text(TRAIN)
     (tmp_path / "study.toml").write_text(STUDY)
+    late = TRAIN if "train" in command else STUDY
+    (tmp_path / "late.toml").write_text(late.replace("every = 1\n", "every = 400\n"))
     arguments, sign_of_work = COMMANDS[command]
     process = Program("-m", "epistill", *arguments, cwd=tmp_path, new_session=True)
     deadline = time.monotonic() + 200
@@ -81,11 +88,38 @@ def test_a_signal_ends_a_command_in_one_line(command, sent, to_all, tmp_path):
     (os.killpg if to_all else os.kill)(process.pid, sent)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 128 + sent, said
-    assert said.splitlines()[-1] == "stopped; the same command goes on from here"
+    begins_again = "no checkpoint" in command
+    assert said.splitlines()[-1] == (
+        "stopped; nothing is kept yet, the same command begins again"
+        if begins_again
+        else "stopped; the same command goes on from here"
+    )
     assert not any(word in said for word in ("Traceback", "Warning", "Error", "Exception"))
     while subprocess.run(["pgrep", "-s", str(process.pid)], capture_output=True).returncode == 0:
         assert time.monotonic() < deadline, "children outlive the command"
         time.sleep(0.02)
+
+
+WHILE_IMPORTED = """
+import os, signal, sys
+
+class Finder:
+    def find_spec(self, name, *_):
+        if name == "typer":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Finder())
+sys.argv = ["epistill", "train"]
+from epistill.__main__ import main
+main()
+"""
+
+
+def test_a_signal_while_the_command_is_imported_is_one_line(tmp_path):
+    program = [sys.executable, "-c", WHILE_IMPORTED]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 128 + signal.SIGINT
+    assert done.stderr == "stopped; it had not begun; start the same command again\n"
 
 
 PROGRAM = """

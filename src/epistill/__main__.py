@@ -8,12 +8,21 @@ from __future__ import annotations
 
 def main() -> None:
     """Entry point."""
-    from epistill.interrupts import ended_before_finalization
+    from epistill.interrupts import (
+        StoppedBySignal,
+        ended_before_finalization,
+        say_stopped,
+        stop_in_order,
+    )
 
     with ended_before_finalization():
-        from epistill.cli import main as command
+        try:
+            stop_in_order()
+            from epistill.cli import main as command
 
-        command()
+            command()
+        except StoppedBySignal as stopped:  # while it was imported
+            say_stopped(stopped.number)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Ctrl-C, SIGTERM and a closed terminal end a command in order, and in one line.
 
 Enters: signals. Leaves: `StoppedBySignal`, raised in the main thread, so that locks, pools and
-servers are let go of on the way out. Nothing has to be saved: a run goes on from its checkpoint.
+servers are let go of on the way out. Nothing has to be saved: a run goes on from its checkpoint,
+and what is said last is whether there is one.
 """
 
 from __future__ import annotations
@@ -13,12 +14,17 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType, ModuleType
+from typing import NoReturn
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # What waits in another thread, where no exception arrives, looks at this.
 stopping = threading.Event()
 _received: list[int] = []
+# What the same command goes on with: of a run, of a study's arms, of a preflight.
+_KEPT = ("checkpoints/step-*", "result.json", "cache/*.parquet", "cache/replies-*")
+_claimed: list[Path] = []
 
 
 class StoppedBySignal(BaseException):
@@ -51,6 +57,27 @@ def stop_in_order() -> None:
 def received() -> int | None:
     """The signal that asked the process to end; None where none did."""
     return _received[0] if _received else None
+
+
+def claim(folder: Path) -> None:
+    """Remember that this process works in a folder, so that `say_stopped` can look into it."""
+    _claimed.append(folder)
+
+
+def say_stopped(number: int) -> NoReturn:
+    """End with one line, from the first process of a run, and the exit status of that signal."""
+    if os.environ.get("RANK", "0") == "0":
+        resumes = {"train", "study", "preflight"} & set(sys.argv[1:2])
+        sys.stderr.write(f"stopped; {_how_to_go_on() if resumes else 'nothing was kept'}\n")
+    sys.exit(128 + number)
+
+
+def _how_to_go_on() -> str:
+    if not _claimed:
+        return "it had not begun; start the same command again"
+    if any(next(_claimed[-1].glob(f"**/{name}"), None) for name in _KEPT):
+        return "the same command goes on from here"
+    return "nothing is kept yet, the same command begins again"
 
 
 @contextmanager

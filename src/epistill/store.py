@@ -34,6 +34,7 @@ from epistill.integrity import (
     sealed,
     sha256_of,
 )
+from epistill.interrupts import claim
 from epistill.json_files import (
     append_jsonl,
     follow_jsonl,
@@ -165,6 +166,7 @@ class RunStore:
                     f"could not lock {here}: {error.strerror}; expected a file system with file "
                     "locks (of a network file system: mounted with them)"
                 ) from error
+            claim(here)
             yield
 
     # ---- files that are final

@@ -7,7 +7,6 @@ below is the order of the commands in `--help`.
 from __future__ import annotations
 
 import io
-import os
 import signal
 import sys
 from typing import NoReturn
@@ -20,7 +19,7 @@ from epistill.cli import trace_commands as trace_commands  # isort: skip
 from epistill.cli import look_commands as look_commands  # isort: skip
 from epistill.cli.common import app, lab, tasks, warn
 from epistill.errors import EpistillError, LostProcess, StoppedElsewhere, first_line
-from epistill.interrupts import received, stop_in_order
+from epistill.interrupts import received, say_stopped
 
 app.add_typer(lab, name="lab")
 app.add_typer(tasks, name="tasks")
@@ -34,7 +33,6 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # Names and texts may hold what the locale, or UTF-8, cannot; stderr never fails for that.
         sys.stdout.reconfigure(errors="replace")
-    stop_in_order()
     try:
         result = app(standalone_mode=False)
         sys.exit(result if isinstance(result, int) else 0)
@@ -43,7 +41,7 @@ def main() -> None:
     except EpistillError as error:
         number = received() if isinstance(error, LostProcess) else None
         if number is not None:  # the others of the run were asked to end too
-            _say_stopped(number)
+            say_stopped(number)
         _fail(str(error))
     except _USAGE_ERROR as error:
         message = error.format_message()  # pyright: ignore[reportAttributeAccessIssue]
@@ -52,7 +50,7 @@ def main() -> None:
             sys.exit(2)
         _fail(f"{message} (see --help)")
     except typer.Abort:
-        _say_stopped(signal.SIGINT)
+        say_stopped(signal.SIGINT)
     except SystemExit:
         raise
     except BaseException as error:  # the signal's own, a library's wrapping of it (torch's is no
@@ -65,16 +63,7 @@ def main() -> None:
                 f"a library gave up: {first_line(error)}; a file that it read cannot be used, such "
                 "as a tokenizer.json whose patterns never end"
             )
-        _say_stopped(number)
-
-
-def _say_stopped(number: int) -> None:
-    """One line, from the first process of a run, and the exit status of that signal."""
-    if os.environ.get("RANK", "0") == "0":
-        resumes = {"train", "study", "preflight"} & set(sys.argv[1:2])
-        told = "the same command goes on from here" if resumes else "nothing was kept"
-        print(f"stopped; {told}", file=sys.stderr)
-    sys.exit(128 + number)
+        say_stopped(number)
 
 
 def _fail(message: str) -> NoReturn:
