@@ -22,6 +22,7 @@ MAX_PLAIN = 64
 MAX_SEARCHED = 50_000
 MAX_LINE = 2_000  # of a label's line
 MAX_BEFORE = 200  # of what stands before a frame
+_DISPLAYS = {"\\[": "\\]", "$$": "$$", "```": "```"}  # what opens a block, and what closes it
 MAX_FRAMES = 8  # of one response, from its end
 
 
@@ -82,7 +83,11 @@ def _meant(text: str, place: _Place) -> bool:
     before = text[max(0, start - MAX_BEFORE) : start]
     if _READ["of_others"].search(before):
         return False
-    if framed.frame == "label" and _READ["not_one"].search(_clause_in(before)):
+    if framed.frame == "label" and (
+        _READ["not_one"].search(_clause_in(before))
+        or _READ["quoted"].search(before)
+        or _READ["compared"].match(text[end : end + MAX_PLAIN])
+    ):
         return False
     inside = framed.frame in ("label", "hashes")
     behind = framed.text if inside else text[end : _line_end(text, end)]
@@ -223,6 +228,8 @@ def _labels(text: str) -> Iterator[_Place]:
             continue
         if not value.strip(" *_#\t:：`|"):
             value = _block(text, line_end)
+        elif value.strip() in _DISPLAYS:
+            value = _block(text, line_end - len(value.lstrip()))
         elif link and "|" in link[0]:  # the cell of a table
             value = value.rstrip(" \t|")
         *_, word = _READ["word"].finditer(found[0])
@@ -239,7 +246,7 @@ def _line_end(text: str, start: int) -> int:
 def _block(text: str, start: int, *, introduced: bool = False) -> str:
     """The first paragraph after a label, or after its line with a colon; mathematics whole."""
     rest = text[start : start + MAX_LINE].lstrip()
-    for opening, closing in (("\\[", "\\]"), ("$$", "$$"), ("```", "```")):
+    for opening, closing in _DISPLAYS.items():
         if rest.startswith(opening):
             end = rest.find(closing, 2)
             return rest[2:end] if end > 0 else ""
@@ -280,7 +287,8 @@ def _sentences(text: str) -> Iterator[_Place]:
                 continue
             if _READ["denies"].search(link[0]):
                 value = f"not {value}"
-            value = value if value.strip(" *_") else _block(text, end)
+            if value.strip(" *_") in ("", *_DISPLAYS):
+                value = _block(text, end - len(value.strip()))
             yield *found.span(), Framed(value, "label")
     for found in _READ["given"].finditer(text):
         yield found.start(), found.start(1), Framed(found[1], "label")

@@ -106,7 +106,8 @@ def letter_in(text: str, *, several: bool = False) -> str | None:
         ['E', 'D', 'A', None, None, None]
     """
     text = _READ["hedged"].sub(r" or \1", _undenied(tidy(text)))
-    text = _READ["option"].sub("", _without_fillers(text), 1)
+    text = _without_fillers(_READ["refuted"].sub("", text, 1))
+    text = _READ["option"].sub("", text, 1)
     if several and _READ["letters"].match(text):
         return "".join(sorted({letter for letter in text if letter.isupper()}))
     if whole := _READ["letter"].match(text):

@@ -266,6 +266,8 @@ def _same_shape(gold: str, answer: str) -> bool:
         if len(left) == len(right) and not any(map(_READ["relation"].search, right)):
             return _same_elements(left, right, ordered=ours[0] != "\\{")
     elif theirs and (len(right := _split(theirs[1])) == 1 or len(_split(gold)) > 1):
+        if theirs[0] == "[" and len(right) == 2:
+            return False  # an interval
         left = _split(gold)
         return _same_elements(left, right, ordered=theirs[0] != "\\{")
     several = ours and _split(ours[1])[1:], theirs and _split(theirs[1])[1:]

@@ -14,7 +14,7 @@ from epistill.tasks.notation import exact_decimals
 
 _READ = patterns("expressions")
 _DECIMALS, _SHARE = 5e-7, 1e-4  # of two numbers one of which is rounded: absolute, and relative
-_NOISE = 1e-9  # of floating point, between two decimals that end
+_NOISE = 1e-12  # of floating point, between two decimals that end
 _DIGITS = 120  # of irrational numbers that are compared
 _POINTS = ("0.7310585786", "2.2360679774", "1.6180339887")  # where expressions are compared
 
@@ -41,7 +41,7 @@ def same_expression(gold: str, answer: str) -> bool:
         raise NotAValue("digits with a space between them")
     if "\\ldots" in exact_decimals(gold + answer):
         return False  # equal text has been found equal before
-    ours, theirs = (_parsed(exact_decimals(text)) for text in (gold, answer))
+    ours, theirs = (_parsed(exact_decimals(text)) for text in _cased(gold, answer))
     if theirs is None:
         raise NotAValue("the answer cannot be parsed")
     if ours is None:
@@ -49,6 +49,9 @@ def same_expression(gold: str, answer: str) -> bool:
     ours, theirs = _imaginary(ours, theirs), _imaginary(theirs, ours)
     if any((sign in answer) != (sign in gold) for sign in ("mod", "'")):
         return False  # which the parser passes over
+    asked = _READ["operation"].search
+    if _is_number(ours) and asked(answer) and not asked(gold):
+        return False
     if _is_number(ours) and _is_number(theirs):
         left = _is_left_to_do(theirs) or _READ["chain"].search(answer)
         if left and not (_is_left_to_do(ours) or _READ["chain"].search(gold)):
@@ -60,6 +63,17 @@ def same_expression(gold: str, answer: str) -> bool:
         return all(equations) and _same_equation(ours, theirs)
     same = verify(ours, theirs, allow_set_relation_comp=True, timeout_seconds=None)
     return same and _agree_at_points(ours, theirs)
+
+
+def _cased(gold: str, answer: str) -> list[str]:
+    """Both with capitals that the parser, blind to case, cannot take for the small letters."""
+    letters = [{m[0] for m in _READ["name"].finditer(t) if len(m[0]) == 1} for t in (gold, answer)]
+    twice = {c for side in letters for c in side if c.isupper() and c.lower() in side}
+
+    def apart(found: Any) -> str:
+        return f"{found[0]}_{{9}}" if found[0] in twice else found[0]
+
+    return [_READ["name"].sub(apart, text) if twice else text for text in (gold, answer)]
 
 
 def same_region(gold: list[str], answer: list[str]) -> bool:
