@@ -434,6 +434,8 @@ def test_where_servers_write_all_responses_no_gpu_holds_the_copy_that_samples():
         with_copy, without = (plan_study(s, gpus=gpus)["arms"]["sdpo"] for s in (spec, served))
         copy = with_copy["memory"]["student"]
         assert with_copy["training_bytes"] - without["training_bytes"] == copy > 30 * GIB
+        assert without["sequences_at_once"] is None
+        assert without["fits"]
         gib.append(printed(without["training_bytes"] / GIB, 0))
     assert f"{gib[0]}, {gib[1]} and {gib[2]} GiB at 8, 64 and 512" in SCALE
 

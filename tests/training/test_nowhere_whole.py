@@ -9,13 +9,16 @@ import torch
 from safetensors.torch import load_file
 
 from epistill.config import EvalSet, Lora, RunConfig
+from epistill.errors import EpistillError
 from epistill.methods import method
 from epistill.rollouts.load_model import load_model
 from epistill.rollouts.model import with_lora
 from epistill.rollouts.vllm_weights import write_weights
 from epistill.rollouts.weights_file import WEIGHTS, own_tensors, write_model
 from epistill.store import RunStore
+from epistill.studies import run_arm
 from epistill.studies.run_arm import run
+from epistill.training import loop
 from epistill.training.sharding import nowhere_whole
 from tests.helpers.fake_vllm import FakeVllm
 from tests.helpers.two_processes import on_two
@@ -81,13 +84,13 @@ def test_the_run_is_that_of_one_process(trained, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_process_keeps_a_whole_matrix(trained, kind):
     held = json.loads((trained / f"two-{kind}" / "held.json").read_text())
-    assert held == [0] * 4, "bytes after 0 to 3 steps"
+    assert held == [[0] * 4] * 2, "bytes of both after 0 to 3 steps"
 
 
 def test_an_evaluation_that_servers_cannot_make_keeps_the_whole_copy(trained):
     """What tells that the count above counts."""
     held = json.loads((trained / "two-forced" / "held.json").read_text())
-    assert min(held) > 100_000
+    assert min(map(min, held)) > 100_000
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -97,6 +100,52 @@ def test_evaluations_are_made_by_the_servers(trained, kind):
     assert len(rows) == 6
     curve = store.read_records("evaluations", "curve")
     assert [row["step"] for row in curve] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("at", "done"), [(1, 0), (3, 2), (4, 3)])
+def test_servers_lost_in_an_evaluation_lose_no_step(tmp_path, monkeypatch, at, done):
+    """In the curve's first and third point, and in the final one."""
+    for module in (loop, run_arm):
+        monkeypatch.setattr(module, "nowhere_whole", lambda *_: True)
+    evaluate, seen = run_arm.evaluate_model, []
+
+    def evaluate_model(*args, **more):
+        seen.append(args)
+        if len(seen) == at:
+            server.always = "die"
+        return evaluate(*args, **more)
+
+    monkeypatch.setattr(run_arm, "evaluate_model", evaluate_model)
+    fewer = TEST | {"problems": 2}  # than a point of the curve would take
+    changes = {"checkpoint_every": 100, "evaluations": [fewer]}
+    with FakeVllm(load_model("lab")) as server:
+        config = RunConfig.model_validate(settings("grpo", server.url, **changes))
+        told = "with a checkpoint" if at < 4 else "only the evaluations are missing"
+        with pytest.raises(EpistillError, match=told):
+            run_arm.run(config, tmp_path)
+    before = RunStore(tmp_path).metrics()
+    assert len(before) == done
+    with FakeVllm(load_model("lab")) as server:
+        config = RunConfig.model_validate(settings("grpo", server.url, **changes))
+        store = run_arm.run(config, tmp_path)
+    assert store.metrics()[:done] == before
+    assert [row["step"] for row in store.read_records("evaluations", "curve")] == [0, 1, 2]
+    assert len(store.read_records("evaluations", "final-test")) == 4
+    assert len(seen) == 5  # each once, and the one that was lost again
+
+
+def test_evaluations_do_not_move_the_schedule_of_pushes(tmp_path, monkeypatch):
+    for module in (loop, run_arm):
+        monkeypatch.setattr(module, "nowhere_whole", lambda *_: True)
+    with FakeVllm(load_model("lab")) as server:
+        rollouts = settings("grpo", server.url)["rollouts"] | {"push_every": 2}
+        odd = RunConfig.model_validate(settings("grpo", server.url, rollouts=rollouts))
+        with pytest.raises(EpistillError, match=r"eval_every = 1.*push_every = 2.*multiple"):
+            run_arm.run(odd, tmp_path / "odd")
+        assert not (tmp_path / "odd").exists()
+        config = odd.model_copy(update={"eval_every": 2})
+        store = run_arm.run(config, tmp_path / "even")
+    assert [row["policy_lag_steps"] for row in store.metrics()] == [0, 1, 0]
 
 
 def test_who_needs_the_whole():

@@ -144,8 +144,8 @@ def _memory_table(found: Mapping[str, Any]) -> Table:
         table.add_row(
             name,
             *(f"{cell / GIB:.1f}" for cell in cells),
-            f"{memory['cache_per_sequence'] / GIB:.2f}",
-            f"{row['sequences_at_once']}{fits}",
+            f"{memory['cache_per_sequence'] / GIB:.2f}" if memory["cache_per_sequence"] else "",
+            f"{'on servers' if (n := row['sequences_at_once']) is None else n}{fits}",
             f"{memory['activations_whole'] / GIB:.1f}",
             f"{memory['logits_dense'] / GIB:.1f}",
         )

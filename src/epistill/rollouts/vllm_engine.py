@@ -237,6 +237,8 @@ class VllmEngine:
     def refresh(self, student: LanguageModel, step: int, *, now: bool = False) -> dict[str, Any]:
         """Push the student's weights if it is time; what `Push` says of them, if they are there.
 
+        Every `push_every` steps, counted from the run's first, whoever pushed in between.
+
         Args:
             student: The trainer's weights.
             step: Optimiser batches they have seen.
@@ -245,8 +247,8 @@ class VllmEngine:
         Raises:
             ServersLost: No server took them.
         """
-        every = 1 if now else self._push_every
-        if self._version is not None and step - self._version < every:
+        due = self._version is None or now or step % self._push_every == 0
+        if not due or self._version == step:
             return asdict(self._pushed) if self._pushed and self._version == step else {}
         self._pushed = self.push_weights(student, step)
         return asdict(self._pushed)

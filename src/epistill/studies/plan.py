@@ -119,7 +119,8 @@ def plan_study(
             "memory": memory,
             "training_bytes": training,
             "fits": training <= room and free >= cache,
-            "sequences_at_once": max(0, free // cache),
+            # None: servers elsewhere write every response.
+            "sequences_at_once": max(0, free // cache) if cache else None,
             "tokens": tokens,
             "gpu_hours": {**hours, "total": sum(hours.values())},
             "wall_hours": clock(gpus=hardware.gpus),
@@ -211,8 +212,8 @@ def _memory(
     another dtype. activations: of one micro-batch; logits: of one chunk (the fused head), with the
     head's float32 gradient. Not in the sum: logits_dense (whole logits of a micro-batch instead),
     activations_whole (without checkpointing), cache_per_sequence (keys and values of one at its
-    full length, while sampling). microbatch_tokens is no memory: of "auto", what a plan's machine
-    has room for.
+    full length, while sampling; 0 where servers write all responses). microbatch_tokens is no
+    memory: of "auto", what a plan's machine has room for.
     """
     from epistill.objective.fused import LOGITS_PER_CHUNK
     from epistill.training.microbatch import fitting_tokens
@@ -264,5 +265,5 @@ def _memory(
         **state,
         "microbatch_tokens": tokens if config.steps else 0,
         **(of_training if config.steps else dict.fromkeys(of_training, 0)),
-        "cache_per_sequence": shape.cache_bytes(min(longest, limit), computed),
+        "cache_per_sequence": 0 if served else shape.cache_bytes(min(longest, limit), computed),
     }

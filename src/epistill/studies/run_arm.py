@@ -17,7 +17,7 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from torch.distributed.tensor import DTensor
 
-from epistill.config import EvalSet, RunConfig
+from epistill.config import EvalSet, RunConfig, VllmRollouts
 from epistill.environment import describe_environment
 from epistill.errors import EpistillError
 from epistill.evaluation.evaluate import (
@@ -29,6 +29,7 @@ from epistill.evaluation.evaluate import (
 from epistill.rollouts.in_process_engine import InProcessEngine
 from epistill.rollouts.load_model import load_model
 from epistill.rollouts.model import LanguageModel, with_lora
+from epistill.rollouts.vllm_server import ServersLost
 from epistill.rollouts.weights_file import gathered, own_tensors, write_model
 from epistill.seeds import derive_seed
 from epistill.store import RunStore, read_json
@@ -39,7 +40,7 @@ from epistill.training.loop import train_student
 from epistill.training.microbatch import fitting_microbatch_tokens
 from epistill.training.server_rollouts import open_engine
 from epistill.training.sharding import nowhere_whole
-from epistill.world import current_world
+from epistill.world import World, current_world
 
 
 def run(
@@ -63,6 +64,7 @@ def run(
         EpistillError: The folder holds another configuration, or is in use.
     """
     world = current_world()
+    _check_push_schedule(config, world)
     store = RunStore(folder, writes=world.first)
 
     def begin() -> tuple[int | str, bool]:
@@ -106,7 +108,8 @@ def run(
                 return None
             point: dict[str, object] = {"step": done}
             for chosen in config.evaluations:
-                fewer = {"problems": chosen.curve_problems, "samples": 1}
+                problems = min(chosen.curve_problems, chosen.problems)
+                fewer = {"problems": problems, "samples": 1}
                 rows = evaluated(chosen.model_copy(update=fewer), done, 0)
                 for measure in ("score", "length_tokens", "density_per_1k_tokens"):
                     values = per_problem(problem_outcomes(rows), measure).values()
@@ -117,14 +120,30 @@ def run(
             return point
 
         train_student(config, store, student, grader, servers=servers, on_step=after_step)
-        final = {
-            e.name: store_evaluation(store, e.name, e.kind, evaluated(e, config.steps, 1))
-            for e in config.evaluations
-        }
+        try:
+            final = {
+                e.name: store_evaluation(store, e.name, e.kind, evaluated(e, config.steps, 1))
+                for e in config.evaluations
+            }
+        except ServersLost as error:
+            world.stop(f"{error}; the training is done, only the evaluations are missing")
         if save_model and config.steps > 0:
             _save_model(student, store.folder)
         world.on_first(lambda: _finish(config, store, final))
     return store
+
+
+def _check_push_schedule(config: RunConfig, world: World) -> None:
+    """An evaluation by servers pushes the weights: only where training would have pushed them."""
+    if not isinstance(config.rollouts, VllmRollouts) or config.eval_every is None:
+        return
+    every = config.rollouts.push_every
+    if config.eval_every % every and nowhere_whole(config, world.size):
+        world.stop(
+            f"eval_every = {config.eval_every}, and rollouts.push_every = {every}; expected a "
+            "multiple of it, because the servers make the evaluations, and weights that are pushed "
+            "for one would change what training samples from"
+        )
 
 
 def load_student(config: RunConfig, device: str) -> LanguageModel:

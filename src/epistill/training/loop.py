@@ -29,6 +29,7 @@ from epistill.training.batches import Batch, on_policy_batch
 from epistill.training.checkpoint import resume, save_checkpoint
 from epistill.training.optimiser_steps import mean, optimiser_steps
 from epistill.training.run_monitor import RunMonitor
+from epistill.training.sharding import nowhere_whole
 from epistill.training.stored_traces import stored_traces, trace_batch
 from epistill.training.train_state import make_train_state
 from epistill.world import current_world
@@ -62,37 +63,46 @@ def train_student(
     teacher = state.teacher
     curriculum = make_curriculum(config.task, config.coverage, config.seed)
     traces = stored_traces(config, store, student, curriculum, grader, world)
-    done = resume(store, state, world)
+    resumed = done = resume(store, state, world)
     monitor = RunMonitor(config, store, world)
-    if done == 0:
-        monitor.evaluated(on_step(0, student))
-    while done < config.steps and monitor.goes_on:
-        started = time.perf_counter()
-        now = monitor.config
-        if traces is None:
-            try:
+    try:
+        if not world.on_first(lambda: _evaluated_at(store, done)):
+            monitor.evaluated(on_step(done, student))
+        while done < config.steps and monitor.goes_on:
+            started = time.perf_counter()
+            now = monitor.config
+            if traces is None:
                 batch = on_policy_batch(student, teacher, now, curriculum, grader, done, servers)
-            except ServersLost as error:
+            else:
+                batch = trace_batch(traces, config, done)
+            sampled = time.perf_counter()
+            numbers = optimiser_steps(now, store, state, batch, done, world)
+            batch_numbers = _batch_metrics(batch, config.samples_per_problem, traces is None)
+            store.append("metrics", monitor.observe({"step": done, **batch_numbers, **numbers}))
+            store.append(
+                "timing",
+                {
+                    "step": done,
+                    "rollout_seconds": sampled - started,
+                    "update_seconds": time.perf_counter() - sampled,
+                },
+            )
+            done += 1
+            # Before the checkpoint: killed between, it is made again.
+            monitor.evaluated(on_step(done, student))
+            if done % config.checkpoint_every == 0 and done < config.steps:
                 save_checkpoint(store, done, state, world)
-                world.stop(f"{error}; the run stopped after {done} steps, with a checkpoint")
-        else:
-            batch = trace_batch(traces, config, done)
-        sampled = time.perf_counter()
-        numbers = optimiser_steps(now, store, state, batch, done, world)
-        batch_numbers = _batch_metrics(batch, config.samples_per_problem, traces is None)
-        store.append("metrics", monitor.observe({"step": done, **batch_numbers, **numbers}))
-        store.append(
-            "timing",
-            {
-                "step": done,
-                "rollout_seconds": sampled - started,
-                "update_seconds": time.perf_counter() - sampled,
-            },
-        )
-        done += 1
-        monitor.evaluated(on_step(done, student))  # before the checkpoint: killed between, again
-        if done % config.checkpoint_every == 0 and done < config.steps:
-            save_checkpoint(store, done, state, world)
+    except ServersLost as error:  # between two steps: what was done is whole
+        save_checkpoint(store, done, state, world)
+        world.stop(f"{error}; the run stopped after {done} steps, with a checkpoint")
+    if servers is not None and done > resumed and nowhere_whole(config, world.size):
+        save_checkpoint(store, done, state, world)  # the final evaluations need the servers, too
+
+
+def _evaluated_at(store: RunStore, done: int) -> bool:
+    """Whether an evaluation after so many steps is recorded: a run may be stopped in one."""
+    curve = store.read_records("evaluations", "curve") or []
+    return any(point["step"] == done for point in curve)
 
 
 def _batch_metrics(batch: Batch, group_size: int, on_policy: bool) -> dict[str, Any]:

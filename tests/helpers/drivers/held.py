@@ -1,7 +1,7 @@
-"""Carries out runs, [[folder, configuration], ...] in a JSON file, and tells what the first holds.
+"""Carries out runs, [[folder, configuration], ...] in a JSON file, and tells what processes hold.
 
-held.json in each folder: after every step, the bytes of plain tensors in memory that have the shape
-of one of the model's matrices, and all of its numbers.
+held.json in each folder: of every process after every step, the bytes of plain tensors in memory
+that have the shape of one of the model's matrices, and all of its numbers.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from epistill.config import RunConfig
 from epistill.interrupts import ended_before_finalization
 from epistill.rollouts.load_model import load_model
-from epistill.studies.run_arm import run
+from epistill.studies import run_arm
 from epistill.world import joined
 
 
@@ -31,6 +31,15 @@ def whole_bytes(shapes):
     return sum(found.values())
 
 
+def train_student(*args, on_step, **more):
+    def counted(done, student):
+        held.append(whole_bytes(shapes))
+        return on_step(done, student)
+
+    train(*args, on_step=counted, **more)
+
+
+train, run_arm.train_student = run_arm.train_student, train_student
 torch.set_num_threads(1)
 with ended_before_finalization(), joined() as world:
     weights = load_model("lab").network.parameters()
@@ -38,10 +47,7 @@ with ended_before_finalization(), joined() as world:
     del weights
     for folder, config in json.loads(Path(sys.argv[1]).read_text()):
         held = []
-        run(
-            RunConfig.model_validate(config),
-            Path(folder),
-            on_step=lambda done, held=held: held.append(whole_bytes(shapes)),
-        )
+        run_arm.run(RunConfig.model_validate(config), Path(folder))
+        everyone = world.gather(held)
         if world.first:
-            (Path(folder) / "held.json").write_text(json.dumps(held))
+            (Path(folder) / "held.json").write_text(json.dumps(everyone))
