@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from epistill.cli import app
-from epistill.errors import EpistillError, did_you_mean
+from epistill.errors import EpistillError, did_you_mean, disk_full
 from epistill.inputs import load_run_config
 from epistill.rollouts.load_model import lab_directory, load_model
 from tests.helpers.python import run_epistill
@@ -314,3 +314,33 @@ def test_a_setting_of_a_file_keeps_its_name(tmp_path):
 def test_letters_that_changed_places_are_what_was_meant():
     assert did_you_mean("spdo", ["srpo", "sdpo"]) == "; did you mean 'sdpo'?"
     assert did_you_mean("scor", ["score", "source"]) == "; did you mean 'score'?"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize(
+    "arguments", [["methods"], ["methods", "--json"], ["--help"]], ids=" ".join
+)
+def test_output_that_a_full_disk_does_not_take_is_one_line(arguments):
+    command = [sys.executable, "-m", "epistill", *arguments]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "epistill: could not write the output: No space left on device; make room or choose "
+        "another folder\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (ValueError("parquet: No space left on device (os error 28)"), "No space left on device"),
+        (OSError(30, "x"), "Read-only file system"),
+        (OSError(2, "No such file or directory"), None),
+        (ValueError("(os error 2)"), None),
+        (RuntimeError("28"), None),
+    ],
+)
+def test_a_full_disk_is_known_through_every_library(error, told):
+    assert disk_full(error) == told

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import errno
+import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -43,6 +46,14 @@ def first_line(error: BaseException) -> str:
     """What went wrong, on one line of at most LINE characters."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0] if len(lines[0]) <= LINE else lines[0][: LINE - 3] + "..."
+
+
+def disk_full(error: BaseException) -> str | None:
+    """What the system said where a disk takes no more, through any library; None for all else."""
+    named = re.search(r"\(os error (\d+)\)", str(error))  # as Rust's libraries say it
+    number = error.errno if isinstance(error, OSError) else int(named[1]) if named else None
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+    return os.strerror(number) if number in full else None
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:

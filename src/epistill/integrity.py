@@ -78,3 +78,17 @@ def check_against_manifest(folder: Path, name: str) -> None:
     if listed is not None and sha256_of(folder / name) != listed:
         what = f"it is not what was written, whose checksum is in {MANIFEST}"
         raise damaged(folder / name, what, folder)
+
+
+def check_part(folder: Path, part: str) -> None:
+    """Damaged where what a run wrote into a folder of its own is not all there, or is not the same.
+
+    Nothing is known of a run that is not finished.
+    """
+    manifest = folder / MANIFEST
+    if manifest.exists():
+        for name in read_sealed(manifest)["files"]:
+            if name.startswith(f"{part}/"):
+                check_against_manifest(folder, name)
+    elif (folder / "result.json").exists():
+        raise damaged(manifest, "it is missing, and the folder holds a finished run", folder)

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from epistill.cli import app
 from epistill.errors import EpistillError
 from epistill.report.exports import export_report, report_tables
+from tests.helpers.python import run_epistill
 
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
 BASE, TUNED = (str(RESULTS.parents[1] / "examples/data" / f"{n}.jsonl") for n in ("base", "tuned"))
@@ -132,7 +133,7 @@ def test_other_pages_are_exported_too(command, tables, tmp_path, monkeypatch, no
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(EpistillError, match=r"could not write .*--export"):
+    with pytest.raises(EpistillError, match=r"could not write .*choose another folder"):
         export_report(REPORT, tmp_path / "file" / "out")
 
 
@@ -155,3 +156,16 @@ def test_pictures_are_drawn(tmp_path):
     assert ET.parse(tmp_path / "probe-teacher.svg").getroot().tag.endswith("svg")
     assert (tmp_path / "probe-teacher.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert all(path.stat().st_size > 500 for path in written if path.suffix in (".svg", ".png"))
+
+
+def test_a_file_that_cannot_grow_is_one_line_and_the_others_are_whole(tmp_path):
+    out = tmp_path / "out"
+    done = run_epistill(
+        "report", RESULTS / "lab", "--out", tmp_path / "x.html", "--export", out, most_bytes=10_000
+    )
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert f"could not write {out}/" in done.stderr
+    assert "File too large; make room" in done.stderr
+    assert all(len(pl.read_parquet(path)) > 0 for path in out.glob("*.parquet"))
+    assert not list(out.glob(".*"))

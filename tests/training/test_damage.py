@@ -23,6 +23,7 @@ from tests.helpers.damage import (
     MARKUP,
     STEP,
     cases,
+    flipped_bit,
     last_byte_lost,
     one_line,
 )
@@ -150,9 +151,14 @@ def test_a_result_that_the_manifest_does_not_list_finishes_no_run(told, folders,
 
 
 MODEL_FILES = ("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json")
+WITH_CHECKSUMS = (*MODEL_FILES, "generation_config.json", "chat_template.jinja")
 
 
-@pytest.mark.parametrize("name", MODEL_FILES)
+def test_every_file_of_a_model_is_among_these(folders):
+    assert sorted(p.name for p in (folders / "whole" / "model").iterdir()) == sorted(WITH_CHECKSUMS)
+
+
+@pytest.mark.parametrize("name", WITH_CHECKSUMS)
 @pytest.mark.parametrize("told", [*EVERY_FILE, *MARKUP])
 def test_a_model_that_a_run_wrote_loads_whole_or_not_at_all(name, told, folders, tmp_path):
     way = {**EVERY_FILE, **MARKUP}[told]
@@ -160,11 +166,17 @@ def test_a_model_that_a_run_wrote_loads_whole_or_not_at_all(name, told, folders,
     before, after = ((f / "model" / name) for f in (folders / "whole", folder))
     if after.is_file() and before.read_bytes() == after.read_bytes():
         return
-    if told == "missing" and name == "tokenizer_config.json":
-        return  # transformers does without it
     with pytest.raises(EpistillError) as refused:
         load_model(str(folder / "model"))
-    assert "\n" not in str(refused.value)
+    one_line(refused.value, name if after.exists() or name != "config.json" else "model")
+
+
+@pytest.mark.parametrize("lost", ["manifest.json", "environment.json", "result.json"])
+def test_a_model_is_checked_though_a_file_beside_it_is_lost(lost, folders, tmp_path):
+    folder = damage(folders, "whole", "whole", "model/model.safetensors", flipped_bit, tmp_path)
+    (folder / lost).unlink()
+    with pytest.raises(EpistillError, match=r"(model\.safetensors|manifest\.json) is damaged"):
+        load_model(str(folder / "model"))
 
 
 @pytest.mark.parametrize("name", MODEL_FILES)

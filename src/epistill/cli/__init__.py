@@ -7,6 +7,7 @@ below is the order of the commands in `--help`.
 from __future__ import annotations
 
 import io
+import os
 import signal
 import sys
 from typing import NoReturn
@@ -18,7 +19,7 @@ from epistill.cli import plan_command as plan_command  # isort: skip
 from epistill.cli import trace_commands as trace_commands  # isort: skip
 from epistill.cli import look_commands as look_commands  # isort: skip
 from epistill.cli.common import app, lab, tasks, warn
-from epistill.errors import EpistillError, LostProcess, StoppedElsewhere, first_line
+from epistill.errors import EpistillError, LostProcess, StoppedElsewhere, disk_full, first_line
 from epistill.interrupts import received, say_stopped
 
 app.add_typer(lab, name="lab")
@@ -35,6 +36,7 @@ def main() -> None:
         sys.stdout.reconfigure(errors="replace")
     try:
         result = app(standalone_mode=False)
+        print(end="", flush=True)
         sys.exit(result if isinstance(result, int) else 0)
     except StoppedElsewhere:
         sys.exit(2)  # the process that met the error says it
@@ -57,6 +59,10 @@ def main() -> None:
         # Exception), or what others of the run, ending too, made fail here
         number = received()
         if number is None:
+            if (full := disk_full(error)) is not None:
+                _drop_output()
+                place = getattr(error, "filename", None) or "the output"
+                _fail(f"could not write {place}: {full}; make room or choose another folder")
             if type(error).__module__ != "pyo3_runtime":  # a panic of Rust is no Exception either
                 raise
             _fail(
@@ -64,6 +70,14 @@ def main() -> None:
                 "as a tokenizer.json whose patterns never end"
             )
         say_stopped(number)
+
+
+def _drop_output() -> None:
+    """Forget what stdout could not take; Python would try again at its end, and say so."""
+    try:
+        print(end="", flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str) -> NoReturn:

@@ -7,6 +7,7 @@ tables are written all the same.
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,13 +17,14 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from epistill.errors import EpistillError, first_line
+from epistill.errors import first_line
 from epistill.number_rows import number_rows
 from epistill.report.format import measured_groups
 from epistill.report.panels import Plot
 from epistill.report.preflight_page import preflight_plots
 from epistill.report.study_figures import study_plots
 from epistill.report.trace_figures import compared_plots, decile_plots
+from epistill.store import write_atomic
 
 Row = dict[str, Any]
 FORMATS = ("svg", "png")
@@ -55,19 +57,12 @@ def export_page(
     import polars as pl
 
     written: list[Path] = []
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, rows in ((name, rows) for name, rows in tables.items() if rows):
-            table = pl.DataFrame(
-                [_flat(row) for row in rows], infer_schema_length=None, strict=False
-            )
-            written += [folder / f"{name}.csv", folder / f"{name}.parquet"]
-            table.write_csv(written[-2])
-            table.write_parquet(written[-1])
-    except OSError as error:
-        raise EpistillError(
-            f"could not write {folder}: {error.strerror or error}; choose another --export"
-        ) from error
+    for name, rows in ((name, rows) for name, rows in tables.items() if rows):
+        table = pl.DataFrame([_flat(row) for row in rows], infer_schema_length=None, strict=False)
+        table.write_parquet(buffer := io.BytesIO())
+        for kind, content in (("csv", table.write_csv()), ("parquet", buffer.getvalue())):
+            written.append(folder / f"{name}.{kind}")
+            write_atomic(written[-1], content)
     pictures = dict(named for plot in plots for named in _pictures(plot))
     figures = [figure for figure in pictures.values() for _ in FORMATS]
     files: list[str | Path] = [folder / f"{name}.{kind}" for name in pictures for kind in FORMATS]

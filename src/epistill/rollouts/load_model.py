@@ -29,7 +29,7 @@ from transformers.utils.logging import disable_progress_bar, is_progress_bar_ena
 from epistill.config import SamplingConfig
 from epistill.errors import EpistillError, did_you_mean, first_line
 from epistill.hub import hub_or_cache
-from epistill.integrity import check_against_manifest
+from epistill.integrity import check_part
 from epistill.objective.products import use_fast_products
 from epistill.rollouts.model import LanguageModel
 from epistill.rollouts.sampler import PromptRequest, sample
@@ -182,9 +182,9 @@ def model_source(name: str) -> str:
     inside = directory / "model"
     if (directory / "environment.json").is_file() and (inside / "config.json").is_file():
         raise EpistillError(f"{name!r} is the folder of a run; its model is {str(inside)!r}")
-    if directory.name == inside.name and (directory.parent / "environment.json").is_file():
-        for file in directory.iterdir():  # a run wrote it, with checksums
-            check_against_manifest(directory.parent, f"{inside.name}/{file.name}")
+    a_runs = ("environment.json", "result.json")
+    if directory.name == inside.name and any((directory.parent / n).is_file() for n in a_runs):
+        check_part(directory.parent, inside.name)
     return str(directory)
 
 
