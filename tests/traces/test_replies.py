@@ -29,6 +29,18 @@ SAVED = {
     "parts of parts": message(content=[{"type": "thinking", "thinking": [{"text": HMM}]},
                                        {"type": "text", "text": SO}]),
     "beside": {"response": SO, "reasoning_content": HMM},
+    "AI SDK": {"text": SO, "reasoningText": HMM},
+    "LangChain": {"messages": [
+        {"type": "human", "content": "What is it?"},
+        {"type": "ai", "content": SO, "additional_kwargs": {"reasoning_content": HMM}}]},
+    "LangChain's dictionaries": {"messages": [
+        {"type": "human", "data": {"type": "human", "content": "What is it?"}},
+        {"type": "ai", "data": {"type": "ai", "content": [
+            {"type": "reasoning", "reasoning": HMM}, {"type": "text", "text": SO}]}}]},
+    "Pydantic AI": {"messages": [
+        {"kind": "request", "parts": [{"part_kind": "user-prompt", "content": "What is it?"}]},
+        {"kind": "response", "parts": [{"part_kind": "thinking", "content": HMM},
+                                       {"part_kind": "text", "content": SO}]}]},
     "beside, listed": {"responses": [SO], "reasoning_content": [HMM]},
     "Responses": {"output": [{"type": "reasoning", "summary": [], "content": [{"text": HMM}]},
                              {"type": "message", "role": "assistant",
@@ -92,6 +104,10 @@ def test_settings_under_the_name_of_reasoning_are_no_text():
         ({"stop_reason": "<|im_end|>"}, "ended"),
         ({"stop_reason": "model_context_window_exceeded"}, "cut"),
         ({"finishReason": "MAX_TOKENS"}, "cut"),
+        ({"finish_reason": "REASON_MAX_LEN"}, "cut"),  # xAI's SDK
+        ({"finish_reason": "REASON_STOP"}, "ended"),
+        ({"finish_reason": "FINISHED_LENGTH_CAPPED"}, "cut"),  # vLLM's status of a request
+        ({"finish_reason": "finished"}, "ended"),
         ({"status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}}, "cut"),
         ({"status": "completed", "incomplete_details": None}, "ended"),
         ({"status": "wrong"}, None),

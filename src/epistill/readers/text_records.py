@@ -26,6 +26,8 @@ MAX_RECORD_BYTES = 64 << 20
 MAX_OBJECT_BYTES = 256 << 20
 MAX_SKIPPED_BYTES = 1 << 30
 ROLES = ("role", "from")
+# Where LangChain and Pydantic AI say who speaks; other things have such names too.
+_SPEAKERS = {"type": ("human", "ai", "system", "tool"), "kind": ("request", "response")}
 _HEADER = re.compile(r'"?[\w .:@/-]{0,64}"?')
 # Where an object that is a whole file keeps its records, and what a record (but no response) has.
 _HOLDERS = (
@@ -148,8 +150,22 @@ def is_chat(value: Any) -> bool:
     return (
         isinstance(value, list)
         and bool(value)
-        and all(isinstance(turn, dict) and any(role in turn for role in ROLES) for turn in value)
+        and all(isinstance(turn, dict) and speaker(turn) is not None for turn in value)
     )
+
+
+def speaker(turn: dict[str, Any]) -> Any:
+    """Who speaks, in the words of what saved the turn; None where it is no turn of a chat.
+
+    Example:
+        >>> [speaker(turn) for turn in ({"role": "user"}, {"type": "ai"}, {"type": "text"})]
+        ['user', 'ai', None]
+    """
+    for name in ROLES:
+        if name in turn:
+            return turn[name] or ""
+    named = (turn[name] for name, words in _SPEAKERS.items() if turn.get(name) in words)
+    return next(named, None)
 
 
 def plain_name(name: str) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 
 import orjson
 
-from epistill.readers.text_records import ROLES, column_stem, is_chat, plain_name
+from epistill.readers.text_records import ROLES, column_stem, is_chat, plain_name, speaker
 from epistill.thinking import split_thinking
 
 FIELD_DATA = tomllib.loads(
@@ -27,8 +27,8 @@ NAMES: dict[str, tuple[str, ...]] = {
     name: tuple(found) for name, found in FIELD_DATA.items() if isinstance(found, list)
 }
 _TYPES, _PLURAL = frozenset(NAMES["reasoning_types"]), frozenset(NAMES["plural"])
-ASSISTANT = {"assistant", "gpt", "model", "bot", "ai", "chatbot"}
-_USER = {"user", "human"}
+ASSISTANT = {"assistant", "gpt", "model", "bot", "ai", "chatbot", "response"}
+_USER = {"user", "human", "request"}
 # What a request asks for under a name of reasoning.
 _SETTINGS = {"enabled", "disabled", "adaptive", "auto", "on", "off", "none", "minimal", "low",
              "medium", "high", "xhigh", "true", "false"}  # fmt: skip
@@ -115,9 +115,9 @@ def listed(value: Any, *, several: bool = False) -> Any:
     return value
 
 
-def role_of(turn: Mapping[str, Any]) -> str:
+def role_of(turn: dict[str, Any]) -> str:
     """Who speaks, in lower case."""
-    return str(next(turn[r] for r in ROLES if r in turn)).lower()
+    return str(speaker(turn)).lower()
 
 
 def may_be_response(name: str, value: Any, record: Mapping[str, Any]) -> bool:
@@ -191,12 +191,12 @@ def spoken(value: Any) -> tuple[str, str | None, int]:
     if not isinstance(value, Mapping):
         return "", None, 1
     if (
-        value.get("type") in _TYPES
+        value.get("type", value.get("part_kind")) in _TYPES  # the latter is Pydantic AI's
         or value.get("thought") is True
         or value.get("channel") == "analysis"  # harmony
     ):
         return plain(value), None, 1
-    thinking = next((t for n in NAMES["reasoning"] if (t := plain(value.get(n)))), "")
+    thinking = next((t for n in NAMES["reasoning"] if (t := plain(get(value, n)))), "")
     content = next((value[n] for n in NAMES["text"] if value.get(n) is not None), None)
     if content is value.get("nodes") and isinstance(content, list):  # verifiers: a graph of turns
         content = [node.get("message") for node in content]
@@ -205,6 +205,8 @@ def spoken(value: Any) -> tuple[str, str | None, int]:
 
 
 def _without_role(turn: Mapping[str, Any]) -> Mapping[str, Any]:
+    if isinstance(inner := turn.get("data"), Mapping):  # LangChain's `messages_to_dict`
+        return inner
     return {name: value for name, value in turn.items() if name not in ROLES}
 
 
@@ -261,4 +263,6 @@ def kind_of_stop(value: Any, name: str) -> str | None:
 def _letters(word: str) -> str:
     """`FinishReason.MAX_TOKENS`, `maxTokens` and `max_tokens` are one word."""
     letters = "".join(character for character in word if character.isalnum())
-    return letters.removeprefix("finishreason") or letters
+    for prefix in ("finishreason", "reason", "finished"):  # of enumerations of SDKs
+        letters = letters.removeprefix(prefix) or letters
+    return letters
