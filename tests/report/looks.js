@@ -48,7 +48,23 @@ function depth(one, other) {
   }
   return Math.max(0, least);
 }
+// A heat-map is a picture: what is behind a text on it is the picture's own pixel.
+async function pixels(image) {
+  const picture = new Image();
+  picture.src = image.getAttribute("href") || image.getAttribute("xlink:href");
+  await picture.decode();
+  const canvas = Object.assign(document.createElement("canvas"), {width: picture.width, height: picture.height});
+  const context = canvas.getContext("2d"), box = image.getBoundingClientRect();
+  context.drawImage(picture, 0, 0);
+  return (text) => {
+    const {left, right, top, bottom} = text.getBoundingClientRect();
+    const x = ((left + right) / 2 - box.left) / box.width, y = ((top + bottom) / 2 - box.top) / box.height;
+    const [r, g, b] = context.getImageData(Math.floor(x * picture.width), Math.floor(y * picture.height), 1, 1).data;
+    return {r, g, b, a: 1};
+  };
+}
 for (const panel of document.querySelectorAll(".plot > div:not([hidden])")) {
+  const image = panel.querySelector(".heatmaplayer image"), under = image && await pixels(image);
   const where = panel.parentElement.id;
   const texts = [...panel.querySelectorAll("svg text")].filter((t) => t.textContent.trim() && visible(t));
   const shapes = texts.map(corners);
@@ -58,10 +74,9 @@ for (const panel of document.querySelectorAll(".plot > div:not([hidden])")) {
     }
     const card = panel.getBoundingClientRect();
     if (panel.scrollWidth <= panel.clientWidth && shapes[i].some(([x]) => x < card.left - 2 || x > card.right + 2)) faults.push(`${where}: "${text.textContent}" is cut`);
-    // Text on a heat-map is black or white by the cell's colour, which no element tells.
-    const ground = behind(panel), ink = rgb(getComputedStyle(text).fill);
+    const ground = image && text.closest(".scatterlayer") ? under(text) : behind(panel), ink = rgb(getComputedStyle(text).fill);
     const ratio = contrast(over(ink, ground), ground);
-    if (!text.closest(".heatmaplayer") && ratio < 4.5) faults.push(`${where}: "${text.textContent}" has contrast ${ratio.toFixed(2)}`);
+    if (ratio < 4.5) faults.push(`${where}: "${text.textContent}" has contrast ${ratio.toFixed(2)}`);
   });
   const legend = panel.querySelector(".legend");
   for (const data of legend ? panel.querySelectorAll(".nsewdrag") : []) {

@@ -22,6 +22,7 @@ LONG = Path("a_folder_whose_name_has_no_place_at_which_it_could_be_broken" * 2)
 BASE, TUNED = (str(LONG / f"{name}.jsonl") for name in ("base", "tuned"))
 COMMANDS = {
     "study": ["report", str(ROOT / "docs/results/lab"), "--out"],
+    "rules": ["report", str(ROOT / "docs/results/lab-cure-coverage"), "--out"],
     "surface": ["report", str(ROOT / "docs/results/lab-phase"), "--out"],
     "compare": ["compare", BASE, TUNED, "--report"],
     "measure": ["measure", BASE, TUNED, "--report"],
@@ -30,18 +31,38 @@ COMMANDS = {
 CASES = [(p, w, s) for p in (*COMMANDS, "preflight") for w in WIDTHS for s in SCHEMES]
 OVERLAPPING = """<main><div class="plot" id="x"><div style="width:200px">
 <svg width="200" height="60"><text x="5" y="20">one</text><text x="9" y="20">two</text></svg></div></div>
+<div class="plot"><div><svg width="200" height="60"><g class="heatmaplayer"><image width="200" height="60"
+href="data:image/svg+xml,<svg xmlns='http://www.w3.org/2000/svg' width='4' height='4'>
+<rect width='4' height='4' fill='rgb(214,96,77)'/></svg>"/></g>
+<g class="scatterlayer"><text x="20" y="20" fill="#444">-.47</text></g></svg></div></div>
 <p style="color:#aaa;background:#fff">faint</p><h2>a</h2><h2>b</h2></main>
 <script>document.body.dataset.requests = 0</script>"""
 
 
 # On paper nobody can scroll, and what is chosen must be read.
 PAPER = """
-const cut = [...document.querySelectorAll(".scroll")].filter((box) => box.scrollWidth > box.clientWidth + 1);
+dispatchEvent(new Event("beforeprint"));
+const boxes = document.querySelectorAll(".scroll, .plot > div:not([hidden])");
+const cut = [...boxes].filter((box) => box.scrollWidth > box.clientWidth + 1);
+const broken = [...document.querySelectorAll(".interval")].filter((part) => part.getClientRects().length > 1 ||
+  part.getBoundingClientRect().right > part.closest("td").getBoundingClientRect().right + 1);
 const chosen = [...document.querySelectorAll("label select")].filter((one) => !one.closest(".controls"));
-return {cut: cut.map((box) => box.textContent.trim().slice(0, 40)),
+return {cut: cut.map((box) => box.textContent.trim().slice(0, 40)), broken: broken.map((part) => part.textContent),
         hidden: chosen.filter((one) => getComputedStyle(one).display === "none").length};
 """
 PAPER_PX = 739  # a letter less its margins
+# Another choice, another colour scheme, then another width of the window: everything is drawn again.
+DRAWN_AGAIN = """
+for (const one of document.querySelectorAll("label select")) one.dispatchEvent(new Event("change"));
+drawAll();
+document.querySelector("main").style.width = "700px";
+dispatchEvent(new Event("resize"));
+await new Promise((done) => setTimeout(done, 1000));
+return [...document.querySelectorAll(".plot > div:not([hidden])")].filter((node) => {
+  const {width, height} = node.querySelector("svg").getBoundingClientRect();
+  return width < node.clientWidth - 1 || node.scrollWidth > node.clientWidth || height < 100 || node.clientHeight < height;
+}).map((node) => node.parentElement.id);
+"""
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +97,20 @@ def test_nothing_overlaps_is_cut_faint_or_empty(case, seen):
 @needs_chromium
 def test_what_is_looked_for_would_be_seen(seen):
     faults = " ".join(seen["bad", 1400, "light"]["faults"])
-    for words in ('"one" over "two"', '"faint" has contrast 2.32', "empty: <h2>b"):
+    for words in (
+        '"one" over "two"',
+        '"faint" has contrast 2.32',
+        "empty: <h2>b",
+        '"-.47" has contrast 2.',
+    ):
         assert words in faults
+
+
+@needs_chromium
+def test_a_plot_is_drawn_again_in_another_width(pages):
+    drawn = {name: page for name, page in pages.items() if name in ("study", "compare")}
+    found = looked_at(drawn, DRAWN_AGAIN, (1400,), ("light",))
+    assert list(found.values()) == [[], []]
 
 
 @needs_chromium
@@ -85,4 +118,4 @@ def test_on_paper_nothing_is_cut_and_what_is_chosen_stands_there(pages):
     printed = looked_at(pages, PAPER, (PAPER_PX,), ("print",))
     assert set(printed) == {(name, PAPER_PX, "print") for name in pages}
     for case, found in printed.items():
-        assert found == {"cut": [], "hidden": 0}, case
+        assert found == {"cut": [], "broken": [], "hidden": 0}, case

@@ -9,8 +9,9 @@ import pytest
 
 from epistill.evaluation.evaluate import MEASURES
 from epistill.inputs import read_settings
+from epistill.report.format import measure_title
 from epistill.report.panels import PALETTE
-from epistill.report.study_figures import measure_title, study_plots
+from epistill.report.study_figures import study_plots
 from epistill.report.study_page import write_report
 from epistill.studies.check_names import TRAINING_MEASURES
 from epistill.studies.draw_report import report_file

@@ -102,4 +102,5 @@ def test_the_page_of_measure_has_the_browser_too(tmp_path):
     assert facts["entries"] == "48"
     assert "All 48 traces." in html
     density = json.loads(done.stdout)["files"][0]["groups"]["(all)"]["markers"]["paper-en"]
-    assert f"{density['density_per_1k_words']['value']:.2f} [" in html
+    value = density["density_per_1k_words"]["value"]
+    assert f'{value:.2f} <span class="interval">[' in html

@@ -1,4 +1,4 @@
-"""Numbers with their intervals as text, for pages and terminals alike. Imports nothing heavy."""
+"""Names of measures and numbers with intervals, for pages and terminals. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -6,6 +6,31 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+CURVE_TITLES = {
+    "reward": "score on training problems",
+    "length_tokens": "length (tokens)",
+    "density_per_1k_tokens": "markers per 1,000 tokens",
+    "entropy_nats_per_token": "entropy (nats per token)",
+    "distillation_nats_per_token": "divergence from the teacher (nats per token)",
+    "truncated_share": "share cut at the limit",
+}
+MEASURE_TITLES = {
+    "score": "score",
+    "length_tokens": "length (tokens)",
+    "density_per_1k_tokens": "markers per 1,000 tokens",
+}
+# Of claims, which may rest on any measure of evaluations or of the training.
+OTHER_TITLES = {
+    "early_reward": "score on training problems, first steps",
+    "markers_per_response": "markers per response",
+    "unreadable_share": "share without a readable answer",
+    "verified_share": "answers verified",
+    "committed_share": "answers given unverified",
+    "candidates": "candidates",
+    "first_commitment": "first commitment, share of the reasoning",
+    "forced_tokens": "forced tokens",
+}
 
 
 def format_estimate(estimate: Mapping[str, Any] | None, digits: int = 3) -> str:
@@ -35,6 +60,18 @@ def _format(estimate: Mapping[str, Any] | None, form: str) -> str:
 
 def _without_sign(number: str) -> str:
     return number if number.strip("+0.") else number.removeprefix("+")
+
+
+def measure_title(measure: str) -> str:
+    """The name that plots give a measure of claims, which may be one of the training."""
+    titles = MEASURE_TITLES | CURVE_TITLES | OTHER_TITLES
+    return titles.get(measure.removeprefix("train_"), measure)
+
+
+def measure_digits(measure: str) -> int:
+    """Places behind the point: scores and shares have three, tokens and counts one."""
+    counts = ("tokens", "per_response", "candidates")
+    return 1 if any(word in measure for word in counts) else 3
 
 
 def measured_groups(summary: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
@@ -83,7 +120,8 @@ def measured_answer(name: str, group: Mapping[str, Any]) -> str:
     """What was measured of one group of traces, in one sentence."""
     length, found = group["length"]["words"], group["markers"]
     doubt = [
-        f"{one['density_per_1k_words']['value']:.3g} of {lexicon}"
+        f"{one['density_per_1k_words']['value']:.3g} "
+        f"{'control words' if one['control'] else 'markers'} ({lexicon})"
         for lexicon, one in found.items()
         if one["density_per_1k_words"]
     ]

@@ -11,11 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import plotly.graph_objects as go
+from plotly.colors import sample_colorscale
 
 PALETTE = (
     "#3a78c9", "#d1583a", "#c8922c", "#4f9a5b", "#9a5bb0", "#2f98ab", "#b56a6a", "#8a8a8a",
     "#c24a8a", "#7aa83a", "#6a6ad0", "#b58560",
 )  # fmt: skip
+
+
+SCALE = "RdBu"  # of heat-maps
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +48,15 @@ def panel(
         height=height,
         margin={"l": 56, "r": 12, "t": 36 if title else 14, "b": 44},
         font={"family": "system-ui, sans-serif", "size": 12},
-        legend={"orientation": "h", "x": 0, "y": 0, "yref": "container", "yanchor": "bottom"},
+        legend={
+            "orientation": "h",
+            "x": 0,
+            "y": 0,
+            "yref": "container",
+            "yanchor": "bottom",
+            "tracegroupgap": 2,
+            "maxheight": 4000,
+        },
         xaxis={"title": {"text": x}, "automargin": True},
         yaxis={"title": {"text": y}, "automargin": True},
     )
@@ -57,8 +69,51 @@ def heat_panel(
     """Red below zero, blue above; panels that are to be compared get the same limit."""
     bar = {"title": {"text": unit, "side": "right"}, "thickness": 12}
     return go.Heatmap(
-        x=x, y=y, z=z, zmid=0, zmin=-limit, zmax=limit, colorscale="RdBu", colorbar=bar, **heat
+        x=x, y=y, z=z, zmid=0, zmin=-limit, zmax=limit, colorscale=SCALE, colorbar=bar, **heat
     )
+
+
+def cell_texts(
+    x: Sequence[str],
+    y: Sequence[str],
+    z: Sequence[Sequence[float | None]],
+    texts: Sequence[Sequence[str]],
+    limit: float,
+) -> go.Scatter:
+    """A text in each cell of a `heat_panel`, black or white: what is further from its luminance.
+
+    plotly's own texts on a heat-map come down to a contrast of 3.
+    """
+    cells = [
+        (column, row, text, _ink_on(0.5 + value / (2 * limit)))
+        for row, values, line in zip(y, z, texts, strict=True)
+        for column, value, text in zip(x, values, line, strict=True)
+        if value is not None
+    ]
+    return go.Scatter(
+        x=[x for x, _, _, _ in cells],
+        y=[y for _, y, _, _ in cells],
+        text=[text for _, _, text, _ in cells],
+        textfont={"color": [ink for _, _, _, ink in cells], "size": 9.5},
+        mode="text",
+        hoverinfo="skip",
+        showlegend=False,
+    )
+
+
+def _ink_on(place: float) -> str:
+    """Black or white on the colour at a place of the scale, 0 to 1, by WCAG 2's luminance.
+
+    One of the two has a contrast of at least 4.5 on any colour.
+
+    Example:
+        >>> _ink_on(0.5), _ink_on(0.3), _ink_on(0.0)
+        ('#000', '#000', '#fff')
+    """
+    colour: Any = sample_colorscale(SCALE, min(max(place, 0.0), 1.0), colortype="tuple")[0]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return "#000" if (luminance + 0.05) ** 2 > 1.05 * 0.05 else "#fff"
 
 
 def with_bars(kind: Callable[..., Any], x: Sequence[Any], y: Sequence[Any], **look: Any) -> Any:

@@ -64,7 +64,7 @@ def _ladder(contexts: Mapping[str, Mapping[str, Any]]) -> go.Figure:
         *points,
         x="richness: nats per response of the teacher's own writing",
         y="change of marker mass per 1,000 student tokens",
-        height=460,
+        height=420,
     )
 
 
@@ -78,7 +78,7 @@ def _classes(contexts: Mapping[str, Mapping[str, Any]]) -> go.Figure:
     if not any(cell for row in rows.values() for cell in row):
         return go.Figure()
     heat = heat_panel(
-        [f"{kind} {part}" for kind, part in columns],
+        [[kind for kind, _ in columns], [part for _, part in columns]],
         list(rows),
         [[None if cell is None else cell["value"] for cell in row] for row in rows.values()],
         LIMIT_NATS,
@@ -86,7 +86,9 @@ def _classes(contexts: Mapping[str, Mapping[str, Any]]) -> go.Figure:
         text=[[format_signed(cell, 2) for cell in row] for row in rows.values()],
         hovertemplate="%{y}, %{x}: %{text} nats<extra></extra>",
     )
-    return panel(heat, height=160 + 30 * len(rows)).update_yaxes(autorange="reversed")
+    figure = panel(heat, height=130 + 30 * len(rows), meta={"columns": len(columns)})
+    figure.update_xaxes(showgrid=False)
+    return figure.update_yaxes(autorange="reversed", showgrid=False)
 
 
 def _trace_plot(found: Mapping[str, Any]) -> Plot:
@@ -116,6 +118,7 @@ def _trace(found: Mapping[str, Any]) -> go.Figure:
         text=[labels] * len(u),
         hovertemplate="%{y}, token %{x} %{text}: %{z:.2f} nats<extra></extra>",
     )
-    figure = panel(heat, height=180 + 30 * len(u)).update_yaxes(autorange="reversed")
-    figure.update_layout(meta={"least_width": 230 + 17 * len(places)})  # a column for each token
+    figure = panel(heat, height=150 + 24 * len(u), meta={"columns": len(places)})
+    figure.update_xaxes(showgrid=False)
+    figure.update_yaxes(autorange="reversed", showgrid=False)
     return figure.update_xaxes(tickvals=places, ticktext=found["pieces"], tickangle=90)

@@ -1,7 +1,8 @@
 """The plots of a study's page. Data only from report.json.
 
 Enters: the report's dict. Leaves: plots in page order, the answer's first. A plot without data is
-not made, so every plot on the page has some. Colour is the method, dash or symbol the coverage.
+not made, so every plot on the page has some. Colour is the method with its settings, dash or symbol
+the coverage.
 """
 
 from __future__ import annotations
@@ -12,32 +13,9 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from epistill.report.panels import PALETTE, Plot, curve, heat_panel, panel, with_bars
+from epistill.report.format import CURVE_TITLES, MEASURE_TITLES
+from epistill.report.panels import PALETTE, Plot, cell_texts, curve, heat_panel, panel, with_bars
 
-CURVE_TITLES = {
-    "reward": "score on training problems",
-    "length_tokens": "length (tokens)",
-    "density_per_1k_tokens": "markers per 1,000 tokens",
-    "entropy_nats_per_token": "entropy (nats per token)",
-    "distillation_nats_per_token": "divergence from the teacher (nats per token)",
-    "truncated_share": "share cut at the limit",
-}
-MEASURE_TITLES = {
-    "score": "score",
-    "length_tokens": "length (tokens)",
-    "density_per_1k_tokens": "markers per 1,000 tokens",
-}
-# Of claims, which may rest on any measure of evaluations or of the training.
-OTHER_TITLES = {
-    "early_reward": "score on training problems, first steps",
-    "markers_per_response": "markers per response",
-    "unreadable_share": "share without a readable answer",
-    "verified_share": "answers verified",
-    "committed_share": "answers given unverified",
-    "candidates": "candidates",
-    "first_commitment": "first commitment, share of the reasoning",
-    "forced_tokens": "forced tokens",
-}
 SURFACE_TITLES = {"score": "OOD score", "density_per_1k_tokens": "markers per 1,000 tokens"}
 UNTRAINED = "#8a8a8a"
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x")  # as dashes
@@ -49,8 +27,7 @@ Arm = Mapping[str, Any]
 def study_plots(report: Mapping[str, Any]) -> list[Plot]:
     """All plots that have data. The arms of a grid are drawn as a surface, not as lines."""
     arms: Sequence[Arm] = report["arms"] if report["surface"] is None else []
-    names = dict.fromkeys(arm["method"] for arm in arms if arm["method"] is not None)
-    colours = {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(names)} | {None: UNTRAINED}
+    colours = _colours(arms)
     made = [
         _surface_plot(report["surface"]),
         _change_plot(arms, colours),
@@ -63,10 +40,16 @@ def study_plots(report: Mapping[str, Any]) -> list[Plot]:
     return [plot for plot in made if plot is not None]
 
 
-def measure_title(measure: str) -> str:
-    """The name that plots give a measure of claims, which may be one of the training."""
-    titles = MEASURE_TITLES | CURVE_TITLES | OTHER_TITLES
-    return titles.get(measure.removeprefix("train_"), measure)
+def _colours(arms: Sequence[Arm]) -> dict[str, str]:
+    """Of each variant; those without training are grey."""
+    variants = dict.fromkeys(_variant(arm) for arm in arms if arm["method"] is not None)
+    trained = {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(variants)}
+    return trained | {_variant(arm): UNTRAINED for arm in arms if arm["method"] is None}
+
+
+def _variant(arm: Arm) -> str:
+    """What arms that differ in coverage only have in common."""
+    return str(arm["series"] or arm["label"])
 
 
 def _probe_plot(probe: Mapping[str, Any]) -> Plot | None:
@@ -76,8 +59,9 @@ def _probe_plot(probe: Mapping[str, Any]) -> Plot | None:
 
     def bars(measure: str, title: str) -> go.Figure:
         values = [found[measure] for found in contexts.values()]
-        look = {"marker_color": PALETTE[0], "name": title}
-        return panel(with_bars(go.Bar, list(contexts), values, **look), title=title)
+        look = {"marker_color": PALETTE[0], "name": title, "orientation": "h"}
+        figure = panel(with_bars(go.Bar, values, list(contexts), **look), title=title, height=260)
+        return figure.update_yaxes(autorange="reversed")
 
     return Plot(
         f"probe-{probe['id']}",
@@ -89,14 +73,17 @@ def _probe_plot(probe: Mapping[str, Any]) -> Plot | None:
 
 
 def _variants(arms: Sequence[Arm]) -> dict[str, list[tuple[Arm, str]]]:
-    """Arms that differ in coverage only, each with its dash, by what they have in common."""
-    amounts = sorted(set(map(_coverage, arms)), reverse=True)
+    """Arms of each variant from the largest coverage to the smallest, each with its dash."""
+    amounts = sorted({_coverage(arm) for arm in arms if arm["method"] is not None}, reverse=True)
     dashes = dict(zip(amounts, itertools.cycle(DASHES), strict=False))
     variants: dict[str, list[tuple[Arm, str]]] = {}
     for arm in arms:
-        drawn = (arm, dashes[_coverage(arm)])
-        variants.setdefault(arm["series"] or arm["label"], []).append(drawn)
-    return variants
+        drawn = (arm, dashes.get(_coverage(arm), DASHES[0]))
+        variants.setdefault(_variant(arm), []).append(drawn)
+    return {
+        name: sorted(drawn, key=lambda one: _coverage(one[0]), reverse=True)
+        for name, drawn in variants.items()
+    }
 
 
 def _coverage(arm: Arm) -> float:
@@ -110,7 +97,7 @@ def _amount(arm: Arm) -> str:
 
 def _curve_panels(
     arms: Sequence[Arm],
-    colours: Mapping[str | None, str],
+    colours: Mapping[str, str],
     measures: Sequence[str],
     seeds_of: Any,
 ) -> tuple[go.Figure, ...]:
@@ -123,14 +110,14 @@ def _curve_panels(
                 steps, seeds = seeds_of(arm, measure)
                 if seeds:
                     look = {"dash": dash, "meta": place, "showlegend": len(variant) > 1}
-                    colour = colours[arm["method"]]
+                    colour = colours[title]
                     traces += curve(steps, seeds, colour, name=_amount(arm), **look)
         if traces:
             panels.append(panel(*traces, title=title, x="optimiser step", height=280))
     return tuple(panels)
 
 
-def _learning_curves(arms: Sequence[Arm], colours: Mapping[str | None, str]) -> Plot | None:
+def _learning_curves(arms: Sequence[Arm], colours: Mapping[str, str]) -> Plot | None:
     shown = [m for m in CURVE_TITLES if any(m in arm["curves"] for arm in arms)]
 
     def seeds_of(arm: Arm, measure: str) -> tuple[Any, list[Any]]:
@@ -151,7 +138,7 @@ def _learning_curves(arms: Sequence[Arm], colours: Mapping[str | None, str]) -> 
     )
 
 
-def _evaluation_curves(arms: Sequence[Arm], colours: Mapping[str | None, str]) -> Plot | None:
+def _evaluation_curves(arms: Sequence[Arm], colours: Mapping[str, str]) -> Plot | None:
     """Small evaluations during training."""
     points = [p for arm in arms for of_seed in arm["evaluation_curve"].values() for p in of_seed]
     names = [name for name in dict.fromkeys(key for p in points for key in p) if name != "step"]
@@ -174,23 +161,23 @@ def _evaluation_curves(arms: Sequence[Arm], colours: Mapping[str | None, str]) -
     )
 
 
-def _change_plot(arms: Sequence[Arm], colours: Mapping[str | None, str]) -> Plot | None:
+def _change_plot(arms: Sequence[Arm], colours: Mapping[str, str]) -> Plot | None:
     """OOD score change against marker change, one point per arm with both intervals."""
     changed = [(arm, arm["difference_to_baseline"].get("ood")) for arm in arms]
     changed = [(arm, change) for arm, change in changed if change is not None]
     amounts = sorted({_coverage(arm): _amount(arm) for arm, _ in changed}.items(), reverse=True)
     symbols = dict(zip(dict(amounts), itertools.cycle(SYMBOLS), strict=False))
     traces: dict[str, list[go.Scatter]] = {}
-    again = [name for name in colours if name is not None][len(PALETTE) :]  # colours used before
+    again = set(list(colours)[len(PALETTE) :])  # their colours were used before
     for arm, change in changed:
-        name = arm["method"] or "untrained"
+        name = _variant(arm)
         look = {
             "legendgroup": name,
             "showlegend": name not in traces,
             "hovertext": arm["label"],
             "mode": "markers",
             "marker": {
-                "color": colours[arm["method"]], "size": 10,
+                "color": colours[name], "size": 10,
                 "symbol": symbols[_coverage(arm)] + ("-open" if name in again else ""),
             },
         }  # fmt: skip
@@ -213,17 +200,17 @@ def _change_plot(arms: Sequence[Arm], colours: Mapping[str | None, str]) -> Plot
         "What happened to doubt, and what happened to OOD",
         "Change against the untrained base on the out-of-distribution sets, 95 % intervals. Colour "
         "is the method, symbol the number of training problems; hover for the arm."
-        + (" Open symbols: methods beyond the first dozen." if again else ""),
-        (panel(*every, **labels, height=480),),
+        + (" Open symbols: methods beyond the first dozen." if again & set(traces) else ""),
+        (panel(*every, **labels, height=420),),
     )
 
 
-def _coverage_plot(arms: Sequence[Arm], colours: Mapping[str | None, str]) -> Plot | None:
+def _coverage_plot(arms: Sequence[Arm], colours: Mapping[str, str]) -> Plot | None:
     """Scores over coverage, one line per series that was trained at two or more coverages."""
     lines: dict[str, list[Arm]] = {}
     for arm in sorted(arms, key=_coverage):
         if arm["series"] is not None and all(arm["evaluations"].values()):
-            lines.setdefault(arm["series"], []).append(arm)
+            lines.setdefault(_variant(arm), []).append(arm)
     lines = {series: line for series, line in lines.items() if len(line) >= 2}
     if not lines:
         return None
@@ -235,7 +222,7 @@ def _coverage_plot(arms: Sequence[Arm], colours: Mapping[str | None, str]) -> Pl
                 [str(arm["coverage"] or "all") for arm in line],
                 [arm["evaluations"][kind]["score"] for arm in line],
                 name=series,
-                line={"color": colours[line[-1]["method"]], "width": 2},
+                line={"color": colours[series], "width": 2},
             )
             for series, line in lines.items()
         ]
@@ -293,19 +280,19 @@ def _surface_plot(surface: Mapping[str, Any] | None) -> Plot | None:
         for label, points in surface["pairs"].items():
             by_place = {(p["nominal"][x_name], p["nominal"][y_name]): p for p in points}
             cells = [[by_place[(x, y)] for x in x_values] for y in y_values]
+            across, up = [f"{x:g}" for x in x_values], [f"{y:g}" for y in y_values]
+            values = [[p[measure] and p[measure]["value"] for p in line] for line in cells]
+            texts = [[_label(p[measure], measure) for p in line] for line in cells]
             heat = heat_panel(
-                [f"{x:g}" for x in x_values],
-                [f"{y:g}" for y in y_values],
-                [[p[measure] and p[measure]["value"] for p in line] for line in cells],
-                limit,
-                title,
-                text=[[_label(p[measure], measure) for p in line] for line in cells],
-                texttemplate="%{text}",
+                across, up, values, limit, title,
+                text=texts,
                 customdata=[[_measured(point) for point in line] for line in cells],
                 hovertemplate="%{text}<br>%{customdata}<extra></extra>",
-            )
-            figure = panel(heat, title=label, x=x_name, y=y_name, height=380)
-            panels.append(figure.update_xaxes(type="category").update_yaxes(type="category"))
+            )  # fmt: skip
+            written = cell_texts(across, up, values, texts, limit)
+            figure = panel(heat, written, title=label, x=x_name, y=y_name, height=380)
+            figure.update_xaxes(type="category", showgrid=False)
+            panels.append(figure.update_yaxes(type="category", showgrid=False))
     return Plot(
         "surface",
         "The surface",

@@ -19,10 +19,16 @@ from markupsafe import Markup, escape
 
 from epistill.metrics.epistemic import marker_spans
 from epistill.metrics.lexicon import Lexicon
-from epistill.report.format import format_estimate, format_signed, loops_line
+from epistill.report.format import (
+    format_estimate,
+    format_signed,
+    loops_line,
+    measure_digits,
+    measure_title,
+)
 from epistill.report.panels import Plot
 from epistill.report.study_advice import study_advice
-from epistill.report.study_figures import measure_title, study_plots
+from epistill.report.study_figures import study_plots
 from epistill.store import write_atomic
 
 VERDICT_CLASSES = {
@@ -72,10 +78,11 @@ def render_page(
         loader=PackageLoader("epistill.report"), autoescape=select_autoescape(default=True)
     )
     environment.filters |= {
-        "estimate": _in_two_pieces(format_estimate),
-        "signed": _in_two_pieces(format_signed),
+        "estimate": _with_interval(format_estimate),
+        "signed": _with_interval(format_signed),
+        "digits": measure_digits,
         "measure": measure_title,
-        "number": lambda value: "–" if value is None else f"{value:.3f}",
+        "number": lambda value, digits=3: "–" if value is None else f"{value:.{digits}f}",
         "code": with_code,
         "loops": loops_line,
         "minutes": lambda seconds: f"{seconds / 60:.1f}",
@@ -93,9 +100,15 @@ def render_page(
     return path
 
 
-def _in_two_pieces(format_number: Callable[..., str]) -> Callable[..., str]:
-    """A narrow cell may break before an interval, never within."""
-    return lambda *given: format_number(*given).replace(", ", ",\N{NO-BREAK SPACE}")
+def _with_interval(format_number: Callable[..., str]) -> Callable[..., Markup]:
+    """An interval is an element of its own: it never breaks, and wide tables put it below."""
+
+    def formatted(*given: Any) -> Markup:
+        value, bracket, rest = format_number(*given).partition("[")
+        interval = Markup('<span class="interval">[{}</span>').format(rest)
+        return escape(value) + (interval if bracket else "")
+
+    return formatted
 
 
 def with_code(text: str) -> Markup:

@@ -163,7 +163,9 @@ def decile_plots(groups: Mapping[str, Mapping[str, Any]]) -> list[Plot]:
             places = [row["from"] + 0.05 for row in rows]
             figure.add_trace(with_bars(go.Scatter, places, values, mode="lines+markers", **look))
     for figure in panels.values():
-        figure.update_xaxes(tickformat=".0%", range=[-0.04, 1]).update_yaxes(rangemode="tozero")
+        figure.update_xaxes(tickformat=".0%", range=[-0.04, 1], zeroline=False).update_yaxes(
+            rangemode="tozero"
+        )
         figure.update_layout(showlegend=len(groups) > 1)
     if not panels:
         return []

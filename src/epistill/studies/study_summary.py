@@ -238,7 +238,7 @@ def _surface(grid: Grid, runs: Runs, worlds: Mapping[str, Any]) -> dict[str, Any
 
 def _traces(spec: StudySpec, stores: Stores) -> list[dict[str, Any]]:
     """Responses to the same problems from every arm: the first ones, not the best ones."""
-    by_problem: dict[str, dict[str, Any]] = {}
+    by_problem: dict[tuple[str, str], dict[str, Any]] = {}  # two sets may ask the same problem
     shown = ("text", "correct", "n_tokens", "n_markers")
     for arm in spec.arms:
         store = stores.get(arm.id, {}).get(spec.seeds[0])
@@ -248,7 +248,7 @@ def _traces(spec: StudySpec, stores: Stores) -> list[dict[str, Any]]:
             rows = store.read_records("evaluations", f"final-{name}") or []
             for row in [row for row in rows if row["text"] is not None][:TRACES_SHOWN]:
                 entry = {"problem_id": row["problem_id"], "set": name, "kind": summary["kind"]}
-                entry = by_problem.setdefault(row["problem_id"], {**entry, "responses": []})
+                entry = by_problem.setdefault((name, row["problem_id"]), {**entry, "responses": []})
                 response = {"arm": arm.id, **{column: row[column] for column in shown}}
                 entry["responses"].append(response)
     return [entry for entry in by_problem.values() if len(entry["responses"]) > 1]
