@@ -27,7 +27,7 @@ ALLOWED = {
     "seeds": set(),
     "number_rows": set(),
     "thinking": set(),
-    "readers": {"errors"},
+    "readers": {"errors", "integrity"},
     "records": set(),
     "settings": {"errors"},
     "world": {"errors"},
@@ -101,6 +101,7 @@ ALLOWED = {
     },
     "comparison": {
         "errors",
+        "integrity",
         "records",
         "config",
         "store",

@@ -92,3 +92,10 @@ def check_part(folder: Path, part: str) -> None:
                 check_against_manifest(folder, name)
     elif (folder / "result.json").exists():
         raise damaged(manifest, "it is missing, and the folder holds a finished run", folder)
+
+
+def check_file_of_a_run(path: Path) -> None:
+    """Damaged where a table lies in the folder of a run that wrote another one; else nothing."""
+    folder = path.parent.parent
+    if all((folder / name).is_file() for name in ("environment.json", MANIFEST)):
+        check_against_manifest(folder, f"{path.parent.name}/{path.name}")

@@ -10,6 +10,7 @@ import shutil
 
 import pytest
 
+from epistill import compare, measure
 from epistill.config import RunConfig
 from epistill.errors import EpistillError
 from epistill.methods import method
@@ -148,6 +149,21 @@ def test_a_result_that_the_manifest_does_not_list_finishes_no_run(told, folders,
     (folder / "result.json").write_text(told)
     with pytest.raises(EpistillError, match=r"(result|manifest)\.json is damaged"):
         run(configuration(), folder, save_model=False)
+
+
+@pytest.mark.parametrize("name", ["evaluations/final-test.jsonl", "traces/traces.jsonl"])
+@pytest.mark.parametrize("told", [*EVERY_FILE, *LINES])
+def test_a_table_of_a_run_is_measured_whole_or_not_at_all(name, told, folders, tmp_path):
+    way = {**EVERY_FILE, **LINES}[told]
+    folder = damage(folders, "whole", "other-whole", name, way, tmp_path)
+    for look in (
+        lambda: measure([folder / name]),
+        lambda: compare(folders / "whole" / name, folder / name),
+        *([lambda: compare(folders / "whole", folder)] if "final" in name else []),
+    ):
+        with pytest.raises(EpistillError) as refused:
+            look()
+        one_line(refused.value, name)
 
 
 MODEL_FILES = ("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from epistill.errors import EpistillError
+from epistill.integrity import check_part
 from epistill.readers.record_files import find_files, stem_of
 from epistill.store import RunStore
 
@@ -65,6 +66,7 @@ def _source(path: Path) -> Source:
     marks = ("evaluations", "environment.json")  # the latter from a run's first moment
     if (path / "config.json").is_file() and any((path / mark).exists() for mark in marks):
         run = RunStore(path)
+        check_part(path, "evaluations")
         names = [n for n in run.record_names("evaluations") if n.startswith(FINAL)]
         if not names:
             raise EpistillError(
@@ -72,8 +74,6 @@ def _source(path: Path) -> Source:
                 "run, and give it evaluation sets"
             )
         sampling = run.config.get("eval_sampling") or run.config.get("sampling") or {}
-        for name in names:
-            run.check(f"evaluations/{name}.jsonl")
         files = {n.removeprefix(FINAL): (path / "evaluations" / f"{n}.jsonl",) for n in names}
         return Source(path, files, sampling, run)
     files = find_files([path])

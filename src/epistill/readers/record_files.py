@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from epistill.errors import EpistillError, did_you_mean
+from epistill.integrity import check_file_of_a_run
 from epistill.readers import binary_records, text_records
 from epistill.readers.text_records import BOM, Parsed, Unusable
 
@@ -55,7 +56,7 @@ def find_files(paths: Iterable[Path]) -> list[Path]:
     """The files themselves, and those with a known suffix inside folders, sorted.
 
     Raises:
-        EpistillError: Nothing there, or a folder without trace files.
+        EpistillError: Nothing there, a folder without trace files, or a damaged file of a run.
     """
     found: list[Path] = []
     for path in paths:
@@ -73,6 +74,8 @@ def find_files(paths: Iterable[Path]) -> list[Path]:
             raise EpistillError(
                 f"no file {path}; expected JSON lines or parquet; check the path{near_file(path)}"
             )
+    for file in found:
+        check_file_of_a_run(file)
     return found
 
 
