@@ -204,7 +204,7 @@ def _undefined(text: str, other: str, *, computed: bool) -> str:
         return found[2] if same_name else text
     found = _READ["computed"].match(text)
     if found and theirs is None:
-        left = _READ["subscript"].sub("", found[1])
+        left = _READ["subscript"].sub("", found[1]).replace(" degrees", "")
         named = _READ["letter"].search(left)
         if not named and _READ["number"].match(left) and not _READ["number"].match(found[2]):
             return left  # 12 = 3 * 4, 5 = x

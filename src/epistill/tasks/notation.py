@@ -101,6 +101,8 @@ def quantity(latex: str) -> Quantity:
         >>> quantity("3 more than 4").unit is None, quantity("50%").percent
         (True, True)
     """
+    if (twice := _READ["twice"].match(latex)) and spoken_number(twice[1]) == twice[2]:
+        latex = twice[2]
     latex = spoken_number(latex) or latex
     if remark := _READ["remark"].match(latex):
         latex = remark[1]
