@@ -5,8 +5,8 @@
 
 Plain: rows of prompt and response, padded on the right, as `align` makes them. "packed": all rows
 in one sequence whose positions begin again with each, transformers' way to packed sequences (on a
-CPU by a mask over the whole; kernels for variable lengths are CUDA's). "prompt once": the prompts
-alone, their cache repeated, then the responses. No gradients: a teacher's pass, or the scores
+CPU by a mask over the whole; kernels for variable lengths are CUDA's). "prompt once": by
+`SharedPrompts`, as in every pass without gradients of one process: a teacher's, or the scores
 before a step. 4 problems x 4 responses of 64 to 128 tokens.
 """
 
@@ -19,10 +19,10 @@ from pathlib import Path
 
 import torch
 from common import medians_in_turn, report
-from transformers.cache_utils import DynamicCache
 
 from epistill.rollouts.align import align
 from epistill.rollouts.load_model import load_model
+from epistill.rollouts.shared_prompts import SharedPrompts
 
 PROBLEMS, SAMPLES = 4, 4
 PROMPTS = (32, 128, 512)  # tokens
@@ -54,18 +54,8 @@ def packed(model, prompts, said):
     return torch.cat([states[e - len(c) - 1 : e - 1] for e, c in zip(ends, said, strict=True)])
 
 
-@torch.inference_mode()
 def prompt_once(model, prompts, said):
-    decoder, cache = model.decoder(), DynamicCache(config=model.network.config)
-    alone = torch.tensor(prompts[::SAMPLES])
-    last = decoder(input_ids=alone, past_key_values=cache, use_cache=True)[0][:, -1]
-    cache.batch_repeat_interleave(SAMPLES)
-    width = max(map(len, said)) - 1  # the last token predicts nothing
-    ids = torch.tensor([[*c[:-1], *[0] * (width + 1 - len(c))] for c in said])
-    states = decoder(input_ids=ids, past_key_values=cache, use_cache=True)[0]
-    firsts = last.repeat_interleave(SAMPLES, 0).unsqueeze(1)
-    found = torch.cat([firsts, states], 1)
-    return torch.cat([row[: len(c)] for row, c in zip(found, said, strict=True)])
+    return SharedPrompts(prompts, said, most_tokens=2**14).hidden(model, prompts, said)
 
 
 def main() -> None:

@@ -56,6 +56,15 @@ class TrainingRow:
             if values is not None and len(values) != len(self.completion_ids):
                 raise ValueError(f"{name} and completion_ids differ in length")
 
+    def prompt_of(self, view: str) -> tuple[int, ...]:
+        """What a network reads before the response, by view of a target; () where it has none."""
+        return {
+            "teacher": self.teacher_prompt_ids,
+            "start": self.prompt_ids,
+            "context_alone": self.reference_prompt_ids,
+            "wrong_sibling": next(iter(self.negative_prompt_ids), None),
+        }[view] or ()
+
 
 @dataclass(slots=True)
 class PreStepScores:

@@ -9,6 +9,7 @@ from epistill.config import SamplingConfig
 from epistill.errors import EpistillError
 from epistill.rollouts.load_model import check_architecture, lab_directory, load_tokenizer
 from epistill.rollouts.sampler import PromptRequest, sample
+from epistill.rollouts.scoring import score_completions
 from tests.helpers.families import FAMILIES, tiny_model
 
 # minimax has a cache of its own, mamba loses its state under padding, the others scale their logits.
@@ -40,7 +41,9 @@ def test_sampled_in_a_batch_as_alone_and_as_the_network_says(family, tokenizer):
         r for one in requests for r in sample(model, [one], samples=2, sampling=sampling, seed=1)
     ]
     assert [r.completion_ids for r in batch] == [r.completion_ids for r in alone]
-    for rollout in batch:
+    # Prompts read once for both of their rows, where the family's cache allows it.
+    prompts, said = [r.prompt_ids for r in batch], [r.completion_ids for r in batch]
+    for rollout, scores in zip(batch, score_completions(model, prompts, said), strict=True):
         ids = torch.tensor([[*rollout.prompt_ids, *rollout.completion_ids]])
         with torch.no_grad():
             logits = model.network(input_ids=ids, use_cache=False).logits[
@@ -48,6 +51,7 @@ def test_sampled_in_a_batch_as_alone_and_as_the_network_says(family, tokenizer):
             ]
         expected = logits.log_softmax(-1)[range(len(logits)), list(rollout.completion_ids)]
         torch.testing.assert_close(torch.tensor(rollout.logprobs), expected, rtol=1e-4, atol=3e-4)
+        torch.testing.assert_close(scores.log_probs, expected, rtol=1e-4, atol=3e-4)
 
 
 @pytest.mark.parametrize("family", sorted(REFUSED))

@@ -61,7 +61,7 @@ def test_a_row_without_a_token_left_costs_no_forward_pass(reduction):
         )
     options = {"temperature": 1.0, "microbatch_tokens": 999}
     result = accumulate_gradients(student, LiveTeacher(teacher), rows, chosen, **options)
-    assert seen == {"student": 2, "teacher": 2}
+    assert seen == {"student": 2, "teacher": 1 + 2}  # the prompt that both share, and two responses
     assert result.distilled_rows == 2
     without = accumulate_gradients(
         student, LiveTeacher(teacher), [rows[0], rows[2]], chosen, **options

@@ -79,6 +79,16 @@ def _sees_all(layer: Any, length: int) -> bool:
     return windowed or type(layer) is DynamicLayer
 
 
+def holds_everything(cache: Cache) -> bool:
+    """Whether every layer's state is the keys and values of all tokens so far."""
+    return bool(cache.layers) and all(isinstance(layer, GrowingLayer) for layer in cache.layers)
+
+
+def key_values(cache: Cache) -> list[tuple[Tensor, Tensor]]:
+    """[B, heads, length, dim] of each layer, of a cache that `holds_everything`."""
+    return [(cast(Any, layer).keys, cast(Any, layer).values) for layer in cache.layers]
+
+
 def decoding_mask(
     cache: Cache, network: PreTrainedModel, dtype: torch.dtype | None
 ) -> Tensor | None:
@@ -88,9 +98,9 @@ def decoding_mask(
     times as long in bfloat16 as with them packed as one head's queries, what it does under a mask.
     """
     dtype = dtype or network.dtype
-    plain = bool(cache.layers) and all(isinstance(layer, GrowingLayer) for layer in cache.layers)
     slow = network.device.type == "cpu" and dtype == torch.bfloat16
     fused = network.config._attn_implementation == "sdpa"
+    plain = holds_everything(cache)
     return torch.zeros(1, 1, 1, 1, dtype=dtype) if plain and slow and fused else None
 
 

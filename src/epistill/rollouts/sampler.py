@@ -18,9 +18,10 @@ from epistill.errors import BudgetExceeded
 from epistill.objective import entropy, tempered
 from epistill.records import Rollout
 from epistill.rollouts.engine import PromptRequest
-from epistill.rollouts.kv_cache import cache_argument, decoding_mask, make_cache, select_rows
+from epistill.rollouts.kv_cache import cache_argument, decoding_mask, select_rows
 from epistill.rollouts.model import LanguageModel
 from epistill.rollouts.ruled_draws import RuledDraws
+from epistill.rollouts.shared_prompts import prefill
 from epistill.seeds import derive_seed
 
 # Ended rows leave once they are this share of the batch: every departure copies the cache.
@@ -161,18 +162,10 @@ def _decode(
     device, limit = model.device, sampling.max_new_tokens
     decoder, head = model.decoder(), model.head()
     rows = len(prompts) * samples
-    width = max(len(prompt) for prompt in prompts)
-    ids, mask = _left_pad(prompts, width, model.pad_id, device)
-    cache = make_cache(model.network.config, width, limit)
+    read = prefill(model, prompts, room=limit)
+    cache, hidden, mask = read.cache, read.last, read.mask
     unpadded = decoding_mask(cache, model.causal_lm(), model.compute_dtype)
     cached = {cache_argument(decoder): cache}
-    hidden = decoder(
-        input_ids=ids,
-        attention_mask=mask,
-        position_ids=None if mask is None else (mask.cumsum(1) - 1).clamp(min=0),
-        **cached,
-        use_cache=True,
-    )[0][:, -1]
     repeat = torch.arange(len(prompts), device=device).repeat_interleave(samples)
     select_rows(cache, repeat)
     hidden = hidden[repeat]
@@ -248,20 +241,6 @@ def _decode(
             use_cache=True,
         )[0][:, -1]
     return out
-
-
-def _left_pad(
-    prompts: Sequence[tuple[int, ...]], width: int, pad: int, device: torch.device
-) -> tuple[Tensor, Tensor | None]:
-    """Ids [P, width] and a mask, or None for the mask where all prompts are equally long."""
-    ids = torch.full((len(prompts), width), pad)
-    for row, prompt in enumerate(prompts):
-        ids[row, width - len(prompt) :] = torch.tensor(prompt)
-    if all(len(prompt) == width for prompt in prompts):
-        return ids.to(device), None
-    starts = torch.tensor([width - len(prompt) for prompt in prompts]).unsqueeze(1)
-    mask = (torch.arange(width).unsqueeze(0) >= starts).long()
-    return ids.to(device), mask.to(device)
 
 
 def _keys(log_probs: Tensor, sampling: SamplingConfig, noise: Tensor) -> Tensor:

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from epistill.objective import entropy, tempered, token_log_probs
 from epistill.objective.fused import chunk_rows
-from epistill.rollouts.align import align, micro_batches
+from epistill.rollouts.align import micro_batches
 from epistill.rollouts.engine import Ids, TokenScores
 from epistill.rollouts.model import LanguageModel
+from epistill.rollouts.shared_prompts import SharedPrompts
 from epistill.world import current_world
 
 
@@ -39,21 +40,19 @@ def score_completions(
     lengths = [len(p) + len(c) for p, c in zip(prompts, completions, strict=True)]
     most = world.batch_tokens(lengths, microbatch_tokens)
     batches = list(micro_batches(lengths, max_tokens=most))
+    shared = SharedPrompts(prompts, completions, most_tokens=microbatch_tokens)
     head = model.head()
     wanted = torch.tensor(mass_of or (), dtype=torch.long, device=model.device)
     width = 2 if mass_of is None else 3
     found: dict[int, Tensor] = {}  # [width, T] of each row
     for members, counted in world.deal(batches):
         chosen = [completions[i] for i in members]
-        batch = align(
-            [prompts[i] for i in members], chosen, pad_id=model.pad_id, device=model.device
-        )
+        states = shared.hidden(model, [prompts[i] for i in members], chosen)
+        tokens = torch.tensor([t for one in chosen for t in one], device=model.device)
         parts: list[Tensor] = []
         chunk = chunk_rows(head.weight.shape[0])
-        for states, ids in zip(
-            batch.hidden(model).split(chunk), batch.token_ids.split(chunk), strict=True
-        ):
-            logits = tempered(head.logits(states).float(), temperature)
+        for some, ids in zip(states.split(chunk), tokens.split(chunk), strict=True):
+            logits = tempered(head.logits(some).float(), temperature)
             normalised = logits.log_softmax(-1)
             columns = [token_log_probs(logits, ids), entropy(normalised)]
             if mass_of is not None:

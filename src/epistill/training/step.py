@@ -27,12 +27,14 @@ from epistill.objective import (
     token_log_probs,
 )
 from epistill.objective.fused import head_loss
-from epistill.rollouts.align import Aligned, align, micro_batches
+from epistill.rollouts.align import align, micro_batches
 from epistill.rollouts.model import Head, LanguageModel
+from epistill.rollouts.shared_prompts import SharedPrompts
 from epistill.teacher.weights import Teacher
 from epistill.training.pre_step_scores import gather_scores
+from epistill.training.teacher_pull import pull, pull_before, pull_elsewhere
 from epistill.training.token_coefficients import TokenCoefficients, plan_coefficients
-from epistill.training_rows import PreStepScores, Progress, ScoredRow, TrainingRow
+from epistill.training_rows import PreStepScores, Progress, TrainingRow
 from epistill.world import current_world
 
 
@@ -109,6 +111,7 @@ def accumulate_gradients(
     coefficients = plan_coefficients(rows, scores, method, progress)
     step = _Step(student, method, temperature, rows, coefficients, scores)
     world = current_world()
+    step.shared = _shared_prompts(rows, coefficients, method, microbatch_tokens)
     padded = real = 0
     for distilled in (True, False):
         chosen = [i for i, c in enumerate(coefficients) if c.active and c.distils == distilled]
@@ -128,6 +131,7 @@ class _Step:
     """State of one step: what it works on, and the running sums of its numbers.
 
     Attributes:
+        shared: Prompts that several distilled rows begin with, by view.
         counted: False for a micro-batch that only keeps this process in step with the others.
     """
 
@@ -138,6 +142,7 @@ class _Step:
     coefficients: Sequence[TokenCoefficients]
     scores: Sequence[PreStepScores]
     sums: dict[str, float] = field(default_factory=dict[str, float])
+    shared: dict[str, SharedPrompts] = field(default_factory=dict[str, SharedPrompts])
     counted: bool = True
 
     def micro_batch(
@@ -147,8 +152,14 @@ class _Step:
         rows = [self.rows[i] for i in members]
         streams = self._streams(members)
         views = {} if teacher is None else self._views(rows, teacher, base)
-        batch = self._aligned([row.prompt_ids for row in rows], rows)
-        head = self.student.head()
+        student = self.student
+        batch = align(
+            [row.prompt_ids for row in rows],
+            [row.completion_ids for row in rows],
+            pad_id=student.pad_id,
+            device=student.device,
+        )
+        head = student.head()
 
         def of_chunk(raw: Tensor, part: slice) -> Tensor:
             logits = tempered(head.finish(at_least_float32(raw)), self.temperature)
@@ -156,31 +167,23 @@ class _Step:
             seen = {name: (hidden[part], theirs) for name, (hidden, theirs) in views.items()}
             return self._chunk(logits, batch.token_ids[part], here, seen)
 
-        loss = head_loss(batch.hidden(self.student), head.weight, head.bias, of_chunk)
+        loss = head_loss(batch.hidden(student), head.weight, head.bias, of_chunk)
         self._add("loss", loss.detach())
         loss.backward()
-
-    def _aligned(self, prompts: Sequence[Sequence[int]], rows: Sequence[TrainingRow]) -> Aligned:
-        completions = [row.completion_ids for row in rows]
-        student = self.student
-        return align(prompts, completions, pad_id=student.pad_id, device=student.device)
 
     @torch.no_grad()
     def _views(
         self, rows: Sequence[TrainingRow], teacher: Teacher, base: Teacher | None
     ) -> dict[str, tuple[Tensor, Head]]:
         """What the target is made of: hidden states [N, H] and head, never logits, by view."""
-        prompts = {
-            "teacher": [row.teacher_prompt_ids or () for row in rows],
-            "start": [row.prompt_ids for row in rows],
-            "context_alone": [row.reference_prompt_ids or () for row in rows],
-            "wrong_sibling": [next(iter(row.negative_prompt_ids), ()) for row in rows],
-        }
         found: dict[str, tuple[Tensor, Head]] = {}
+        completions = [row.completion_ids for row in rows]
         for name in ("teacher", *self.method.divergence.target.views):
             owner = teacher if name in ("teacher", "wrong_sibling") or base is None else base
             with owner.scoring() as model:
-                found[name] = self._aligned(prompts[name], rows).hidden(model), model.head()
+                prompts = [row.prompt_of(name) for row in rows]
+                hidden = self.shared[name].hidden(model, prompts, completions)
+                found[name] = hidden, model.head()
         return found
 
     def _streams(self, members: Sequence[int]) -> dict[str, Tensor | None]:
@@ -237,7 +240,7 @@ class _Step:
             total = total + loss.sum()
             self._add("distillation", loss.detach())
             u = teacher_log_probs - log_probs.detach()
-            for name, value in _pull(u, counted, here["markers"]).items():
+            for name, value in pull(u, counted, here["markers"]).items():
                 self._add(name, value)
         return total
 
@@ -289,8 +292,8 @@ class _Step:
 
     def result(self, real: int, padded: int) -> StepResult:
         """The numbers of the step, each under its own name."""
-        sums, before = self.sums, self._scored_before()
-        pull = before or sums
+        sums, before = self.sums, pull_before(self.rows, self.scores)
+        pulled = before or sums
         weights = [c.distillation for c in self.coefficients if c.distillation is not None]
         weight = sum(float(one.sum()) for one in weights)
         share = self.method.blend.gradient_share
@@ -299,9 +302,9 @@ class _Step:
             distillation_nats_per_token=sums.get("distillation", 0.0) / weight if weight else None,
             policy_gradient_loss=sums.get("gradient", 0.0) / share if share else None,
             reference_nats_per_token=_mean(sums, "reference", "reference_tokens"),
-            teacher_log_ratio_nats_per_token=_mean(pull, "u", "u_tokens"),
-            teacher_pull_on_markers_nats_per_token=_mean(pull, "u_on_markers", "u_marker_tokens"),
-            teacher_pull_elsewhere_nats_per_token=_pull_elsewhere(pull),
+            teacher_log_ratio_nats_per_token=_mean(pulled, "u", "u_tokens"),
+            teacher_pull_on_markers_nats_per_token=_mean(pulled, "u_on_markers", "u_marker_tokens"),
+            teacher_pull_elsewhere_nats_per_token=pull_elsewhere(pulled),
             teacher_entropy_nats_per_token=_mean(before, "entropy", "u_tokens"),
             clipped_ratio_share=_mean(sums, "clipped", "gradient_tokens"),
             distilled_rows=len(weights),
@@ -311,33 +314,22 @@ class _Step:
             padding_share=1 - real / padded if padded else None,
         )
 
-    def _scored_before(self) -> dict[str, float]:
-        """The teacher's pull and entropy, summed over the tokens that were scored; {} if none."""
-        found: dict[str, float] = {}
-        for row, scores in zip(self.rows, self.scores, strict=True):
-            if scores.teacher_log_probs is None or row.old_log_probs is None:
-                continue
-            scored = ScoredRow(row, scores)
-            u, markers = scored.log_ratio, None if row.markers is None else scored.markers
-            parts = _pull(u, torch.ones_like(u), markers) | {"entropy": scored.teacher_entropies}
-            for name, value in parts.items():
-                found[name] = found.get(name, 0.0) + float(value.sum())
-        return found
 
-
-def _pull(u: Tensor, counted: Tensor, markers: Tensor | None) -> dict[str, Tensor]:
-    """The gap log p_T - log p_S at counted tokens, and at those of markers among them; [n] each."""
-    found = {"u": u * counted, "u_tokens": counted}
-    if markers is not None:
-        found |= {"u_on_markers": u * counted * markers, "u_marker_tokens": counted * markers}
-    return found
-
-
-def _pull_elsewhere(sums: Mapping[str, float]) -> float | None:
-    if "u_marker_tokens" not in sums or sums["u_tokens"] == sums["u_marker_tokens"]:
-        return None
-    others = sums["u_tokens"] - sums["u_marker_tokens"]
-    return (sums["u"] - sums["u_on_markers"]) / others
+def _shared_prompts(
+    rows: Sequence[TrainingRow],
+    coefficients: Sequence[TokenCoefficients],
+    method: Method,
+    most_tokens: int,
+) -> dict[str, SharedPrompts]:
+    """Of the distilled rows, by view of the target."""
+    distilled = [row for row, c in zip(rows, coefficients, strict=True) if c.active and c.distils]
+    completions = [row.completion_ids for row in distilled]
+    return {
+        view: SharedPrompts(
+            [row.prompt_of(view) for row in distilled], completions, most_tokens=most_tokens
+        )
+        for view in ("teacher", *method.divergence.target.views)
+    }
 
 
 def _mean(sums: Mapping[str, float], top: str, bottom: str) -> float | None:

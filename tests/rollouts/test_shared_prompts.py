@@ -1,0 +1,107 @@
+"""Prompts computed once for the rows that share them: the same numbers from fewer tokens."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from epistill.rollouts.align import align
+from epistill.rollouts.scoring import score_completions
+from epistill.rollouts.shared_prompts import SharedPrompts
+from epistill.world import World
+from tests.helpers.families import tiny_model
+from tests.helpers.models import make_tiny_model
+
+DRAW = torch.Generator().manual_seed(5)
+
+
+def ids(length):
+    return tuple(torch.randint(3, 60, (length,), generator=DRAW).tolist())
+
+
+ROWS = {
+    "equally long": ([ids(9)] * 3 + [ids(9)] * 2, [ids(n) for n in (4, 7, 1, 5, 6)]),
+    "of any length": ([ids(20)] * 3 + [ids(2)] * 3, [ids(n) for n in (3, 8, 8, 1, 12, 2)]),
+    "of one token": ([ids(6)] * 4, [ids(1)] * 4),
+    "in turn": ([ids(8), ids(11)] * 3, [ids(n) for n in (3, 5, 4, 6, 2, 7)]),
+}
+
+
+def read_tokens(model):
+    """Tokens that the decoder reads from now on, call by call."""
+    calls = []
+    model.decoder().register_forward_pre_hook(
+        lambda module, args, kwargs: calls.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    return calls
+
+
+def plain(model, prompts, completions):
+    with torch.no_grad():
+        return align(prompts, completions, pad_id=0, device=model.device).hidden(model)
+
+
+@pytest.mark.parametrize("rows", ROWS)
+def test_hidden_states_are_those_of_whole_rows(rows):
+    prompts, completions = ROWS[rows]
+    model = make_tiny_model(layers=2)
+    model.network.double()
+    expected = plain(model, prompts, completions)
+    calls = read_tokens(model)
+    shared = SharedPrompts(prompts, completions, most_tokens=100)
+    torch.testing.assert_close(
+        shared.hidden(model, prompts, completions), expected, rtol=1e-9, atol=1e-9
+    )
+    longest = max(map(len, set(prompts)))
+    assert calls[0] == len(set(prompts)) * longest
+    assert sum(calls[1:]) == len(prompts) * (max(map(len, completions)) - 1)
+
+
+@pytest.mark.parametrize(("most", "reads"), [(100, 2), (11, 4), (0, 6)])
+def test_a_prompt_is_kept_while_rows_are_to_come_and_there_is_room(most, reads):
+    prompts, completions = ROWS["in turn"]
+    model = make_tiny_model()
+    expected = plain(model, prompts, completions)
+    calls = read_tokens(model)
+    shared = SharedPrompts(prompts, completions, most_tokens=most)
+    found = [shared.hidden(model, [p], [c]) for p, c in zip(prompts, completions, strict=True)]
+    torch.testing.assert_close(torch.cat(found), expected, rtol=1e-5, atol=1e-5)
+    assert len(calls) == reads + len(prompts)
+    assert not shared._kept
+
+
+def test_read_whole_where_little_is_saved():
+    model = make_tiny_model()
+    prompts, completions = [ids(2)] * 3 + [ids(3)], [ids(12)] * 4
+    calls = read_tokens(model)
+    SharedPrompts(prompts, completions, most_tokens=100).hidden(model, prompts, completions)
+    assert calls == [4 * 15]
+
+
+def test_read_whole_where_processes_call_a_network_together(monkeypatch):
+    monkeypatch.setattr("epistill.rollouts.shared_prompts.current_world", lambda: World(0, 2))
+    prompts, completions = ROWS["equally long"]
+    model = make_tiny_model()
+    calls = read_tokens(model)
+    SharedPrompts(prompts, completions, most_tokens=100).hidden(model, prompts, completions)
+    assert calls == [5 * 16]
+
+
+def test_read_whole_where_a_layer_keeps_something_else():
+    """A window that is shorter than the rows, and a state that is no keys and values."""
+    tokenizer = make_tiny_model().tokenizer
+    for family in ("gemma2", "qwen3_5_text"):
+        model = tiny_model(family, tokenizer)
+        prompts, completions = ROWS["of any length"]
+        calls = read_tokens(model)
+        SharedPrompts(prompts, completions, most_tokens=100).hidden(model, prompts, completions)
+        assert calls == [6 * 28]
+
+
+def test_scores_in_bfloat16_are_near():
+    prompts, completions = ROWS["of any length"]
+    model = make_tiny_model(layers=2)
+    exact = score_completions(model, prompts, completions)
+    model.network.bfloat16()
+    for one, other in zip(exact, score_completions(model, prompts, completions), strict=True):
+        torch.testing.assert_close(one.log_probs, other.log_probs, atol=0.05, rtol=0.05)
