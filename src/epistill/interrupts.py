@@ -102,8 +102,9 @@ def children_without_main() -> Iterator[None]:
 
 @contextmanager
 def ended_before_finalization() -> Iterator[None]:
-    """Around all that a program does: under `torchrun` its process ends without finalizing Python.
+    """Around all that a program does: its process ends without finalizing Python.
 
+    With torch imported that takes seconds (ten, beside other work) after the last line was printed.
     Of gloo's threads, which a process cannot always wait for, one that frees a tensor while Python
     is finalizing aborts the process (docs/log.md). Exit functions that are registered within have
     run by then, output is flushed, and the exit status is what it would have been.
@@ -116,8 +117,7 @@ def ended_before_finalization() -> Iterator[None]:
                 stream.flush()
         os._exit(status)
 
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        atexit.register(end)
+    atexit.register(end)
     try:
         yield
         status = 0

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
 from epistill.evaluation import stats
+from epistill.evaluation.paired import bootstrap_statistics
 from epistill.evaluation.stats import (
+    Estimate,
     avg_at_k,
     bootstrap_mean,
     bootstrap_ratio,
@@ -233,3 +235,17 @@ def test_what_differs_from_zero_by_rounding_is_zero():
     found = bootstrap_mean(gaps[0])
     assert (found.value, found.low, found.high) == (0.0, 0.0, 0.0)
     assert t_interval(gaps[0]).low == 0.0
+
+
+def test_no_estimate_is_a_negative_zero():
+    falls = np.array([-1.0, *[0.0] * 7])  # the upper end is 0, of mirrored draws
+    both = np.stack([falls, np.ones(8)], 1)
+    made = [
+        bootstrap_mean(falls),
+        *bootstrap_ratio(both[:, :1], both[:, 1:]),
+        *(test.difference for test in bootstrap_statistics(both, [lambda sums: sums[:, 0]])),
+        Estimate(-0.0, -0.0, None, 1),
+    ]
+    ends = [end for one in made for end in (one.value, one.low, one.high) if end == 0]
+    assert len(ends) == 5
+    assert not np.signbit(ends).any()

@@ -7,8 +7,9 @@ import hashlib
 import re
 from pathlib import Path
 
-from epistill.report.panels import curve
+from epistill.report.panels import PALETTE, curve
 from epistill.report.study_page import PLOTLY, with_code, write_report
+from epistill.report.trace_figures import decile_plots
 from epistill.store import read_json
 
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
@@ -19,6 +20,16 @@ def test_a_curve_is_the_mean_over_a_band_and_skips_what_is_not_there():
     assert mean.y == (2.0, None, 4.0)
     assert band.x == (1, 3, 3, 1)
     assert band.y == (3.0, 4.0, 4.0, 1.0)
+
+
+def test_lines_of_more_files_than_colours_are_told_apart_by_their_symbols():
+    row = {"from": 0.0, "density_per_1k_words": {"value": 1.0, "low": None, "high": None}}
+    found = {"markers": {"paper-en": {"deciles": [row]}}}
+    names = [f"{place}.jsonl" for place in range(3 * len(PALETTE))]
+    (plot,) = decile_plots(dict.fromkeys(names, found))
+    lines = plot.panels[0].data
+    assert [line.name for line in lines] == names
+    assert len({(line.line.color, line.marker.symbol) for line in lines}) == len(names)
 
 
 def test_the_library_in_the_page_is_the_one_that_its_licence_names():

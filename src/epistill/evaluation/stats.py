@@ -46,6 +46,11 @@ class Estimate:
     problems: int
     seeds: int = 1
 
+    def __post_init__(self) -> None:
+        for name in ("value", "low", "high"):
+            if getattr(self, name) == 0:  # -0.0 too, which tables would show with its sign
+                object.__setattr__(self, name, 0.0)
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)

@@ -17,7 +17,7 @@ PALETTE = (
     "#3a78c9", "#d1583a", "#c8922c", "#4f9a5b", "#9a5bb0", "#2f98ab", "#b56a6a", "#8a8a8a",
     "#c24a8a", "#7aa83a", "#6a6ad0", "#b58560",
 )  # fmt: skip
-
+ROUNDS = ("", "-open", "-dot", "-open-dot")  # of a symbol, each time that the colours are used up
 
 SCALE = "RdBu"  # of heat-maps
 
@@ -61,6 +61,17 @@ def panel(
         yaxis={"title": {"text": y}, "automargin": True},
     )
     return figure.update_layout(**layout)
+
+
+def colour_and_ending(place: int) -> tuple[str, str]:
+    """Colour of the method at a place, and what its symbols end with: no two of 48 look alike.
+
+    Example:
+        >>> colour_and_ending(1), colour_and_ending(13)
+        (('#d1583a', ''), ('#d1583a', '-open'))
+    """
+    again, number = divmod(place, len(PALETTE))
+    return PALETTE[number], ROUNDS[again % len(ROUNDS)]
 
 
 def heat_panel(

@@ -6,7 +6,6 @@ escaped, no requests).
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from epistill.report.format import format_signed
-from epistill.report.panels import PALETTE, Plot, heat_panel, panel, with_bars
+from epistill.report.panels import Plot, colour_and_ending, heat_panel, panel, with_bars
 from epistill.report.study_page import render_page
 
 CLASSES = ("marker", "control", "number", "other")
@@ -53,10 +52,11 @@ def preflight_plots(report: Mapping[str, Any]) -> list[Plot]:
 
 def _ladder(contexts: Mapping[str, Mapping[str, Any]]) -> go.Figure:
     points: list[go.Scatter] = []
-    for (name, context), colour in zip(contexts.items(), itertools.cycle(PALETTE), strict=False):
+    for place, (name, context) in enumerate(contexts.items()):
         x = context["richness"]["own_nats_per_response"]
         y = context["pressure"]["change_per_1k_tokens"]
-        symbol = "x" if context["control"] else "circle"
+        colour, ending = colour_and_ending(place)
+        symbol = ("x" if context["control"] else "circle") + ending
         look = {"mode": "markers", "marker": {"size": 11, "color": colour, "symbol": symbol}}
         if x is not None and y is not None:
             points.append(with_bars(go.Scatter, [x], [y], name=name, **look))

@@ -2,49 +2,65 @@
 
 Enters: the report's dict. Leaves: plots in page order, the answer's first. A plot without data is
 not made, so every plot on the page has some. Colour is the method with its settings, dash or symbol
-the coverage.
+the coverage; where colours come again, symbols are open or dotted.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
 
 from epistill.report.format import CURVE_TITLES, MEASURE_TITLES
-from epistill.report.panels import PALETTE, Plot, cell_texts, curve, heat_panel, panel, with_bars
+from epistill.report.panels import (
+    PALETTE,
+    Plot,
+    cell_texts,
+    colour_and_ending,
+    curve,
+    heat_panel,
+    panel,
+    with_bars,
+)
 
 SURFACE_TITLES = {"score": "OOD score", "density_per_1k_tokens": "markers per 1,000 tokens"}
 UNTRAINED = "#8a8a8a"
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x")  # as dashes
 DASHES = ("solid", "longdash", "dash", "dashdot", "dot")  # from all problems to the fewest
+AGAIN = " Open or dotted symbols: methods beyond the first dozen."
 
 Arm = Mapping[str, Any]
+Looks = Mapping[str, tuple[str, str]]  # of a variant: its colour, and what its symbol ends with
 
 
 def study_plots(report: Mapping[str, Any]) -> list[Plot]:
     """All plots that have data. The arms of a grid are drawn as a surface, not as lines."""
     arms: Sequence[Arm] = report["arms"] if report["surface"] is None else []
-    colours = _colours(arms)
+    looks = _looks(arms)
     made = [
         _surface_plot(report["surface"]),
-        _change_plot(arms, colours),
+        _change_plot(arms, looks),
         *(_probe_plot(probe) for probe in report["probes"]),
-        _learning_curves(arms, colours),
-        _evaluation_curves(arms, colours),
-        _coverage_plot(arms, colours),
+        _learning_curves(arms, looks),
+        _evaluation_curves(arms, looks),
+        _coverage_plot(arms, looks),
         *(_prediction_plot(preflight["prediction"]) for preflight in report["preflights"]),
     ]
     return [plot for plot in made if plot is not None]
 
 
-def _colours(arms: Sequence[Arm]) -> dict[str, str]:
-    """Of each variant; those without training are grey."""
+def _looks(arms: Sequence[Arm]) -> Looks:
+    """Those without training are grey."""
     variants = dict.fromkeys(_variant(arm) for arm in arms if arm["method"] is not None)
-    trained = {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(variants)}
-    return trained | {_variant(arm): UNTRAINED for arm in arms if arm["method"] is None}
+    trained = {name: colour_and_ending(place) for place, name in enumerate(variants)}
+    return trained | {_variant(arm): (UNTRAINED, "") for arm in arms if arm["method"] is None}
+
+
+def _again(names: Iterable[str], looks: Looks) -> str:
+    """What a plot says below itself where colours come again."""
+    return AGAIN if any(looks[name][1] for name in names) else ""
 
 
 def _variant(arm: Arm) -> str:
@@ -97,7 +113,7 @@ def _amount(arm: Arm) -> str:
 
 def _curve_panels(
     arms: Sequence[Arm],
-    colours: Mapping[str, str],
+    looks: Looks,
     measures: Sequence[str],
     seeds_of: Any,
 ) -> tuple[go.Figure, ...]:
@@ -110,21 +126,20 @@ def _curve_panels(
                 steps, seeds = seeds_of(arm, measure)
                 if seeds:
                     look = {"dash": dash, "meta": place, "showlegend": len(variant) > 1}
-                    colour = colours[title]
-                    traces += curve(steps, seeds, colour, name=_amount(arm), **look)
+                    traces += curve(steps, seeds, looks[title][0], name=_amount(arm), **look)
         if traces:
             panels.append(panel(*traces, title=title, x="optimiser step", height=280))
     return tuple(panels)
 
 
-def _learning_curves(arms: Sequence[Arm], colours: Mapping[str, str]) -> Plot | None:
+def _learning_curves(arms: Sequence[Arm], looks: Looks) -> Plot | None:
     shown = [m for m in CURVE_TITLES if any(m in arm["curves"] for arm in arms)]
 
     def seeds_of(arm: Arm, measure: str) -> tuple[Any, list[Any]]:
         found = arm["curves"].get(measure)
         return ([], []) if found is None else (found["steps"], list(found["seeds"].values()))
 
-    panels = _curve_panels(arms, colours, shown, seeds_of)
+    panels = _curve_panels(arms, looks, shown, seeds_of)
     if not panels:
         return None
     return Plot(
@@ -138,7 +153,7 @@ def _learning_curves(arms: Sequence[Arm], colours: Mapping[str, str]) -> Plot | 
     )
 
 
-def _evaluation_curves(arms: Sequence[Arm], colours: Mapping[str, str]) -> Plot | None:
+def _evaluation_curves(arms: Sequence[Arm], looks: Looks) -> Plot | None:
     """Small evaluations during training."""
     points = [p for arm in arms for of_seed in arm["evaluation_curve"].values() for p in of_seed]
     names = [name for name in dict.fromkeys(key for p in points for key in p) if name != "step"]
@@ -148,7 +163,7 @@ def _evaluation_curves(arms: Sequence[Arm], colours: Mapping[str, str]) -> Plot 
         steps = [point["step"] for point in tables[0]] if tables else []
         return steps, [[point.get(name) for point in table] for table in tables]
 
-    panels = _curve_panels(arms, colours, names, seeds_of)
+    panels = _curve_panels(arms, looks, names, seeds_of)
     if not panels:
         return None
     return Plot(
@@ -161,28 +176,28 @@ def _evaluation_curves(arms: Sequence[Arm], colours: Mapping[str, str]) -> Plot 
     )
 
 
-def _change_plot(arms: Sequence[Arm], colours: Mapping[str, str]) -> Plot | None:
+def _change_plot(arms: Sequence[Arm], looks: Looks) -> Plot | None:
     """OOD score change against marker change, one point per arm with both intervals."""
     changed = [(arm, arm["difference_to_baseline"].get("ood")) for arm in arms]
     changed = [(arm, change) for arm, change in changed if change is not None]
     amounts = sorted({_coverage(arm): _amount(arm) for arm, _ in changed}.items(), reverse=True)
     symbols = dict(zip(dict(amounts), itertools.cycle(SYMBOLS), strict=False))
     traces: dict[str, list[go.Scatter]] = {}
-    again = set(list(colours)[len(PALETTE) :])  # their colours were used before
     for arm, change in changed:
         name = _variant(arm)
+        colour, ending = looks[name]
         look = {
             "legendgroup": name,
             "showlegend": name not in traces,
             "hovertext": arm["label"],
             "mode": "markers",
             "marker": {
-                "color": colours[name], "size": 10,
-                "symbol": symbols[_coverage(arm)] + ("-open" if name in again else ""),
+                "color": colour, "size": 10, "symbol": symbols[_coverage(arm)] + ending,
             },
         }  # fmt: skip
         x, y = [change["density_per_1k_tokens"]], [change["score"]]
         traces.setdefault(name, []).append(with_bars(go.Scatter, x, y, name=name, **look))
+    said = _again(traces, looks)
     if len(amounts) > 1:  # the legend's second half: a symbol for each coverage
         traces[""] = [
             go.Scatter(
@@ -199,13 +214,12 @@ def _change_plot(arms: Sequence[Arm], colours: Mapping[str, str]) -> Plot | None
         "change",
         "What happened to doubt, and what happened to OOD",
         "Change against the untrained base on the out-of-distribution sets, 95 % intervals. Colour "
-        "is the method, symbol the number of training problems; hover for the arm."
-        + (" Open symbols: methods beyond the first dozen." if again & set(traces) else ""),
+        f"is the method, symbol the number of training problems; hover for the arm.{said}",
         (panel(*every, **labels, height=420),),
     )
 
 
-def _coverage_plot(arms: Sequence[Arm], colours: Mapping[str, str]) -> Plot | None:
+def _coverage_plot(arms: Sequence[Arm], looks: Looks) -> Plot | None:
     """Scores over coverage, one line per series that was trained at two or more coverages."""
     lines: dict[str, list[Arm]] = {}
     for arm in sorted(arms, key=_coverage):
@@ -222,7 +236,8 @@ def _coverage_plot(arms: Sequence[Arm], colours: Mapping[str, str]) -> Plot | No
                 [str(arm["coverage"] or "all") for arm in line],
                 [arm["evaluations"][kind]["score"] for arm in line],
                 name=series,
-                line={"color": colours[series], "width": 2},
+                line={"color": looks[series][0], "width": 2},
+                marker={"symbol": f"circle{looks[series][1]}", "size": 8},
             )
             for series, line in lines.items()
         ]
@@ -231,7 +246,8 @@ def _coverage_plot(arms: Sequence[Arm], colours: Mapping[str, str]) -> Plot | No
     return Plot(
         "coverage",
         "Task coverage",
-        "Final score against the number of distinct training problems, 95 % intervals.",
+        "Final score against the number of distinct training problems, 95 % intervals."
+        + _again(lines, looks),
         tuple(panels),
     )
 

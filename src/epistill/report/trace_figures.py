@@ -12,7 +12,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from epistill.report.format import bounds_text
-from epistill.report.panels import PALETTE, Plot, panel, with_bars
+from epistill.report.panels import PALETTE, Plot, colour_and_ending, panel, with_bars
 
 MAX_WORDS = 30
 MAX_LABEL = 40  # letters of a name in a legend
@@ -151,7 +151,9 @@ def decile_plots(groups: Mapping[str, Mapping[str, Any]]) -> list[Plot]:
     for number, (owner, found) in enumerate(groups.items()):
         # The end of a name tells it from the others; a legend as wide as the page hides the data.
         label = owner if len(owner) <= MAX_LABEL else "…" + owner[1 - MAX_LABEL :]
-        look = {"name": label, "line": {"color": PALETTE[number % len(PALETTE)], "width": 2}}
+        colour, ending = colour_and_ending(number)
+        look = {"name": label, "mode": "lines+markers", "line": {"color": colour, "width": 2}}
+        look["marker"] = {"symbol": f"circle{ending}", "size": 8}
         for name, markers in found["markers"].items():
             rows = [row for row in markers["deciles"] if row["density_per_1k_words"]]
             values = [row["density_per_1k_words"] for row in rows]
@@ -161,7 +163,7 @@ def decile_plots(groups: Mapping[str, Mapping[str, Any]]) -> list[Plot]:
                 name, panel(title=f"{name}, per 1,000 words", x="place in the response")
             )
             places = [row["from"] + 0.05 for row in rows]
-            figure.add_trace(with_bars(go.Scatter, places, values, mode="lines+markers", **look))
+            figure.add_trace(with_bars(go.Scatter, places, values, **look))
     for figure in panels.values():
         figure.update_xaxes(tickformat=".0%", range=[-0.04, 1], zeroline=False).update_yaxes(
             rangemode="tozero"

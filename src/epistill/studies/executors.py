@@ -145,7 +145,7 @@ def _context() -> BaseContext:
     """
     context = ForkServerContext() if sys.platform == "linux" else SpawnContext()
     if isinstance(context, ForkServerContext):
-        context.set_forkserver_preload(list(IMPORTED))
+        context.set_forkserver_preload([*IMPORTED, "epistill.studies.fork_parent"])
     context.Process = _StudyProcess  # pyright: ignore[reportAttributeAccessIssue]
     return context
 
