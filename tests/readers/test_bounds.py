@@ -77,6 +77,9 @@ def test_parquet_that_repeats_one_value(tmp_path):
     assert len(sizes) == 500
     pq.write_table(pa.table({"response": ["a" * 50_000] * 2}), tmp_path / "b.parquet")
     assert read(tmp_path / "b.parquet") == (0, ["rows longer than 0 MiB"])
+    # Where a long value stands once for many rows, the file's own sizes do not tell.
+    pq.write_table(pa.table({"response": ["a" * 50_000] * 100 + ["b"]}), tmp_path / "c.parquet")
+    assert read(tmp_path / "c.parquet") == (1, ["rows longer than 0 MiB"] * 100)
 
 
 def test_depth(tmp_path):

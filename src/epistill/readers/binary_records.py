@@ -110,7 +110,7 @@ def parquet_records(
     parts = [p for p in parts if chosen is None or p.path_in_schema.partition(".")[0] in chosen]
     size = sum(part.total_uncompressed_size for part in parts)
     if size > MAX_RECORD_BYTES * max(1, held.num_rows):
-        yield Unusable(f"rows longer than {MAX_RECORD_BYTES >> 20} MiB"), 0
+        yield _too_long(), 0
         return
     # A dictionary holds a value once for all its rows: one row may be as long as the whole column.
     repeated = sum(p.total_uncompressed_size for p in parts if p.has_dictionary_page)
@@ -121,10 +121,16 @@ def parquet_records(
             step = max(1, batch.num_rows * batch_bytes // max(1, batch.nbytes))
             for start in range(0, batch.num_rows, step):
                 part = batch.slice(start, step)
-                for record in _rows(part):
-                    yield record, part.nbytes // part.num_rows
+                each = part.nbytes // part.num_rows
+                long = each > MAX_RECORD_BYTES
+                for record in [_too_long()] * part.num_rows if long else _rows(part):
+                    yield record, min(each, MAX_RECORD_BYTES)
     except (pa.ArrowException, OSError) as error:
         raise _unreadable(path, error) from error
+
+
+def _too_long() -> Unusable:
+    return Unusable(f"rows longer than {MAX_RECORD_BYTES >> 20} MiB")
 
 
 def _rows(batch: Any) -> list[Mapping[str, Any] | Unusable]:
