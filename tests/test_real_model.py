@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from epistill.rollouts.load_model import load_model
-from epistill.smollm2.properties import measure_properties
 from epistill.smollm2.warm_start import merge_shipped, shipped_adapter
+from tests.helpers.warm_start_properties import measure_properties
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "real_models.py"
 pytestmark = [pytest.mark.real, pytest.mark.timeout(1800)]
