@@ -123,9 +123,13 @@ def test_every_locale_will_do(tmp_path):
 
 @pytest.mark.parametrize(
     ("typed", "offered"),
-    [("epistill tr", "train"), ("epistill lab pre", "pretrain"), ("epistill compare a b --bud", "--budgets")],
+    [
+        ("epistill tr", "train"), ("epistill lab pre", "pretrain"), ("epistill compare a b --bud", "--budgets"),
+        ("epistill study recipes/math-d", "recipes/math-ds-7b"), ("epistill plan recipes/math-d", "recipes/math-ds-7b"),
+        ("epistill train --method sdpo-no", "sdpo-no-think"), ("epistill methods grpo rlc", "rlcsd"),
+    ],
 )  # fmt: skip
-def test_the_shell_completes_commands_and_flags(typed, offered):
+def test_the_shell_completes_commands_flags_and_names(typed, offered):
     asked = {"_EPISTILL_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(len(typed.split()) - 1)}  # fmt: skip
     program = "import sys; sys.argv = ['epistill']; from epistill.cli import main; main()"
     done = subprocess.run([sys.executable, "-c", program], env={**os.environ, **asked}, capture_output=True, text=True)  # fmt: skip

@@ -134,6 +134,13 @@ def test_no_interval_of_the_data_leaves_out_its_estimate(report):
     assert found > 500
 
 
+@pytest.mark.parametrize("report", REPORTS, ids=[report["name"] for report in REPORTS])
+def test_no_arm_answers_a_problem_of_a_set_twice(report):
+    for trace in report["traces"]:
+        arms = [response["arm"] for response in trace["responses"]]
+        assert len(set(arms)) == len(arms), (trace["set"], trace["problem_id"])
+
+
 def test_the_page_is_drawn_from_the_data(tmp_path):
     page = tmp_path / "page.html"
     done = CliRunner().invoke(app, ["report", str(RESULTS / "lab"), "--out", str(page)])

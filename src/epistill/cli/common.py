@@ -126,11 +126,16 @@ def _declared(one: inspect.Parameter) -> inspect.Parameter:
     """A parameter as typer wants it."""
     kind = one.annotation.__origin__
     (flag,) = one.annotation.__metadata__
+
+    def complete(incomplete: str) -> list[str]:
+        return [name for name in flag.known() if name.startswith(incomplete)]
+
+    said = {"help": flag.help, "autocompletion": flag.known and complete}
     if one.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD and not flag.names:
-        declared: Any = typer.Argument(help=flag.help)
+        declared: Any = typer.Argument(**said)
     else:
         names = flag.names or ((f"--{one.name.replace('_', '-')}",) if kind is bool else ())
-        declared = typer.Option(*names, help=flag.help)
+        declared = typer.Option(*names, **said)
     return one.replace(
         kind=inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[_PARSED.get(kind, kind), declared]
     )

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from rich.table import Table
 
 from epistill.cli.common import Json, command, printable, say, tasks, terminal
+from epistill.library.model_functions import method_names
 from epistill.library.results import Flag
 
 
@@ -26,7 +27,9 @@ def _tasks_show(
 
 @command("methods", "methods sdpo mine.py:rlrt", "docs/methods.md")
 def _methods(
-    names: Annotated[list[str] | None, Flag("Only these; FILE.py:NAME is one of your own.")] = None,
+    names: Annotated[
+        list[str] | None, Flag("Only these; FILE.py:NAME is one of your own.", known=method_names)
+    ] = None,
     *,
     as_json: Json = False,
 ) -> None:

@@ -22,9 +22,17 @@ PARTS = (
 )  # fmt: skip
 
 
+def _recipes() -> list[str]:
+    from epistill.studies.load_study import RECIPES, shipped_studies
+
+    return [name for name in shipped_studies() if name.startswith(RECIPES)]
+
+
 @command("plan", "plan recipes/math-ds-7b --gpus 8", "docs/recipes.md")
 def _plan(
-    name: Annotated[str | None, Flag("recipes/... or a TOML file; without, a list.")] = None,
+    name: Annotated[
+        str | None, Flag("recipes/... or a TOML file; without, a list.", known=_recipes)
+    ] = None,
     *,
     tokens_per_second: Annotated[
         float | None, Flag("Sampled by one GPU; default: the recipe's.")
@@ -44,11 +52,11 @@ def _plan(
     as_json: Json = False,
 ) -> None:
     """Reckon a study's memory per GPU, tokens and GPU hours from its own numbers."""
-    from epistill.studies.load_study import RECIPES, load_study, shipped_studies
+    from epistill.studies.load_study import load_study
     from epistill.studies.plan import plan_study
 
     at_least("--gpus", gpus, 1)
-    names = [n for n in shipped_studies() if n.startswith(RECIPES)] if name is None else [name]
+    names = _recipes() if name is None else [name]
     specs = {n: load_study(n) for n in names}
     if calibrate:
         if name is None:

@@ -19,7 +19,7 @@ from epistill.cli.common import (
     terminal,
     warn,
 )
-from epistill.library.model_functions import evaluate, preflight, study, train
+from epistill.library.model_functions import evaluate, method_names, preflight, study, train
 from epistill.library.results import Flag, Result, at_least
 
 Call = partial[Result]
@@ -40,7 +40,9 @@ _TEACHER_THINKING = Annotated[bool | None, Flag("Default: the student's.")]
 _TRAINING: dict[str, Any] = {
     "model": Annotated[str | None, Flag("Directory, hub name, or lab.")],
     "data": Annotated[str | None, Flag("File, dataset, or star-search[:5x3].")],
-    "method": Annotated[str | None, Flag("A name, or FILE.py:NAME of your own.")],
+    "method": Annotated[
+        str | None, Flag("A name, or FILE.py:NAME of your own.", known=method_names)
+    ],
     "teacher_thinking": _TEACHER_THINKING,
     "steps": Annotated[int | None, Flag("Rollout batches.")],
     "coverage": Annotated[int | None, Flag("Distinct training problems.")],

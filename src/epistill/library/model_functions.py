@@ -6,7 +6,7 @@ The settings are the commands' flags, whose meaning `--help` tells. Every functi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,6 +17,21 @@ from epistill.number_rows import estimate_rows
 if TYPE_CHECKING:
     from epistill.axes import Method
     from epistill.config import RunConfig
+
+
+def study_names() -> Iterable[str]:
+    """Of the studies in the package; a shell completes them."""
+    from epistill.studies.load_study import shipped_studies
+
+    return shipped_studies()
+
+
+def method_names() -> Iterable[str]:
+    """Of the published methods; a shell completes them too."""
+    from epistill.methods import METHODS
+
+    return METHODS
+
 
 Model = Annotated[str, Flag("Directory, hub name, or lab.")]
 Data = Annotated[str, Flag("File, dataset, or star-search[:5x3].", ("--data",))]
@@ -145,7 +160,10 @@ def evaluate(
 def study(
     name: Annotated[
         Place,
-        Flag("lab, lab-phase, lab-preflight, lab-cure, a recipe (`epistill plan`) or a TOML file."),
+        Flag(
+            "lab, lab-phase, lab-preflight, lab-cure, a recipe (`epistill plan`) or a TOML file.",
+            known=study_names,
+        ),
     ],
     *,
     preset: Annotated[str | None, Flag("A smaller version, e.g. quick.")] = None,

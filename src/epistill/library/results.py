@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,10 +22,12 @@ class Flag:
     Attributes:
         help: What it means.
         names: Its flags, where they are not its own name.
+        known: What a shell completes, beside files.
     """
 
     help: str = ""
     names: tuple[str, ...] = ()
+    known: Callable[[], Iterable[str]] | None = None
 
 
 Page = Annotated[Place | None, Flag("Write a page (one offline HTML).", ("--report",))]
