@@ -219,7 +219,7 @@ def test_a_server_killed_in_the_middle(server, folder, wide, tmp_path):
             (request.problem_id, k) for request in asked(wide, 64) for k in range(8)
         ]
         assert pool.client.servers[0].lost is not None
-        assert pool.client.counts.moved > 0
+        assert pool.client.counts["moved"] > 0
         assert largest_gap(wide, rollouts) < AGREE
     with pytest.raises(EpistillError, match="stopped after 0 steps, with a checkpoint"):
         run(settings(folder, [url], "grpo"), tmp_path / "run")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -37,15 +38,6 @@ CONNECT_SECONDS = 10.0
 
 
 @dataclass(slots=True)
-class Counts:
-    """What went wrong so far, for the metrics."""
-
-    retried: int = 0
-    moved: int = 0
-    reused: int = 0
-
-
-@dataclass(slots=True)
 class Client:
     """Talks to the servers.
 
@@ -57,6 +49,7 @@ class Client:
         timeout: Seconds a reply may take, from the request to its last byte.
         api_key: Sent as a bearer token; None for none.
         sleep: Waits so many seconds (a test passes its own).
+        counts: Requests that were retried, moved to another server, or reused, so far.
     """
 
     servers: list[Server]
@@ -66,7 +59,7 @@ class Client:
     timeout: float = 600.0
     api_key: str | None = None
     sleep: Callable[[float], None] = time.sleep
-    counts: Counts = field(default_factory=Counts)
+    counts: Counter[str] = field(default_factory=Counter)
     _lock: threading.Condition = field(default_factory=threading.Condition)
     _connected: tuple[asyncio.AbstractEventLoop, httpx.AsyncClient] | None = None
 
@@ -244,7 +237,7 @@ class Client:
 
     def _count(self, what: str) -> None:
         with self._lock:
-            setattr(self.counts, what, getattr(self.counts, what) + 1)
+            self.counts[what] += 1
 
     def lost_error(self, failures: Mapping[str, Exception] = {}) -> EpistillError:
         """What to raise when no server is left, each of which may have failed in its own way."""

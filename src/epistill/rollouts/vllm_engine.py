@@ -301,8 +301,8 @@ class VllmEngine:
         """Servers in use, and how often requests were repeated or moved, over the run so far."""
         return {
             "servers_in_use": len(self.client.alive),
-            "requests_retried": self.client.counts.retried,
-            "requests_moved": self.client.counts.moved,
+            "requests_retried": self.client.counts["retried"],
+            "requests_moved": self.client.counts["moved"],
         }
 
     def _begin(self) -> None:
