@@ -17,6 +17,7 @@ from epistill.config import Lora
 from epistill.settings import Settings
 
 FLOAT32_BYTES = 4
+DTYPE_BYTES = {"float32": FLOAT32_BYTES, "bfloat16": 2}
 GIB = 2**30
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 

@@ -18,6 +18,7 @@ from epistill.config import RunConfig
 from epistill.describe import extra_forwards
 from epistill.errors import EpistillError
 from epistill.studies.hardware import (
+    DTYPE_BYTES,
     FLOAT32_BYTES,
     GIB,
     Architecture,
@@ -27,11 +28,10 @@ from epistill.studies.hardware import (
     teacher_bytes,
 )
 from epistill.studies.spec import Probe, StudySpec
-from epistill.studies.wall_clock import one_step_ahead, wall_hours
+from epistill.studies.wall_clock import evaluated, one_step_ahead, wall_hours
 
 ADAM_MOMENTS = 2
 CHUNK_COPIES = 4  # a chunk's logits of student and teacher, its log-probs, its gradient
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 # Of the memory: what is there all the time, and what a training step has beside it at its peak.
 STATE = ("weights", "optimizer", "teacher", "student")
 STEP = ("gradients", "gathered", "activations", "logits")
@@ -160,17 +160,13 @@ def _tokens(config: RunConfig, lengths: Lengths) -> dict[str, int]:
     response = lengths.response_within(config.sampling.max_new_tokens)
     sequence = lengths.prompt + response
     sampled = method.traces.count if method.traces is not None else rows
-    points = 0 if config.eval_every is None else config.steps // config.eval_every
-    evaluated = sum(
-        e.problems * e.samples + points * min(e.curve_problems, e.problems)
-        for e in config.evaluations
-    )
+    written = sum(problems * samples for problems, samples in evaluated(config))
     drawn = config.eval_sampling or config.sampling
     return {
         "sampled": sampled * response if config.steps else 0,
         "trained": rows * sequence,
         "scored": extra_forwards(method) * rows * (sequence + context_length(config, lengths)),
-        "evaluated": evaluated * lengths.response_within(drawn.max_new_tokens),
+        "evaluated": written * lengths.response_within(drawn.max_new_tokens),
     }
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from epistill.config import RunConfig, SamplingConfig
 from epistill.describe import extra_forwards
-from epistill.studies.hardware import FLOAT32_BYTES, Architecture, Hardware, Lengths
+from epistill.studies.hardware import DTYPE_BYTES, FLOAT32_BYTES, Architecture, Hardware, Lengths
 
 GB = 1e9
 
@@ -65,7 +65,7 @@ def wall_hours(
     moving = moved / (hardware.gather_gb_per_second or math.inf)
     evaluating = sum(
         max(written(problems, samples, config.eval_sampling or config.sampling))
-        for problems, samples in _evaluated(config)
+        for problems, samples in evaluated(config)
     )
     found = {
         "sampling": max(busy, alone) / 3600 if config.steps else 0.0,
@@ -81,7 +81,7 @@ def wall_hours(
     }
 
 
-def _evaluated(config: RunConfig) -> Iterator[tuple[int, int]]:
+def evaluated(config: RunConfig) -> Iterator[tuple[int, int]]:
     """(problems, samples) of every evaluation, those of the learning curve included."""
     points = 0 if config.eval_every is None else config.steps // config.eval_every
     for chosen in config.evaluations:
@@ -91,7 +91,7 @@ def _evaluated(config: RunConfig) -> Iterator[tuple[int, int]]:
 
 def _moved_bytes(config: RunConfig, shape: Architecture, rounds: int) -> float:
     """That each GPU receives for one update: weights of every micro-batch, gradients, the copy."""
-    number = FLOAT32_BYTES if config.dtype == "float32" else 2
+    number = DTYPE_BYTES[config.dtype]
     if config.parallel == "replicate":
         return 2 * shape.parameters * FLOAT32_BYTES
     computed = 2 if config.precision == "bf16" else number
