@@ -6,7 +6,9 @@ at step t" from the seed alone, so that a resumed run needs no saved data positi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from epistill.config import FileTask, GeneratedTask, StarSearchTask, TaskConfig
 from epistill.errors import EpistillError
@@ -15,6 +17,8 @@ from epistill.seeds import named_random
 from epistill.tasks.files import load_problems
 from epistill.tasks.number_pairs import pair_problem
 from epistill.tasks.star_search import star_problem
+
+Item = TypeVar("Item")
 
 
 def load_eval_problems(task: TaskConfig, count: int) -> list[Problem]:
@@ -47,6 +51,13 @@ def _shuffled(count: int, *key: object) -> list[int]:
     return order
 
 
+def in_passes(items: Sequence[Item], step: int, count: int, *key: object) -> list[Item]:
+    """The `count` items of a step: whole passes over all, each in its own order, named by a key."""
+    places = [divmod(n, len(items)) for n in range(step * count, (step + 1) * count)]
+    orders = {n: _shuffled(len(items), *key, n) for n in {done for done, _ in places}}
+    return [items[orders[done][place]] for done, place in places]
+
+
 @dataclass(frozen=True, slots=True)
 class Curriculum:
     """The order of training problems.
@@ -61,13 +72,10 @@ class Curriculum:
 
     def at(self, step: int, count: int) -> list[Problem]:
         """The `count` problems of a step: whole passes over the pool, each in its own order."""
-        numbers = range(step * count, (step + 1) * count)
-        if self.pool is None:
-            assert not isinstance(self.task, FileTask)
-            return _drawn(self.task, self.seed, numbers)
-        passes = {n // len(self.pool) for n in numbers}
-        orders = {n: _shuffled(len(self.pool), "order", self.seed, n) for n in passes}
-        return [self.pool[orders[n // len(self.pool)][n % len(self.pool)]] for n in numbers]
+        if self.pool is not None:
+            return in_passes(self.pool, step, count, "order", self.seed)
+        assert not isinstance(self.task, FileTask)
+        return _drawn(self.task, self.seed, range(step * count, (step + 1) * count))
 
 
 def make_curriculum(task: TaskConfig, coverage: int | None, seed: int) -> Curriculum:

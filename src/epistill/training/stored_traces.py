@@ -24,9 +24,9 @@ from epistill.rollouts.collect import sample_and_grade
 from epistill.rollouts.in_process_engine import InProcessEngine
 from epistill.rollouts.model import LanguageModel
 from epistill.rollouts.prompts import render_prompt
-from epistill.seeds import derive_seed, named_random
+from epistill.seeds import derive_seed
 from epistill.store import TRACES, RunStore
-from epistill.tasks.coverage import Curriculum
+from epistill.tasks.coverage import Curriculum, in_passes
 from epistill.tasks.grading import Grader
 from epistill.teacher.guided import guided_rollouts
 from epistill.training.batches import Batch
@@ -157,12 +157,7 @@ def _own_solutions(
 def trace_batch(traces: Sequence[GradedRollout], config: RunConfig, step: int) -> Batch:
     """The traces of one step: whole passes in seeded order; advantage 1, log-likelihood."""
     size = config.problems_per_step * config.samples_per_problem
-    chosen: list[GradedRollout] = []
-    for position in range(step * size, (step + 1) * size):
-        epoch, offset = divmod(position, len(traces))
-        order = list(range(len(traces)))
-        named_random("trace_order", config.seed, epoch).shuffle(order)
-        chosen.append(traces[order[offset]])
+    chosen = in_passes(traces, step, size, "trace_order", config.seed)
     rows = [
         TrainingRow(item.rollout.prompt_ids, item.rollout.completion_ids, None, 1.0, None)
         for item in chosen
