@@ -241,8 +241,8 @@ def _report(
     from epistill.studies.draw_report import draw_again
 
     page, missing = draw_again(folder, out, export)
-    if missing is not None:
-        warn(missing)
+    for line in missing:
+        warn(line)
     print(page)
 
 

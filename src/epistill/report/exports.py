@@ -33,14 +33,12 @@ COLUMNS = 3  # of panels at most
 PANEL_WIDTH = {1: 760, 2: 520, 3: 420}  # in pixels, by columns
 
 
-def export_report(report: Mapping[str, Any], folder: Path) -> tuple[list[Path], str | None]:
-    """A study's report; see `export_page`."""
-    return export_page(report_tables(report), study_plots(report), folder)
+def export_report(report: Mapping[str, Any], folder: Path) -> list[str]:
+    """A study's report; see `_export`."""
+    return _export(report_tables(report), study_plots(report), folder)
 
 
-def export_page(
-    tables: Mapping[str, Sequence[Row]], plots: Sequence[Plot], folder: Path
-) -> tuple[list[Path], str | None]:
+def _export(tables: Mapping[str, Sequence[Row]], plots: Sequence[Plot], folder: Path) -> list[str]:
     """Write the files.
 
     Args:
@@ -49,20 +47,18 @@ def export_page(
         folder: Where.
 
     Returns:
-        The files, and why there are no pictures (None where there are).
+        Why there are no pictures, in a line; [] where there are.
 
     Raises:
         EpistillError: The folder cannot be written.
     """
     import polars as pl
 
-    written: list[Path] = []
     for name, rows in ((name, rows) for name, rows in tables.items() if rows):
         table = pl.DataFrame([_flat(row) for row in rows], infer_schema_length=None, strict=False)
         table.write_parquet(buffer := io.BytesIO())
         for kind, content in (("csv", table.write_csv()), ("parquet", buffer.getvalue())):
-            written.append(folder / f"{name}.{kind}")
-            write_atomic(written[-1], content)
+            write_atomic(folder / f"{name}.{kind}", content)
     pictures = dict(named for plot in plots for named in _pictures(plot))
     figures = [figure for figure in pictures.values() for _ in FORMATS]
     files: list[str | Path] = [folder / f"{name}.{kind}" for name in pictures for kind in FORMATS]
@@ -71,31 +67,27 @@ def export_page(
 
         plotly.io.write_images(figures, files, scale=SCALE)
     except Exception as error:  # noqa: BLE001 - a browser may fail in any way; the tables are there
-        return written, (
+        return [
             f"no pictures: {first_line(error)[:160]}; they need kaleido (pip install "
             "'epistill[export]') and a Chrome or Chromium"
-        )
-    return [*written, *map(Path, files)], None
+        ]
+    return []
 
 
 def export_measured(summary: Mapping[str, Any], rows: Sequence[Row], folder: Path) -> list[str]:
-    """What `measure` found; a line about missing pictures, if they are."""
-    return _told(export_page({"numbers": rows}, decile_plots(measured_groups(summary)), folder))
+    """What `measure` found."""
+    return _export({"numbers": rows}, decile_plots(measured_groups(summary)), folder)
 
 
 def export_compared(summary: Mapping[str, Any], rows: Sequence[Row], folder: Path) -> list[str]:
-    """What `compare` found, with the words that moved; the same line."""
+    """What `compare` found, with the words that moved."""
     tables = {"differences": rows, "words": summary["shift"]["words"]}
-    return _told(export_page(tables, compared_plots(summary), folder))
+    return _export(tables, compared_plots(summary), folder)
 
 
 def export_preflight(summary: Mapping[str, Any], rows: Sequence[Row], folder: Path) -> list[str]:
-    """What `preflight` measured; the same line."""
-    return _told(export_page({"numbers": rows}, preflight_plots(summary), folder))
-
-
-def _told(exported: tuple[list[Path], str | None]) -> list[str]:
-    return [] if exported[1] is None else [exported[1]]
+    """What `preflight` measured."""
+    return _export({"numbers": rows}, preflight_plots(summary), folder)
 
 
 def _pictures(plot: Plot) -> Iterator[tuple[str, go.Figure]]:

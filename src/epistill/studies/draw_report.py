@@ -20,7 +20,7 @@ from epistill.studies.study_summary import report_line, with_estimates
 
 def draw_again(
     folder: Path, out: Path | None = None, export: Path | None = None
-) -> tuple[Path, str | None]:
+) -> tuple[Path, list[str]]:
     """The page of a study from its report.json, its estimates made from its outcomes as of now.
 
     Args:
@@ -31,7 +31,7 @@ def draw_again(
         export: Where every table and plot is written as a file too; None writes none.
 
     Returns:
-        The page, and why no pictures could be exported (None where there is nothing to say).
+        The page, and why no pictures could be exported, where that is to be said.
 
     Raises:
         EpistillError: No report.json, or none that this version can draw.
@@ -50,7 +50,7 @@ def draw_again(
             before, data = data, with_estimates(data)
             if out is None and data != before and source.suffix != PACKED:
                 store.write_final(write_atomic, source.name, report_line(data))
-        missing = None if export is None else export_report(data, export)[1]
+        missing = [] if export is None else export_report(data, export)
         return write_report(data, out or folder / "report.html"), missing
     except EpistillError:
         raise
