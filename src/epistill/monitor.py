@@ -8,7 +8,7 @@ function of the rows: a resumed run replays them and is where it was.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import Field
@@ -76,10 +76,6 @@ class Alarm:
     value: float
     threshold: float
     message: str
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
 
 
 class Watcher:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -282,7 +282,7 @@ class EpistemicMonitor(TrainerCallback):
         alarms = self._watcher.observe(row)
         if state.is_world_process_zero and self._store is not None:
             for alarm in alarms:
-                self._store.append("alarms", alarm.as_dict())
+                self._store.append("alarms", asdict(alarm))
             self._store.append("metrics", {**row, "alarms": [alarm.rule for alarm in alarms]})
         self._lower(args, self._watcher.factor / before)
         if any(alarm.action == "stop" for alarm in alarms):

@@ -15,14 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from epistill.evaluation.stats import Estimate
+from epistill.evaluation.intervals import Floats
+from epistill.evaluation.stats import RESAMPLES, Estimate
 from epistill.preflights.verdict import REGISTERED, RIVALS, predictors_of
 from epistill.seeds import derive_seed
 from epistill.studies.claims import differences_to_baseline
 from epistill.studies.outcomes import Runs
 
 JOINT = "joint"
-RESAMPLES = 10_000
 # Outcome -> (measure, on).
 OUTCOMES: Mapping[str, tuple[str, str]] = {
     "in-domain score": ("score", "in_domain"),
@@ -30,7 +30,6 @@ OUTCOMES: Mapping[str, tuple[str, str]] = {
     "markers per 1,000 tokens": ("density_per_1k_tokens", "in_domain"),
     "length in tokens": ("length_tokens", "in_domain"),
 }
-Floats = NDArray[np.float64]
 
 
 def prediction_of(

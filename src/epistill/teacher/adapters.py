@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
@@ -19,11 +18,6 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from epistill.axes import TeacherWeights
 from epistill.rollouts.model import LanguageModel
 from epistill.teacher.weights import Teacher
-
-
-def has_adapter(model: LanguageModel) -> bool:
-    """Whether the network is a peft model."""
-    return isinstance(model.network, PeftModel)
 
 
 def lora_layers(model: LanguageModel) -> dict[str, LoraLayer]:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
+from peft import PeftModel
 from torch import Tensor
 
 from epistill.axes import TeacherWeights
@@ -147,12 +148,13 @@ class MovingTeacher(CopiedTeacher):
 
 def make_teacher(weights: TeacherWeights, student: LanguageModel, place: Place = whole) -> Teacher:
     """The teacher that a method's setting names; of a LoRA student, without a second base."""
-    from epistill.teacher.adapters import AdapterOffTeacher, EmaDeltaTeacher, has_adapter
+    from epistill.teacher.adapters import AdapterOffTeacher, EmaDeltaTeacher
 
+    adapted = isinstance(student.network, PeftModel)
     if weights.is_student:
         return LiveTeacher(student)
     if weights.stays:
-        return AdapterOffTeacher(student) if has_adapter(student) else CopiedTeacher(student, place)
-    if weights.averages and has_adapter(student):
+        return AdapterOffTeacher(student) if adapted else CopiedTeacher(student, place)
+    if weights.averages and adapted:
         return EmaDeltaTeacher(student, weights)
     return MovingTeacher(student, weights, place)

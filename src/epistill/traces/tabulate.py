@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from epistill.errors import EpistillError
+from epistill.evaluation.intervals import Floats
 from epistill.metrics.corrections import correction_episodes, correction_evidence
 from epistill.metrics.lexicon import load_lexicon
 from epistill.metrics.loops import is_looping
@@ -27,7 +27,6 @@ from epistill.thinking import SplitResponse, split_thinking
 from epistill.traces.fields import Trace, cut_of, opened_in_prompt, tokens_of
 from epistill.traces.references import final_answer, is_graded
 
-Floats = NDArray[np.float64]
 DECILES = 10
 RETRACTIONS = ("retractions-en", "retractions-zh")
 # More problems than this are added together by the hash of their id; whole problems are, so that

@@ -10,6 +10,7 @@ the others waiting for ever.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from epistill.config import RunConfig
@@ -68,7 +69,7 @@ class RunMonitor:
         """Rules that the row sets off; their alarms are written down."""
         alarms = self._watcher.observe(row)
         for alarm in alarms:
-            self._store.append("alarms", alarm.as_dict())
+            self._store.append("alarms", asdict(alarm))
         return [alarm.rule for alarm in alarms]
 
 
