@@ -50,9 +50,11 @@ def test_a_page_says_how_many_seeds_there_are_and_no_time_that_nobody_took(tmp_p
         html = write_report(report, tmp_path / "page.html").read_text()
         return " ".join(re.search(r'<p class="facts">(.*?)</p>', html, re.DOTALL)[1].split()), html
 
-    part, page = facts(report_of("smollm2"))  # put together from runs of one seed
+    part, page = facts(report_of("smollm2"))  # seed 0 alone
     assert "1 of 2 seeds" in part
-    assert "minutes" not in part
+    assert "minutes so far on" in part
+    elsewhere, _ = facts(report_of("smollm2") | {"duration_seconds": 0.2})  # put together later
+    assert "minutes" not in elsewhere
     assert "one seed: nothing is said of training" in page
     whole, page = facts(report_of("lab"))
     assert "· 3 seeds · 15.0 minutes on" in whole
