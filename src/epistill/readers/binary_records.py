@@ -122,9 +122,11 @@ def parquet_records(
             for start in range(0, batch.num_rows, step):
                 part = batch.slice(start, step)
                 each = part.nbytes // part.num_rows
-                long = each > MAX_RECORD_BYTES
-                for record in [_too_long()] * part.num_rows if long else _rows(part):
-                    yield record, min(each, MAX_RECORD_BYTES)
+                if each > MAX_RECORD_BYTES:
+                    yield from [(_too_long(), 0)] * part.num_rows
+                    continue
+                for record in _rows(part):
+                    yield record, each
     except (pa.ArrowException, OSError) as error:
         raise _unreadable(path, error) from error
 

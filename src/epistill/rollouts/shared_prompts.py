@@ -87,11 +87,14 @@ class SharedPrompts:
         self, model: LanguageModel, prompts: Sequence[Ids], completions: Sequence[Ids]
     ) -> Tensor:
         """[N, H]: what predicts each completion token of a micro-batch, row after row."""
-        width, room = max(map(len, prompts)), max(map(len, completions))
-        cache = make_cache(model.network.config, width, room)
-        if not (self._pays and holds_everything(cache)):
+        cache = None
+        if self._pays:
+            width, room = max(map(len, prompts)), max(map(len, completions))
+            cache = make_cache(model.network.config, width, room)
+        if cache is None or not holds_everything(cache):
             rows = align(prompts, completions, pad_id=model.pad_id, device=model.device)
             return rows.hidden(model)
+        assert all(map(len, prompts))
         begun = [tuple(prompt) for prompt in prompts]
         with model.computing():
             self._read(model, begun)

@@ -109,9 +109,9 @@ def accumulate_gradients(
         settings = {"temperature": temperature, "microbatch_tokens": microbatch_tokens}
         scores = gather_scores(rows, method, student, teacher, base, **settings)
     coefficients = plan_coefficients(rows, scores, method, progress)
-    step = _Step(student, method, temperature, rows, coefficients, scores)
+    shared = _shared_prompts(rows, coefficients, method, microbatch_tokens)
+    step = _Step(student, method, temperature, rows, coefficients, scores, shared)
     world = current_world()
-    step.shared = _shared_prompts(rows, coefficients, method, microbatch_tokens)
     padded = real = 0
     for distilled in (True, False):
         chosen = [i for i, c in enumerate(coefficients) if c.active and c.distils == distilled]
@@ -141,8 +141,8 @@ class _Step:
     rows: Sequence[TrainingRow]
     coefficients: Sequence[TokenCoefficients]
     scores: Sequence[PreStepScores]
+    shared: Mapping[str, SharedPrompts]
     sums: dict[str, float] = field(default_factory=dict[str, float])
-    shared: dict[str, SharedPrompts] = field(default_factory=dict[str, SharedPrompts])
     counted: bool = True
 
     def micro_batch(
