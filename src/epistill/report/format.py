@@ -119,9 +119,10 @@ def _direction(difference: Mapping[str, Any]) -> str:
 def measured_answer(name: str, group: Mapping[str, Any]) -> str:
     """What was measured of one group of traces, in one sentence."""
     length, found = group["length"]["words"], group["markers"]
+    controls = {one["control"] for one in found.values()}  # each list of markers names its own
     doubt = [
         f"{one['density_per_1k_words']['value']:.3g} "
-        f"{'control words' if one['control'] else 'markers'} ({lexicon})"
+        f"{'control words' if lexicon in controls else 'markers'} ({lexicon})"
         for lexicon, one in found.items()
         if one["density_per_1k_words"]
     ]
