@@ -14,7 +14,8 @@ from tests.helpers.linear_time import is_linear
 
 UNITS = ("The answer ", "The answer is\t", " ", "\t", "\\boxed{", "}", "<answer>", "```a\n", "####",
          "#### ", "a ", "aa  ", "1,", "1 ", "9", "\\frac{", "$", "**", "(", "Answer:\n", "not ",
-         "x = ", "，", "答案", ".", "\\text{a}", "0.", "and ", '"answer": "', "答え", "\nA: ", "two ", "| ")  # fmt: skip
+         "x = ", "，", "答案", ".", "\\text{a}", "0.", "and ", '"answer": "', "答え", "\nA: ", "two ", "| ",
+         "~~", "<!--", "\\cancel{", "Answer: 1\n", "\\boxed{1} is wrong. ", "no, ", "if it ")  # fmt: skip
 
 PATTERNS = [
     (module, name) for module, named in SOURCE.items() for name in named if name != "rewrites"

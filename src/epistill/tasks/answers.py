@@ -8,30 +8,26 @@ last one counts.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal
+from typing import Any
 
 from epistill.tasks.linear_patterns import patterns, rewriter, utf8
+from epistill.tasks.meant import (
+    MAX_FRAMES,
+    MAX_LINE,
+    Framed,
+    Place,
+    clause_before,
+    line_end,
+    meant,
+)
 
-_READ, _rewrite = patterns("answers"), rewriter("answers")
+_READ, _rewrite = patterns("meant") | patterns("answers"), rewriter("answers")
 
-FrameName = Literal["boxed", "tag", "hashes", "label", "whole", "search"]
 MAX_PLAIN = 64
 # An answer stands at the end; this many characters are looked at, so a 1 MB response costs nothing.
 MAX_SEARCHED = 50_000
-MAX_LINE = 2_000  # of a label's line
-MAX_BEFORE = 200  # of what stands before a frame
 _DISPLAYS = {"\\[": "\\]", "$$": "$$", "```": "```"}  # what opens a block, and what closes it
-MAX_FRAMES = 8  # of one response, from its end
-
-
-@dataclass(frozen=True, slots=True)
-class Framed:
-    """A text in which a response states its answer, without its frame; "whole" is all of it."""
-
-    text: str
-    frame: FrameName
 
 
 def frames(text: str, *, cut: bool = False) -> Iterator[Framed]:
@@ -51,14 +47,10 @@ def frames(text: str, *, cut: bool = False) -> Iterator[Framed]:
 def frames_in(text: str, *, cut: bool = False) -> Iterator[Framed]:
     """`frames` of a text that went through `readable`."""
     for found in _found(text, cut):
-        in_order = sorted(found, key=lambda place: -place[1])
-        yield from (framed for *_, framed in in_order[:MAX_FRAMES])
+        yield from (framed for *_, framed in found)
 
 
-_Place = tuple[int, int, Framed]  # where a frame begins and ends
-
-
-def _found(text: str, cut: bool) -> tuple[list[_Place], list[_Place]]:
+def _found(text: str, cut: bool) -> tuple[list[Place], list[Place]]:
     """Frames that stand on their own, and sentences, which count after them."""
     whole = complete(text) if cut else text
     strong = [
@@ -74,29 +66,7 @@ def _found(text: str, cut: bool) -> tuple[list[_Place], list[_Place]]:
         *_labels(whole),
     ]
     weak = [*_sentences(whole), *_elsewhere(whole)]
-    return [p for p in strong if _meant(text, p)], [p for p in weak if _meant(text, p)]
-
-
-def _meant(text: str, place: _Place) -> bool:
-    """Whether the response says it, itself and of every case: no denial, no sample, no hearsay."""
-    start, end, framed = place
-    before = text[max(0, start - MAX_BEFORE) : start]
-    if _READ["of_others"].search(before):
-        return False
-    if framed.frame == "label" and (
-        _READ["not_one"].search(_clause_in(before))
-        or _READ["quoted"].search(before)
-        or _READ["compared"].match(text[end : end + MAX_PLAIN])
-    ):
-        return False
-    inside = framed.frame in ("label", "hashes")
-    behind = framed.text if inside else text[end : _line_end(text, end)]
-    return not _READ["conditioned"].search(_READ["sentence_end"].split(behind, 1)[0])
-
-
-def _clause_in(before: str) -> str:
-    """The last clause of what stands before a frame, on its line."""
-    return _READ["clause_end"].split(before.rsplit("\n", 1)[-1])[-1]
+    return meant(text, strong, weak)
 
 
 def readable(text: str) -> str:
@@ -179,11 +149,13 @@ def complete(text: str) -> str:
     return found[0] if found else ""
 
 
-def _boxes(text: str) -> list[_Place]:
+def _boxes(text: str) -> list[Place]:
     """Complete boxes, inner ones unwrapped; those that *and* or nothing parts are one."""
     opened: list[tuple[int, int] | None] = []  # start and content of each open brace that is a box
     closed: list[tuple[int, int, str]] = []
-    for token in _READ["box"].finditer(text):
+    first = text.find("box")
+    begin = text.rfind("\n", 0, first) + 1 if first >= 0 else len(text)  # no token passes a line
+    for token in _READ["box"].finditer(text, begin):
         if token[0][-1] == "{" and token[0] != "\\{":
             opened.append((token.start(), token.end()) if len(token[0]) > 1 else None)
         elif token[0] == "}" and opened and (box := opened.pop()) is not None:
@@ -192,7 +164,8 @@ def _boxes(text: str) -> list[_Place]:
                 start, end, inner = closed.pop()
                 content = text[box[1] : start] + inner + text[end : token.start()]
             closed.append((box[0], token.end(), content))
-    joined: list[_Place] = []
+    closed = [box for box in closed if not _is_operand(text, *box[:2])]
+    joined: list[Place] = []
     for i, (start, end, content) in enumerate(closed):
         before = text[closed[i - 1][1] : start] if i else ""
         if i and content.strip() and content != closed[i - 1][2] and len(before) < MAX_PLAIN:
@@ -201,8 +174,17 @@ def _boxes(text: str) -> list[_Place]:
                 link = " or " if listed or _READ["either"].search(before) else ", "
                 start, _, last = joined.pop()
                 content = f"{last.text}{link}{content}"
-        joined.append((start, end, Framed(content, "boxed")))
+        sign = "-" if _READ["minus"].search(text[max(0, start - MAX_PLAIN) : start]) else ""
+        joined.append((start, end, Framed(sign + content, "boxed")))
     return joined
+
+
+def _is_operand(text: str, start: int, end: int) -> bool:
+    r"""Whether a box is part of a value, as in `\sqrt{\boxed{7}}` and `\boxed{7}^2`."""
+    return bool(
+        _READ["operator"].search(text[max(0, start - MAX_PLAIN) : start])
+        or _READ["raised"].match(text[end : end + MAX_PLAIN])
+    )
 
 
 def _member(found: Any) -> str:
@@ -213,11 +195,11 @@ def _member(found: Any) -> str:
     return "" if value in ("null", "None") else value
 
 
-def _labels(text: str) -> Iterator[_Place]:
+def _labels(text: str) -> Iterator[Place]:
     """Labels that begin a line; the value is on that line or in the next block."""
     for found in _READ["head"].finditer(text):
-        line_end = _line_end(text, found.end())
-        rest = text[found.end() : line_end]
+        ended = line_end(text, found.end())
+        rest = text[found.end() : ended]
         link = _READ["link"].match(rest)
         value = rest[link.end() :] if link else rest
         # "The answer is .." is a sentence, also where it begins a line.
@@ -227,20 +209,13 @@ def _labels(text: str) -> Iterator[_Place]:
         if not headed and (link or rest[0] not in " *_】]–-" or not _READ["bare"].match(rest)):
             continue
         if not value.strip(" *_#\t:：`|"):
-            value = _block(text, line_end)
+            value = _block(text, ended)
         elif value.strip() in _DISPLAYS:
-            value = _block(text, line_end - len(value.lstrip()))
+            value = _block(text, ended - len(value.lstrip()))
         elif link and "|" in link[0]:  # the cell of a table
             value = value.rstrip(" \t|")
         *_, word = _READ["word"].finditer(found[0])
         yield found.start() + word.start(), found.end(), Framed(value, "label")
-
-
-def _line_end(text: str, start: int) -> int:
-    """End of the line, or of what is read of it."""
-    limit = min(len(text), start + MAX_LINE)
-    end = text.find("\n", start, limit)
-    return limit if end < 0 else end
 
 
 def _block(text: str, start: int, *, introduced: bool = False) -> str:
@@ -256,12 +231,12 @@ def _block(text: str, start: int, *, introduced: bool = False) -> str:
     return _block(text, text.index(line, start) + len(line), introduced=True)
 
 
-def _elsewhere(text: str) -> Iterator[_Place]:
+def _elsewhere(text: str) -> Iterator[Place]:
     """Labels and sentences in other languages than English and Chinese."""
     for found in _READ["elsewhere"].finditer(text):
-        line = text[found.end() : _line_end(text, found.end())]
+        line = text[found.end() : line_end(text, found.end())]
         value = line if line.strip(" *_") else _block(text, found.end() + len(line))
-        before = _clause_in(text[max(0, found.start() - 40) : found.start()])
+        before = clause_before(text[max(0, found.start() - 40) : found.start()])
         said = f"{before} {found[0]} {value.split('.')[0]}"
         linked = found[1] or found[2] or _READ["elsewhere_value"].match(value)
         if not linked or _READ["elsewhere_denied"].search(said):
@@ -270,10 +245,10 @@ def _elsewhere(text: str) -> Iterator[_Place]:
         yield *found.span(), Framed(value[: end.start()] if end else value, "label")
 
 
-def _sentences(text: str) -> Iterator[_Place]:
+def _sentences(text: str) -> Iterator[Place]:
     """*The answer is ..* within a line, and *.. is the answer*."""
     for found in _READ["said"].finditer(text):
-        end = _line_end(text, found.end())
+        end = line_end(text, found.end())
         if found[0][0] in "故应选":
             yield *found.span(), Framed(found[0][-1], "label")
         elif link := _READ["link"].match(text[found.end() : end]):

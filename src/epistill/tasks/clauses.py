@@ -69,6 +69,8 @@ def _sentence(text: str) -> str:
     text = _READ["currency"].sub(r"\1", _undenied(text.strip(" \t\n*_`#\"'“")))
     text = _READ["hedged"].sub(r" or \1", text)
     end = _READ["end"].search(text, max(0, text.rfind("\\end{")))
+    if end and end[0].startswith("..") and _READ["decimals"].search(text[: end.start()]):
+        end = _READ["end"].search(text, end.end())  # 0.333...
     if end is None:
         return text
     asked = end[0][0] == "?" and text[end.end() :].strip()

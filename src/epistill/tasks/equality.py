@@ -30,6 +30,7 @@ MAX_LENGTH = 2_000
 MAX_ELEMENTS = 100
 _PARENTHESES = {"(": ")", "[": "]", "\\{": "\\}", "\\langle": "\\rangle"}
 _OPENING = (*_PARENTHESES, "{", "\\begin{")
+_ALIKE = ({"degree", "°C"}, {"degree", "°F"}, {"lb", "gbp"})  # units of one name
 _PREFIXES = {"b": "2", "o": "8", "x": "16"}
 _CLOSING = (*_PARENTHESES.values(), "}", "\\end{")
 
@@ -111,7 +112,7 @@ def _equal(gold: str, answer: str) -> bool:
         return _same_base(gold, answer)
     ours, theirs = quantity(gold), quantity(answer)
     units = {ours.unit, theirs.unit} - {None}
-    if len(units) == 2 and not ("degree" in units and units & {"°C", "°F"}):
+    if len(units) == 2 and units not in _ALIKE:
         return False
     if ours.percent or theirs.percent:
         return _same_percent(ours, theirs)
@@ -206,8 +207,10 @@ def _undefined(text: str, other: str, *, computed: bool) -> str:
     if found and theirs is None:
         left = _READ["subscript"].sub("", found[1]).replace(" degrees", "")
         named = _READ["letter"].search(left)
-        if not named and _READ["number"].match(left) and not _READ["number"].match(found[2]):
-            return left  # 12 = 3 * 4, 5 = x
+        if not named and _READ["number"].match(left):
+            if not _READ["number"].match(found[2]):
+                return left  # 12 = 3 * 4, 5 = x
+            return left if _plain(left) == _plain(found[2]) else text  # 72 = 73
         if not named or (computed and not _READ["unknown"].search(left)):
             return found[2]
     return text
@@ -277,8 +280,11 @@ def _same_shape(gold: str, answer: str) -> bool:
     if "\\cup" in gold and all(map(_enclosed, parts := _split(listed))) and parts[1:]:
         return same_expression(gold, "\\cup ".join(parts))
     left, right = _named(_split(gold)), _named(_split(answer))
-    if (len(left) > 1) != (len(right) > 1) and _READ["relation"].search(gold + answer):
-        return same_region(left, right)
+    if (len(left) > 1 or len(right) > 1) and _READ["order"].search(gold + answer):
+        both = " and " in gold, " and " in answer
+        if len(left) == len(right) and _same_elements(left, right, ordered=False):
+            return not (any(both) and any(" or " in text for text in (gold, answer)))
+        return same_region(left, right, both=both)
     if len(left) > 1 or len(right) > 1:
         return _same_elements(left, right, ordered=False)
     return same_expression(gold, answer)
@@ -307,4 +313,6 @@ def _same_elements(gold: list[str], answer: list[str], *, ordered: bool) -> bool
 
 
 def _same_part(gold: str, answer: str) -> bool:
+    if gold.startswith("\\{") != answer.startswith("\\{"):
+        return False  # {2} is no element of {2}
     return _plain(gold) == _plain(answer) or _equal(gold.strip(), answer.strip())

@@ -67,8 +67,8 @@ def same_expression(gold: str, answer: str) -> bool:
 
 def _cased(gold: str, answer: str) -> list[str]:
     """Both with capitals that the parser, blind to case, cannot take for the small letters."""
-    letters = [{m[0] for m in _READ["name"].finditer(t) if len(m[0]) == 1} for t in (gold, answer)]
-    twice = {c for side in letters for c in side if c.isupper() and c.lower() in side}
+    letters = {m[0] for m in _READ["name"].finditer(f"{gold} {answer}") if len(m[0]) == 1}
+    twice = {c for c in letters if c.isupper() and c.lower() in letters}
 
     def apart(found: Any) -> str:
         return f"{found[0]}_{{9}}" if found[0] in twice else found[0]
@@ -76,22 +76,28 @@ def _cased(gold: str, answer: str) -> list[str]:
     return [_READ["name"].sub(apart, text) if twice else text for text in (gold, answer)]
 
 
-def same_region(gold: list[str], answer: list[str]) -> bool:
-    r"""Whether inequalities, one or the other of which holds, and intervals are one set of numbers.
+def same_region(gold: list[str], answer: list[str], *, both: tuple[bool, bool]) -> bool:
+    r"""Whether inequalities and intervals are one set of numbers.
+
+    Args:
+        gold: The reference's; where not `both` of them hold, one or the other does.
+        answer: The answer's.
+        both: Whether *and* joins the reference's, and the answer's.
 
     Example:
-        >>> same_region([r"(-\infty,-2)\cup(2,\infty)"], ["x<-2", "x>2"])
-        True
+        >>> region = [r"(-\infty,-2)\cup(2,\infty)"]
+        >>> [same_region(region, ["x<-2", "x>2"], both=(False, both)) for both in (False, True)]
+        [True, False]
     """
     import sympy
 
     regions: list[Any] = []
-    for texts in (gold, answer):
+    for texts, all_hold in zip((gold, answer), both, strict=True):
         parsed = [_parsed(exact_decimals(text)) for text in texts]
         if not all(isinstance(one, sympy.Set | sympy.logic.boolalg.Boolean) for one in parsed):
             return False
         sets = [one if isinstance(one, sympy.Set) else one.as_set() for one in parsed]
-        regions.append(sympy.Union(*sets))
+        regions.append((sympy.Intersection if all_hold else sympy.Union)(*sets))
     return regions[0].symmetric_difference(regions[1]).is_empty is True
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Callable
+from functools import cache
 from importlib import resources
 from typing import Any, cast
 
@@ -27,6 +28,7 @@ def linear_pattern(pattern: str) -> re.Pattern[str]:
     return cast("re.Pattern[str]", re2.compile(pattern))
 
 
+@cache
 def patterns(module: str) -> dict[str, re.Pattern[str]]:
     """The named patterns of `answer_patterns.toml` that a module uses."""
     named = {name: p for name, p in SOURCE[module].items() if name != "rewrites"}
@@ -34,12 +36,17 @@ def patterns(module: str) -> dict[str, re.Pattern[str]]:
 
 
 def rewriter(module: str) -> Callable[[str], str]:
-    """The rewrites of `answer_patterns.toml` for a module, one after the other."""
-    rules = [(linear_pattern(pattern), new) for pattern, new in SOURCE[module]["rewrites"]]
+    """The rewrites of `answer_patterns.toml` for a module, one after the other.
+
+    One that names literals is tried only on texts with one of them.
+    """
+    rules = [(linear_pattern(old), new, some) for old, new, *some in SOURCE[module]["rewrites"]]
 
     def rewrite(text: str) -> str:
-        for pattern, new in rules:
-            text = pattern.sub(new, text)
+        given = f"\n{text}"
+        for pattern, new, literals in rules:
+            if not literals or any(map(given.__contains__, literals)):
+                text = pattern.sub(new, text)
         return text
 
     return rewrite

@@ -26,7 +26,7 @@ NUMBERS: dict[str, str] = {word: str(value) for word, value in _TABLES["numbers"
 _NOT_UNITS = frozenset(_TABLES["not_units"])
 _UNITS: dict[str, str] = _TABLES["units"]
 _STUCK = "LVWJ"  # units of one letter that also stand right behind a number
-_MONEY = ("dollar", "cent", "yuan", "euro")
+_MONEY = ("dollar", "cent", "yuan", "euro", "gbp")
 _SCALES: dict[str, int] = _TABLES["scales"]
 # Words and symbols without spaces and cases.
 SYNONYMS: dict[str, str] = {
@@ -34,7 +34,8 @@ SYNONYMS: dict[str, str] = {
 }
 _SHARES = {
     "half": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "seventh": 7,
-    "eighth": 8, "ninth": 9, "tenth": 10, "hundredth": 100,
+    "eighth": 8, "ninth": 9, "tenth": 10, "eleventh": 11, "twelfth": 12, "fifteenth": 15,
+    "sixteenth": 16, "twentieth": 20, "hundredth": 100, "thousandth": 1000,
 }  # fmt: skip
 _MULTIPLES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9}
 _RAISED = "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ"
