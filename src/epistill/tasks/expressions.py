@@ -67,6 +67,8 @@ def same_expression(gold: str, answer: str) -> bool:
 
 def _cased(gold: str, answer: str) -> list[str]:
     """Both with capitals that the parser, blind to case, cannot take for the small letters."""
+    if all(map(_READ["constant"].search, (gold, answer))):
+        gold, answer = (_READ["constant"].sub("+C", text) for text in (gold, answer))
     letters = {m[0] for m in _READ["name"].finditer(f"{gold} {answer}") if len(m[0]) == 1}
     twice = {c for c in letters if c.isupper() and c.lower() in letters}
 
