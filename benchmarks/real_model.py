@@ -1,9 +1,9 @@
 """Sampling from a real model beside `model.generate`, with the floor: the forward passes alone.
 
     python benchmarks/real_model.py MODEL [--dtypes float32 bfloat16] [--repeats 5] [--threads 2]
-        [--tokens 128] [--out FILE.json]
+        [--prompts 8] [--tokens 128] [--out FILE.json]
 
-8 prompts x 4 responses at temperature 1; no end token, so that all sides write equally much.
+Each prompt 4 responses at temperature 1; no end token, so that all sides write equally much.
 generate gets the prompts repeated and a network that transformers loaded, as its users do. The
 floor runs decoder and head as often and as wide as the sampler must, by its cache, and draws
 nothing. Processor seconds are reported beside the clock's: on a shared machine only they, on one
@@ -28,7 +28,7 @@ from epistill.rollouts.load_model import load_model
 from epistill.rollouts.model import LanguageModel
 from epistill.rollouts.sampler import sample
 
-PROMPTS, SAMPLES, PROMPT_TOKENS = 8, 4, 48
+SAMPLES, PROMPT_TOKENS = 4, 48
 
 
 class Endless(LanguageModel):
@@ -39,15 +39,15 @@ class Endless(LanguageModel):
         return frozenset()
 
 
-def prompt_ids():
-    """[8, 48] of any tokens."""
+def prompt_ids(prompts):
+    """[prompts, 48] of any tokens."""
     draw = torch.Generator().manual_seed(0)
-    return torch.randint(100, 30_000, (PROMPTS, PROMPT_TOKENS), generator=draw)
+    return torch.randint(100, 30_000, (prompts, PROMPT_TOKENS), generator=draw)
 
 
-def sides(model, peer, limit):
+def sides(model, peer, prompts, limit):
     """Ours, generate, floor, each a function of the round."""
-    ids = prompt_ids()
+    ids = prompt_ids(prompts)
     requests = [PromptRequest(str(i), tuple(row.tolist()), i) for i, row in enumerate(ids)]
     repeated = ids.repeat_interleave(SAMPLES, 0)
     mask = torch.ones_like(repeated)
@@ -72,7 +72,7 @@ def sides(model, peer, limit):
         cache = make_cache(model.network.config, PROMPT_TOKENS, limit)
         cached = {"past_key_values": cache, "use_cache": True}
         decoder(input_ids=ids, **cached)
-        select_rows(cache, torch.arange(PROMPTS).repeat_interleave(SAMPLES))
+        select_rows(cache, torch.arange(prompts).repeat_interleave(SAMPLES))
         mask = decoding_mask(cache, model.network, None)
         for _ in range(limit - 1):
             states = decoder(input_ids=repeated[:, :1], attention_mask=mask, **cached)[0]
@@ -87,6 +87,7 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
@@ -96,7 +97,7 @@ def main() -> None:
         loaded = load_model(options.model, dtype=dtype)
         ours = Endless(loaded.network, loaded.tokenizer, loaded.name)
         peer = AutoModelForCausalLM.from_pretrained(options.model, dtype=getattr(torch, dtype))
-        functions = sides(ours, peer.eval(), options.tokens)
+        functions = sides(ours, peer.eval(), options.prompts, options.tokens)
         seconds = {(side, clock): [] for side in functions for clock in ("wall", "processor")}
         for repeat in range(-1, options.repeats):
             for side, function in functions.items():
@@ -113,7 +114,7 @@ def main() -> None:
                 | {"ours / floor": medians["ours"] / medians["floor"]}
             )
             print(rows[-1], flush=True)
-    count = PROMPTS * SAMPLES
+    count = options.prompts * SAMPLES
     title = f"{Path(options.model).name}: {count} rows x {options.tokens} tokens"
     report(f"{title}, {options.threads} threads, medians of {options.repeats}", rows, options.out)
 

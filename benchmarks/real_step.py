@@ -1,13 +1,13 @@
 """A whole training step of a real model beside TRL's trainers: generation, teacher, loss, update.
 
     python benchmarks/real_step.py MODEL [--methods grpo sdpo] [--dtype bfloat16] [--repeats 3]
-        [--threads 2] [--tokens 128] [--out FILE.json]
+        [--threads 2] [--prompts 8] [--tokens 128] [--out FILE.json]
 
-8 prompts x 4 responses of full length (no end token) with a rank-16 adapter; half of the advantages
-are positive, every row has a teacher prompt that is 80 tokens longer. Each side runs in a process
-of its own, one after the other, so that its peak memory is its own: what the process holds at most,
-less what it held with the model loaded. TRL's side generates with `model.generate`, by a network
-that transformers loaded and peft's own layers, as its users do.
+4 responses to each prompt, of full length (no end token), with a rank-16 adapter; half of the
+advantages are positive, every row has a teacher prompt that is 80 tokens longer. Each side runs in
+a process of its own, one after the other, so that its peak memory is its own: what the process
+holds at most, less what it held with the model loaded. TRL's side generates with `model.generate`,
+by a network that transformers loaded and peft's own layers, as its users do.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 from common import report
 from peft import LoraConfig, get_peft_model
-from real_model import PROMPTS, SAMPLES, Endless, prompt_ids
+from real_model import SAMPLES, Endless, prompt_ids
 from step import compared_method, optimiser_step, trl_inputs, trl_trainer
 from transformers import AutoModelForCausalLM
 
@@ -64,14 +64,15 @@ def rows_of(prompts, completions, log_probs):
     ]  # fmt: skip
 
 
-def our_step(kind, student, limit):
+def our_step(kind, student, prompts, limit):
     """Sampling and update, a function of the round."""
     method = compared_method(kind)
     teacher = make_teacher(method.teacher, student) if method.needs_teacher else None
     trained = [p for p in student.network.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-9)
     endless = Endless(student.network, student.tokenizer, student.name)
-    requests = [PromptRequest(str(i), tuple(r.tolist()), i) for i, r in enumerate(prompt_ids())]
+    asked = prompt_ids(prompts).tolist()
+    requests = [PromptRequest(str(i), tuple(ids), i) for i, ids in enumerate(asked)]
     drawn = SamplingConfig(max_new_tokens=limit)
 
     def step(seed):
@@ -92,16 +93,16 @@ def our_step(kind, student, limit):
     return step
 
 
-def trl_step(kind, student, limit):
+def trl_step(kind, student, prompts, limit):
     """The same by TRL: its loss on what `generate` wrote."""
     folder = tempfile.mkdtemp()
     trainer = trl_trainer(
-        kind, folder, student, rows=PROMPTS * SAMPLES, group=SAMPLES, new_tokens=limit
+        kind, folder, student, rows=prompts * SAMPLES, group=SAMPLES, new_tokens=limit
     )
     trainer.current_gradient_accumulation_steps = 1
     trained = [p for p in trainer.model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-9)
-    ids = prompt_ids().repeat_interleave(SAMPLES, 0)
+    ids = prompt_ids(prompts).repeat_interleave(SAMPLES, 0)
 
     def step(seed):
         torch.manual_seed(seed)
@@ -139,7 +140,7 @@ def one_side(options):
         student = with_lora(model, Lora(rank=LORA["r"], alpha=LORA["lora_alpha"]))
     before = held_mib()
     step = {"ours": our_step, "trl": trl_step}[options.side](
-        options.methods[0], student, options.tokens
+        options.methods[0], student, options.prompts, options.tokens
     )
     wall, processor = [], []
     for repeat in range(-1, options.repeats):
@@ -159,6 +160,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--side", choices=["ours", "trl"])
     parser.add_argument("--out", type=Path)
@@ -173,7 +175,8 @@ def main() -> None:
             command = [
                 sys.executable, __file__, options.model, "--methods", method, "--side", side,
                 "--dtype", options.dtype, "--repeats", str(options.repeats),
-                "--threads", str(options.threads), "--tokens", str(options.tokens),
+                "--threads", str(options.threads), "--prompts", str(options.prompts),
+                "--tokens", str(options.tokens),
             ]  # fmt: skip
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             found[side] = json.loads(done.stdout.splitlines()[-1])
@@ -181,7 +184,8 @@ def main() -> None:
         table += [{"step": method, "side": side, **numbers} for side, numbers in found.items()]
         table.append({"step": method, "side": "TRL / ours", **ratios})
         print(table[-3:], flush=True)
-    title = f"{Path(options.model).name}, {options.dtype}: {PROMPTS} x {SAMPLES} x {options.tokens}"
+    size = f"{options.prompts} x {SAMPLES} x {options.tokens}"
+    title = f"{Path(options.model).name}, {options.dtype}: {size}"
     report(f"{title}, {options.threads} threads, medians of {options.repeats}", table, options.out)
 
 

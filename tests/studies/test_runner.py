@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import subprocess
 import sys
 
 import pytest
+from rich.console import Console
 
 from epistill.errors import EpistillError
 from epistill.store import RunStore
@@ -91,7 +93,12 @@ def test_an_unfinished_study_goes_on_and_ends_with_the_same_numbers(finished, tm
     shutil.copytree(out, copy)
     shutil.rmtree(copy / "runs" / "sdpo" / "seed-1")
     (copy / "runs" / "grpo" / "seed-0" / "result.json").unlink()
-    run_study(StudySpec.model_validate(SPEC), copy, workers=1)  # also: workers change nothing
+    log = Console(file=io.StringIO(), width=200)  # no terminal: a line for each run that ends
+    run_study(StudySpec.model_validate(SPEC), copy, workers=1, console=log)  # they change nothing
+    all_runs = len(jobs_of(StudySpec.model_validate(SPEC), copy))
+    said = log.file.getvalue().splitlines()
+    assert f"grpo seed 0 finished: {all_runs - 1} of {all_runs} runs" in said
+    assert f"sdpo seed 1 finished: {all_runs} of {all_runs} runs" in said
     for part in ("claims", "controls", "arms", "probes"):
         one, other = report_of(out)[part], report_of(copy)[part]
         for arm in (*one, *other):

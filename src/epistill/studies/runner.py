@@ -209,7 +209,7 @@ def _run_jobs(
     overall = progress.add_task("all runs", total=len(jobs), completed=len(jobs) - len(waiting))
     attempts: Counter[str] = Counter()
     bars: dict[str, Any] = {}
-    next_report = max(REPORT_EVERY_S, clock.since_start())
+    next_report, pictures = max(REPORT_EVERY_S, clock.since_start()), 0
     with executors(len(waiting)) as executor:
         running = {job.name: (job, executor.submit(job.payload, job.folder)) for job in waiting}
         try:
@@ -241,12 +241,17 @@ def _run_jobs(
                     del running[name]
                     on_finished(name, job.folder)
                     progress.advance(overall)
+                    if not progress.console.is_terminal:
+                        ended = len(jobs) - len(running)
+                        progress.console.print(f"{name} finished: {ended} of {len(jobs)} runs")
                     found = job.result or {}
                     if said := silence(found.get("steps_without_signal", {}), job.steps):
                         progress.console.print(f"{name}: {said}")
                 if clock.since_start() > next_report:
-                    begun = clock.since_start()
-                    progress.console.print(f"a first picture: {render()}")
+                    begun, page = clock.since_start(), render()
+                    if not pictures:
+                        progress.console.print(f"a first picture, drawn again as runs end: {page}")
+                    pictures += 1
                     drawing = clock.since_start() - begun
                     next_report = begun + max(REPORT_EVERY_S, drawing / DRAWING_SHARE)
         except BaseException:
