@@ -1,12 +1,14 @@
 """One SDPO step of a Qwen3-8B-shaped model on a GPU: fused loss beside the dense path.
 
-    python benchmarks/gpu_step.py [--tokens 4096 8192 20480] [--repeats 5] [--out FILE.json]
+    python benchmarks/gpu_step.py [--tokens 4096 8192 20480] [--repeats 5]
+        [--attention flash_attention_2] [--out FILE.json]
     python benchmarks/gpu_step.py --tiny         # two small layers on the CPU: only that it runs
 
 The weights are random and never trained: this measures time and memory, nothing else. One response
 of the given length, full-vocabulary JSD, bf16, activation checkpointing on both sides; student,
 gradients and a frozen teacher are in memory, optimiser states are not. "dense" keeps the logits of
-the whole response, as trainers without a fused loss do, until it runs out of memory.
+the whole response, as trainers without a fused loss do, until it runs out of memory. One response
+has no padding; what packing several brings, `prefix.py --device cuda --attention ...` says.
 """
 
 from __future__ import annotations
@@ -40,12 +42,12 @@ TINY = {
 QUESTION, CONTEXT = 128, 1024  # prompt tokens of student and of teacher (a solution in it)
 
 
-def build(shape, device, dtype):
+def build(shape, device, dtype, attention):
     torch.manual_seed(0)
     previous = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     with torch.device(device):
-        network = Qwen3ForCausalLM(Qwen3Config(**shape))
+        network = Qwen3ForCausalLM(Qwen3Config(**shape, attn_implementation=attention))
     torch.set_default_dtype(previous)
     network.gradient_checkpointing_enable()
     return LanguageModel(network.train(), load_model("lab").tokenizer, "random Qwen3")
@@ -71,7 +73,7 @@ def fused_step(student, teacher, row, sdpo):
 
 def dense_step(student, teacher, row, alpha):
     def logits(model, prompt):
-        batch = align([prompt], [row.completion_ids], pad_id=0, device=student.device)
+        batch = align(model, [prompt], [row.completion_ids])
         return model.head().logits(batch.hidden(model)).float()
 
     with torch.no_grad():
@@ -115,13 +117,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tokens", type=int, nargs="+", default=[4096, 8192, 20_480])
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--attention")
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     if not options.tiny and not torch.cuda.is_available():
         raise SystemExit("no CUDA device found; expected one, or --tiny to try the script on a CPU")
     device, dtype = ("cpu", torch.float32) if options.tiny else ("cuda", torch.bfloat16)
-    student = build(TINY if options.tiny else QWEN3_8B, device, dtype)
+    student = build(TINY if options.tiny else QWEN3_8B, device, dtype, options.attention)
     teacher = CopiedTeacher(student)
     sdpo = method("sdpo", divergence={"alpha": 0.5, "support": {"type": "full"}})
     table = []
@@ -141,7 +144,9 @@ def main() -> None:
             line["loss gap"] = abs(found["fused"][2] - found["dense"][2])
         table.append(line)
     name = torch.cuda.get_device_name() if device == "cuda" else "CPU, tiny shape"
-    report(f"one SDPO step, full-vocabulary JSD, random weights, {name}", table, options.out)
+    attention = student.network.config._attn_implementation
+    title = f"one SDPO step, full-vocabulary JSD, random weights, {attention}, {name}"
+    report(title, table, options.out)
 
 
 if __name__ == "__main__":

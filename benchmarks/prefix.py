@@ -1,20 +1,18 @@
 """Two other ways to score a group's responses, beside the plain one; equality is asserted first.
 
     python benchmarks/prefix.py MODEL [--dtype float32] [--repeats 5] [--threads 2]
-        [--out FILE.json]
+        [--device cuda] [--attention flash_attention_2] [--out FILE.json]
 
-Plain: rows of prompt and response, padded on the right, as `align` makes them. "packed": all rows
-in one sequence whose positions begin again with each, transformers' way to packed sequences (on a
-CPU by a mask over the whole; kernels for variable lengths are CUDA's). "prompt once": by
-`SharedPrompts`, as in every pass without gradients of one process: a teacher's, or the scores
-before a step. 4 problems x 4 responses of 64 to 128 tokens.
+Plain: rows of prompt and response, padded on the right. "packed": as `align` makes them for a model
+that packs, which with the attention of a CPU is a mask over the whole (kernels for variable lengths
+are CUDA's). "prompt once": by `SharedPrompts`, as in every pass without gradients of one process: a
+teacher's, or the scores before a step. 4 problems x 4 responses of 64 to 128 tokens.
 """
 
 from __future__ import annotations
 
 import argparse
 from functools import partial
-from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -41,33 +39,33 @@ def drawn(prompt_tokens):
 @torch.inference_mode()
 def plain(model, prompts, said):
     """[N, H]: what predicts each token of the responses."""
-    return align(prompts, said, pad_id=0, device=model.device).hidden(model)
+    return align(model, prompts, said).hidden(model).cpu()
 
 
-@torch.inference_mode()
 def packed(model, prompts, said):
-    lengths = [len(p) + len(c) for p, c in zip(prompts, said, strict=True)]
-    ids = torch.tensor([[t for p, c in zip(prompts, said, strict=True) for t in (*p, *c)]])
-    positions = torch.cat([torch.arange(n) for n in lengths]).unsqueeze(0)
-    states = model.decoder()(input_ids=ids, position_ids=positions, use_cache=False)[0][0]
-    ends = accumulate(lengths)
-    return torch.cat([states[e - len(c) - 1 : e - 1] for e, c in zip(ends, said, strict=True)])
+    packing = model.with_network(model.network)
+    packing.packs = True
+    return plain(packing, prompts, said)
 
 
 def prompt_once(model, prompts, said):
-    return SharedPrompts(prompts, said, most_tokens=2**14).hidden(model, prompts, said)
+    return SharedPrompts(prompts, said, most_tokens=2**14).hidden(model, prompts, said).cpu()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model")
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--attention")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    model = load_model(options.model, dtype=options.dtype)
+    made = {"dtype": options.dtype, "device": options.device, "attention": options.attention}
+    model = load_model(options.model, **made)
+    model.packs = False  # the plain way is padded whatever the attention is
     rows = []
     for tokens in PROMPTS:
         prompts, said = drawn(tokens)
@@ -82,7 +80,8 @@ def main() -> None:
         for name in ("packed", "prompt once"):
             row[f"plain / {name}"] = medians["plain"] / medians[name]
         rows.append(row)
-    title = f"{Path(options.model).name}, {options.dtype}, {PROBLEMS} x {SAMPLES} responses"
+    made = f"{options.dtype}, {model.network.config._attn_implementation}, {options.device}"
+    title = f"{Path(options.model).name}, {made}, {PROBLEMS} x {SAMPLES} responses"
     report(f"{title}, {options.threads} threads, medians of {options.repeats}", rows, options.out)
 
 

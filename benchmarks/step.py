@@ -150,10 +150,8 @@ def compare(kind, rows, repeats):
         lengths = [len(r.prompt_ids) + len(r.completion_ids) for r in active]
         for members in micro_batches(lengths, max_tokens=MICROBATCH):
             chosen = [active[i] for i in members]
-            batch = align(
-                [r.prompt_ids for r in chosen], [r.completion_ids for r in chosen],
-                pad_id=bare.pad_id, device=bare.device,
-            )  # fmt: skip
+            said = [r.completion_ids for r in chosen]
+            batch = align(bare, [r.prompt_ids for r in chosen], said)
             bare.head().logits(batch.hidden(bare)).sum().backward()
 
     with tempfile.TemporaryDirectory() as folder:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from transformers.utils import is_flash_attn_2_available
 from typer.testing import CliRunner
 
 from epistill.cli import app
@@ -191,6 +192,20 @@ def test_a_world_that_is_none_is_one_line(name):
 def test_a_device_that_is_not_there_is_one_line():
     with pytest.raises(EpistillError, match="device 'cuda:99' cannot be used"):
         load_model("lab", device="cuda:99")
+
+
+@pytest.mark.skipif(is_flash_attn_2_available(), reason="the kernel is here")
+def test_an_attention_that_is_not_here_is_one_line(tmp_path):
+    small = ("--data", "star-search:3x2", "--attention", "flash_attention_2")
+    for command in (
+        ("eval", "lab"),
+        ("preflight", "lab"),
+        ("train", "--model", "lab", "--method", "grpo"),
+    ):
+        out = ("--out", tmp_path / command[0])
+        done = run_epistill(*command, *small, *out, "--max-new-tokens", 8)
+        assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+        assert "'lab' could not be loaded with attention 'flash_attention_2'" in done.stderr
 
 
 def test_train_from_flags_takes_a_limit_for_a_small_model():

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from epistill.errors import EpistillError
-from epistill.rollouts.load_model import lab_directory, load_model
+from epistill.rollouts.load_model import lab_directory, load_model, load_without_weights
 from epistill.store import RunStore
 from epistill.studies.draw_report import draw_again
 from epistill.tasks.files import load_problems
@@ -114,6 +114,19 @@ def test_the_same_model_runs_its_code_when_asked(with_code):
     with contextlib.suppress(EpistillError):
         load_model(str(folder), trust_remote_code=True)
     assert mark.exists()
+
+
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
+def test_a_kernel_that_a_model_names_is_not_fetched(key, tmp_path):
+    """Kernels are code; only `attention` names one."""
+    shutil.copytree(lab_directory(), tmp_path / "model")
+    file = tmp_path / "model" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), key: "somebody/flash-kernel"}))
+    loaded = load_model(str(tmp_path / "model"))
+    assert loaded.network.config._attn_implementation == "sdpa"
+    load_without_weights(str(tmp_path / "model"))
+    with pytest.raises(EpistillError, match="with attention 'somebody/flash-kernel'"):
+        load_model("lab", attention="somebody/flash-kernel")
 
 
 def test_a_pickled_adapter_is_not_loaded(tmp_path, lab_model, monkeypatch):

@@ -215,24 +215,23 @@ class RunConfig(Settings):
         lora: A low-rank adapter is trained instead of the weights; None trains the weights.
         dtype: Of weights, gradients and optimiser.
         device: "cpu", "cuda", "cuda:1"...
+        attention: transformers' `attn_implementation`; None is its own choice.
         seed: Names every random draw.
         coverage: Number of distinct training problems; None draws a new one every time where the
             task is endless, and uses all rows of a file.
         steps: Rollout batches. Each is split into `updates_per_batch` optimiser steps.
-        eval_every: Evaluate the first `curve_problems` of each set every so many steps; None only
-            evaluates at the end.
+        eval_every: Steps between evaluations of `curve_problems` of each set; None only at the end.
         eval_sampling: None evaluates with the training's sampling.
         teacher_thinking: The teacher's `enable_thinking`; "same" as the student's, which is
             `sampling.thinking`; "template" (None) leaves it to the template.
         rollouts: What samples the student's responses; evaluations, traces and the teacher's own
             writing are sampled in the training process.
-        microbatch_tokens: Padded tokens per forward pass; memory, not numbers, beyond rounding.
-            "auto" as many as the free memory holds, at most 16,384, once and for all of a run.
+        microbatch_tokens: Tokens per forward pass, with padding; memory, not numbers, beyond
+            rounding. "auto" as many as the free memory holds, at most 16,384, once in a run.
         monitor: Alarms, and what they do; "off" (None) for none.
         precision: "bf16" computes in bfloat16 and keeps weights, gradients and optimiser in
             `dtype`; None computes in `dtype`.
-        activation_checkpointing: Compute activations again in the backward pass; memory, not
-            numbers.
+        activation_checkpointing: Compute activations again in the backward pass: less memory.
         parallel: How training lies over the processes of `torchrun`: whole in each, or sharded
             (FSDP2). One process ignores it.
     """
@@ -265,6 +264,7 @@ class RunConfig(Settings):
     activation_checkpointing: bool = False
     parallel: Literal["replicate", "shard"] = "replicate"
     device: str = "cpu"
+    attention: str | None = None
     seed: int = 0
 
     @field_validator(*NONE_IN_TOML, mode="before")
@@ -318,7 +318,7 @@ class RunConfig(Settings):
 
     @property
     def most_microbatch_tokens(self) -> int:
-        """Padded tokens per forward pass; of "auto" the most that it may become."""
+        """Tokens per forward pass; of "auto" the most that it may become."""
         tokens = self.microbatch_tokens
         return MOST_MICROBATCH_TOKENS if tokens == "auto" else tokens
 

@@ -57,7 +57,7 @@ class World:
             yield batches[-1][-1:], False
 
     def batch_tokens(self, lengths: Sequence[int], limit: int) -> int:
-        """Padded tokens per micro-batch, so that there is one for every process."""
+        """Tokens per micro-batch, so that there is one for every process."""
         return limit if self.size == 1 else min(limit, max(1, sum(lengths) // self.size))
 
     def gather_tensor(self, flat: Tensor) -> list[Tensor]:

@@ -212,7 +212,7 @@ class TopK(InProcessEngine):
         self._count()
         rows = []
         for prompt, tokens in zip(prompts, completions, strict=True):
-            batch = align([prompt], [tokens], pad_id=0, device=self.model.device)
+            batch = align(self.model, [prompt], [tokens])
             full = self.model.head().logits(batch.hidden(self.model)).log_softmax(-1).double()
             top = full.topk(20, dim=-1)
             own = full.gather(1, torch.tensor(tokens).unsqueeze(1)).squeeze(1)

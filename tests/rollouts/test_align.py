@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given
@@ -9,9 +11,12 @@ from hypothesis import strategies as st
 
 from epistill.objective import token_log_probs
 from epistill.records import Message
-from epistill.rollouts.align import align, micro_batches
+from epistill.rollouts import align as module
+from epistill.rollouts.align import align, micro_batches, packs
 from epistill.rollouts.prompts import render_prompt
 from epistill.teacher.context import insert_context
+from tests.helpers.families import FAMILIES, tiny_model
+from tests.helpers.plain_flash import FLASH, use_plain_flash
 
 OPENING = (
     "{% for m in messages %}<|im_start|>{{ m.role }} {{ m.content }}<|im_end|>{% endfor %}"
@@ -20,7 +25,7 @@ OPENING = (
 
 
 def scores(model, prompts, completions):
-    batch = align(prompts, completions, pad_id=model.pad_id, device=model.device)
+    batch = align(model, prompts, completions)
     with torch.no_grad():
         logits = model.head().logits(batch.hidden(model))
     return token_log_probs(logits, batch.token_ids), batch
@@ -90,3 +95,70 @@ def test_padding_is_under_a_tenth_on_long_tailed_lengths_in_few_batches():
     assert max(lengths) > 10 * sorted(lengths)[len(lengths) // 2]
     assert padded < sum(lengths) / 0.9
     assert len(batches) < 40
+
+
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=40), st.integers(1, 500))
+def test_packed_micro_batches_are_full(lengths, limit):
+    batches = list(micro_batches(lengths, max_tokens=limit, packed=True))
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+    sizes = [sum(lengths[i] for i in batch) for batch in batches]
+    assert all(n <= limit or len(batch) == 1 for n, batch in zip(sizes, batches, strict=True))
+    for before, after in pairwise(batches):
+        assert sum(lengths[i] for i in before) + lengths[after[0]] > limit
+
+
+ROWS = [list(range(3, 3 + n)) for n in (9, 4, 13, 2, 8)]
+# Families with states that run along tokens.
+RUNNING = {
+    "bamba", "falcon_h1", "granitemoehybrid", "jamba", "lfm2", "mamba", "mamba2", "minimax",
+    "qwen3_5_text", "qwen3_next",
+}  # fmt: skip
+# transformers sums these in float32, whatever the model's numbers are.
+ROUNDED = {"eager": 1e-6, "gemma2": 1e-6, "glm4_moe": 1e-6, "deepseek_v3": 1e-6}
+
+
+def hidden(model, *, packed):
+    model.packs = packed
+    with torch.no_grad():
+        batch = align(model, [row[:1] for row in ROWS], [row[1:] for row in ROWS])
+        return batch.hidden(model), batch
+
+
+@pytest.mark.parametrize("attention", [None, "eager", FLASH])
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_rows_are_packed_where_that_changes_nothing(family, attention, lab_model, monkeypatch):
+    """Decided of every family as if its attention had variable lengths, which only FLASH has."""
+    use_plain_flash(monkeypatch)
+    monkeypatch.setattr(module, "is_flash_attention_requested", lambda config: True)
+    made = {"attn_implementation": attention, "experts_implementation": "eager"}
+    model = tiny_model(family, lab_model.tokenizer, **made)
+    model.network.double()
+    decided = packs(model)
+    (apart, _), (together, batch) = hidden(model, packed=False), hidden(model, packed=True)
+    gap = float((together - apart).norm() / apart.norm())
+    assert batch.input_ids.shape == batch.position_ids.shape == (1, sum(map(len, ROWS)))
+    near = max(ROUNDED.get(name, 1e-9) for name in (attention, family))
+    assert gap < near if decided else gap > 0.2
+    masked_otherwise = {"gpt_oss", "opt", "falcon"} if attention != FLASH else set()
+    assert decided == (family not in RUNNING | masked_otherwise)
+
+
+@pytest.mark.parametrize("attention", ["flash_attention_2", "flash_attention_3", FLASH])
+def test_what_packs_is_decided_by_attention(attention, lab_model, monkeypatch):
+    use_plain_flash(monkeypatch)
+    model = tiny_model("llama", lab_model.tokenizer)
+    model.network.double()
+    config = model.network.config
+    for other in ("sdpa", "eager", "flex_attention"):
+        config._attn_implementation = other
+        assert not packs(model)
+    config._attn_implementation = attention
+    assert packs(model)
+    monkeypatch.setattr(config, "attention_chunk_size", 8192, raising=False)
+    assert not packs(model)  # chunks are longer than what is tried
+
+
+def test_another_network_of_the_kind_packs_too(lab_model):
+    model = lab_model.with_network(lab_model.network)
+    model.packs = True
+    assert model.with_network(model.network).packs

@@ -8,6 +8,7 @@ import torch
 from epistill.errors import EpistillError
 from epistill.rollouts.load_model import lab_directory, load_model
 from epistill.rollouts.model import Head, LanguageModel
+from tests.helpers.plain_flash import FLASH, use_plain_flash
 
 
 @pytest.fixture
@@ -109,6 +110,19 @@ def test_an_unknown_head_is_refused(lab_model, tmp_path):
     strange.head = lambda: Head(lab_model.head().weight, scale=2.0)
     with pytest.raises(EpistillError, match="a way this package does not know"):
         module._check_head(strange)
+
+
+def test_attention_is_the_one_that_was_named(monkeypatch):
+    use_plain_flash(monkeypatch)
+    plain, eager = load_model("lab"), load_model("lab", attention="eager")
+    assert [one.network.config._attn_implementation for one in (plain, eager)] == ["sdpa", "eager"]
+    assert [plain.packs, eager.packs] == [False, False]
+    # Weights in float32 need bfloat16 to compute in: the kernel has no float32.
+    for computes in ({"dtype": "bfloat16"}, {"precision": "bf16"}):
+        assert load_model("lab", attention=FLASH, **computes).packs
+    with pytest.raises(EpistillError, match=r"only support fp16 and bf16.*number type") as refused:
+        load_model("lab", attention=FLASH)
+    assert "\n" not in str(refused.value)
 
 
 def test_the_folder_of_a_run_names_its_model(tmp_path):

@@ -11,6 +11,7 @@ from epistill.rollouts.shared_prompts import SharedPrompts
 from epistill.world import World
 from tests.helpers.families import tiny_model
 from tests.helpers.models import make_tiny_model
+from tests.helpers.plain_flash import FLASH, use_plain_flash
 
 DRAW = torch.Generator().manual_seed(5)
 
@@ -38,7 +39,7 @@ def read_tokens(model):
 
 def plain(model, prompts, completions):
     with torch.no_grad():
-        return align(prompts, completions, pad_id=0, device=model.device).hidden(model)
+        return align(model, prompts, completions).hidden(model)
 
 
 @pytest.mark.parametrize("rows", ROWS)
@@ -96,6 +97,27 @@ def test_read_whole_where_a_layer_keeps_something_else():
         calls = read_tokens(model)
         SharedPrompts(prompts, completions, most_tokens=100).hidden(model, prompts, completions)
         assert calls == [6 * 28]
+
+
+def test_of_packed_rows_prompts_are_read_once_and_the_rest_is_padded_little(monkeypatch):
+    """A packed micro-batch has rows of any length."""
+    use_plain_flash(monkeypatch)
+    prompts = [ids(20)] * 4 + [ids(30)] * 3 + [ids(4)] * 2
+    completions = [ids(n) for n in (3, 60, 8, 1, 12, 2, 50, 9, 8)]
+    model = tiny_model("llama", make_tiny_model().tokenizer, attn_implementation=FLASH)
+    model.network.double()
+    expected = plain(model, prompts, completions)
+    model.packs = True
+    calls = read_tokens(model)
+    found = SharedPrompts(prompts, completions, most_tokens=200).hidden(model, prompts, completions)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    whole = sum(map(len, (*prompts, *completions)))
+    assert 20 + 30 + 4 + sum(map(len, completions)) - 9 <= sum(calls) < 0.8 * whole
+    # Too little is saved: whole rows, packed.
+    calls.clear()
+    one = SharedPrompts(prompts[3:5], completions[3:5], most_tokens=200)
+    one.hidden(model, prompts[3:5], completions[3:5])
+    assert calls == [20 + 1 + 30 + 12]
 
 
 def test_scores_in_bfloat16_are_near():

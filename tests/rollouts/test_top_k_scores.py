@@ -33,7 +33,7 @@ def rollouts(lab_model):
 
 @torch.no_grad()
 def full_log_probs(model, rollout):
-    batch = align([rollout.prompt_ids], [rollout.completion_ids], pad_id=0, device=model.device)
+    batch = align(model, [rollout.prompt_ids], [rollout.completion_ids])
     return model.head().logits(batch.hidden(model)).double().log_softmax(-1)
 
 

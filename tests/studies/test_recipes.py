@@ -300,6 +300,17 @@ def test_a_configuration_that_is_none_is_one_line(text, said, tmp_path):
     assert "\n" not in str(refused.value)
 
 
+def test_a_toy_has_an_attention_of_the_cpu(tmp_path):
+    flash = {"attention": "flash_attention_2"}
+    spec = load_study("recipes/math-ds-7b")
+    probes = tuple(probe.model_copy(update=flash) for probe in spec.probes)
+    spec = spec.model_copy(update={"run": {**spec.run, **flash}, "probes": probes})
+    toy = tiny_study(spec, tmp_path)
+    runs = [toy.config_of(arm, 0) for arm in toy.arms if arm.method is not None]
+    assert {one.attention for one in (*runs, *toy.probes)} == {None}
+    assert spec.config_of(spec.arms[-1], 0).attention == "flash_attention_2"
+
+
 def test_a_study_without_shapes_has_no_toy_size(tmp_path):
     with pytest.raises(EpistillError, match="--tiny has no small version of task"):
         tiny_study(load_study("lab"), tmp_path)

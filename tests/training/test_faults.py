@@ -249,7 +249,7 @@ def test_settings_that_an_older_version_did_not_have_are_migrated(tmp_path):
     config = configuration(steps=2)
     folder = unfinished(tmp_path / "run", config)
     old = read_json(folder / "config.json")
-    for name in ("precision", "activation_checkpointing", "parallel"):
+    for name in ("precision", "activation_checkpointing", "parallel", "attention"):
         del old[name]
     write_json(folder / "config.json", old)
     assert run(config, folder).result is not None

@@ -9,6 +9,7 @@ from epistill.config import RunConfig
 from epistill.methods import method
 from epistill.rollouts.load_model import load_model
 from epistill.store import RunStore
+from epistill.studies.run_arm import run
 from epistill.tasks.coverage import make_curriculum
 from epistill.tasks.grading import Grader
 from epistill.training.batches import on_policy_batch
@@ -17,10 +18,11 @@ from epistill.training.train_state import make_train_state
 from epistill.training_rows import TrainingRow
 from epistill.world import World
 from tests.helpers.models import make_tiny_model
+from tests.helpers.plain_flash import FLASH, use_plain_flash
 from tests.helpers.training_rows import COMPLETIONS, PROMPTS, logits
 
 
-def configuration(name, temperature=1.0, **changes):
+def configuration(name, temperature=1.0, settings=(), **changes):
     return RunConfig.model_validate(
         {
             "model": "lab",
@@ -28,7 +30,7 @@ def configuration(name, temperature=1.0, **changes):
             "method": method(name, **changes),
             "sampling": {"max_new_tokens": 24, "temperature": temperature},
             "steps": 2, "problems_per_step": 2, "samples_per_problem": 4,
-            "updates_per_batch": 2, "learning_rate": 1e-3,
+            "updates_per_batch": 2, "learning_rate": 1e-3, **dict(settings),
         }
     )  # fmt: skip
 
@@ -75,3 +77,14 @@ def test_a_likelihood_is_at_temperature_one_and_a_ratio_at_the_samplings(name, h
             probabilities = (logits(student, prompt, completion).double() / heat).softmax(-1)
         nll += [-probabilities[i, token].log() for i, token in enumerate(completion)]
     assert found.loss == pytest.approx(float(torch.stack(nll).mean()), abs=1e-5)
+
+
+@pytest.mark.parametrize("trained", [{"precision": "bf16"}, {"dtype": "bfloat16", "lora": {}}])
+def test_a_run_with_attention_of_variable_lengths_pads_nothing(trained, tmp_path, monkeypatch):
+    use_plain_flash(monkeypatch)
+    settings = {**trained, "attention": FLASH, "activation_checkpointing": True}
+    teacher = {"type": "ema", "rate": 0.25}
+    run(configuration("sdpo", teacher=teacher, settings=settings), tmp_path)
+    rows = RunStore(tmp_path).metrics()
+    assert [row["padding_share"] for row in rows] == [0, 0]
+    assert all(row["gradient_norm"] > 0 for row in rows)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
+
 import pytest
 import torch
 
+from epistill.config import Lora
 from epistill.methods import METHODS, method
 from epistill.objective import clipped_surrogate, self_distillation_loss, token_log_probs
+from epistill.rollouts.model import with_lora
 from epistill.teacher.weights import LiveTeacher
 from epistill.training.step import accumulate_gradients
 from epistill.training_rows import TrainingRow
+from tests.helpers.families import tiny_model
 from tests.helpers.models import make_tiny_model
+from tests.helpers.plain_flash import FLASH, use_plain_flash
 from tests.helpers.training_rows import COMPLETIONS, PROMPTS, logits, make_rows
 
 
@@ -251,3 +257,49 @@ def test_padding_share_counts_only_padding(models):
     student, teacher = models
     result, _ = run(student, teacher, make_rows(student), METHODS["sdpo"], tokens=1)
     assert result.padding_share == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager", FLASH])
+@pytest.mark.parametrize("trains", ["weights", "adapter", "adapter, checkpointing"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma3_text", "mistral", "olmo2"])
+def test_a_step_of_packed_rows_is_that_of_padded_rows(
+    family, trains, attention, lab_model, monkeypatch
+):
+    """Loss, gradients and every number, with windows shorter than rows and with shared prompts."""
+    use_plain_flash(monkeypatch)
+    student = tiny_model(family, lab_model.tokenizer, attn_implementation=attention)
+    if trains != "weights":
+        student = with_lora(student, Lora(rank=2))
+        for name, weight in student.network.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(weight, 0, 0.1)
+    student.network.double().train()
+    if "checkpointing" in trains:
+        student.network.gradient_checkpointing_enable({"use_reentrant": False})
+    teacher = tiny_model(family, lab_model.tokenizer, attn_implementation=attention)
+    teacher.network.double()
+    rows = make_rows(student)
+    rows = [*rows, replace(rows[0], completion_ids=tuple(range(20, 36)), old_log_probs=None)]
+    chosen = method("sdpo", blend={"distillation": 0.5})
+    read = []
+    student.decoder().register_forward_pre_hook(
+        lambda module, args, given: read.append(given["input_ids"].shape), with_kwargs=True
+    )
+    found = {}
+    for student.packs in (False, True):
+        teacher.packs = student.packs
+        read.clear()
+        found[student.packs] = *run(student, teacher, rows, chosen, tokens=24), list(read)
+    (padded, expected, _), (packed, gradients, shapes) = found[False], found[True]
+    in_float32 = attention == "eager" or family == "gemma3_text"  # transformers' sums, of any type
+    near = {"rel": 1e-5 if in_float32 else 1e-9, "abs": 1e-12}
+    numbers, others = ({n: v for n, v in asdict(one).items() if v} for one in (padded, packed))
+    assert numbers.pop("padding_share") > 0
+    assert others == pytest.approx(numbers, **near)  # and no padding_share
+    assert [height for height, _ in shapes] == [1] * len(shapes)
+    assert sum(width for _, width in shapes) == packed.student_tokens
+    assert max(width for _, width in shapes) <= 24
+    assert gradients.keys() == expected.keys()
+    for name, gradient in gradients.items():
+        gap = (gradient - expected[name]).norm() / expected[name].norm().clamp(min=1e-6)
+        assert gap < near["rel"], name

@@ -34,6 +34,9 @@ _DRAWING: dict[str, Any] = {
     "batch_rows": Annotated[int | None, Flag("Responses written together; default 256.")],
     "dtype": Annotated[str | None, Flag("float32 or bfloat16; default float32.")],
     "device": Annotated[str | None, Flag("cpu, cuda, cuda:1...; default cpu.")],
+    "attention": Annotated[
+        str | None, Flag("sdpa, eager, flash_attention_2...; default: transformers' choice.")
+    ],
 }
 _LENGTH = Annotated[int | None, Flag("Of a response; default 1024.")]
 _TEACHER_THINKING = Annotated[bool | None, Flag("Default: the student's.")]
@@ -54,7 +57,7 @@ _TRAINING: dict[str, Any] = {
     ],
     "lora_rank": Annotated[int | None, Flag("Train an adapter of this rank; default all weights.")],
     "microbatch_tokens": Annotated[
-        int | None, Flag("Padded tokens per forward pass; default: what fits.")
+        int | None, Flag("Tokens per forward pass; default: what fits.")
     ],
     **_DRAWING,
     "seed": Annotated[int | None, Flag("Names every random draw.")],

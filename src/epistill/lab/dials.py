@@ -53,7 +53,7 @@ def _mean_stop(model: LanguageModel, cases: list[tuple[str, str]]) -> float:
     completions = [
         [*tokenizer(prefix, add_special_tokens=False)["input_ids"], stop] for _, prefix in cases
     ]
-    batch = align(prompts, completions, pad_id=model.pad_id, device=model.device)
+    batch = align(model, prompts, completions)
     ends = torch.tensor([len(completion) for completion in completions]).cumsum(0) - 1
     with torch.no_grad():
         hidden = batch.hidden(model)[ends]

@@ -102,6 +102,7 @@ def evaluate(
     chat_template: Place | None = None,
     dtype: str = "float32",
     device: str = "cpu",
+    attention: str | None = None,
     seed: Seed = 0,
     out: Annotated[Place | None, Flag("Write every record here (JSONL).")] = None,
     **sampling: Any,
@@ -119,6 +120,7 @@ def evaluate(
         prompt: What is asked, with "{question}" where a file's own text goes.
         chat_template: A Jinja file, for a base model without one.
         dtype, device: Of the weights.
+        attention: transformers' `attn_implementation`; None is its own choice.
         seed: Names every draw.
         out: Where every record is written (JSONL); `measure`, `grade` and `compare` read it.
         **sampling: Others of `SamplingConfig`, as `temperature`; `force` and `block` are words
@@ -139,7 +141,9 @@ def evaluate(
     from epistill.tasks.grading import Grader
 
     template = None if chat_template is None else str(chat_template)
-    loaded = load_model(model, dtype=dtype, device=device, chat_template=template)
+    loaded = load_model(
+        model, dtype=dtype, device=device, attention=attention, chat_template=template
+    )
     kept = 1 if out is None else samples
     with Grader() as grader:
         rows = evaluate_model(

@@ -25,6 +25,7 @@ class PreflightConfig(Settings):
         fork_quantile: A fork is a position whose entropy exceeds this quantile of the student's.
         dtype: Of the weights; of a server's too, which decides how exact the control must be.
         top_k: Most likely tokens that a server is asked for; the full vocabulary in process.
+        attention: transformers' `attn_implementation`; None is its own choice.
         chat_template: A Jinja file, for a base model without a template of its own.
         markers: A lexicon's name or file; its control list is counted beside it.
     """
@@ -44,6 +45,7 @@ class PreflightConfig(Settings):
     microbatch_tokens: int = Field(default=16_384, ge=1)
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: str = "cpu"
+    attention: str | None = None
     chat_template: str | None = None
     seed: int = 0
 

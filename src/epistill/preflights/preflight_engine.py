@@ -49,6 +49,7 @@ def preflight_engine(config: PreflightConfig, folder: Path) -> Engine:
         config.model,
         dtype=config.dtype,
         device=config.device,
+        attention=config.attention,
         chat_template=config.chat_template,
     )
     return InProcessEngine(model, microbatch_tokens=config.microbatch_tokens)

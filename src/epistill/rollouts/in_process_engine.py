@@ -21,7 +21,7 @@ class InProcessEngine:
 
     Args:
         model: In eval mode.
-        microbatch_tokens: Padded tokens per forward pass of scoring.
+        microbatch_tokens: Tokens per forward pass of scoring, with padding.
         temperature: Of what is scored; training scores at the temperature that it sampled at.
     """
 

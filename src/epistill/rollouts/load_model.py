@@ -31,6 +31,7 @@ from epistill.errors import EpistillError, did_you_mean, first_line
 from epistill.hub import hub_or_cache
 from epistill.integrity import check_part
 from epistill.objective.products import use_fast_products
+from epistill.rollouts.align import packs
 from epistill.rollouts.model import LanguageModel
 from epistill.rollouts.sampler import PromptRequest, sample
 
@@ -41,6 +42,7 @@ DTypeName = Literal["float32", "bfloat16"]
 LAB_NAME = "lab"
 GGUF = ".gguf"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+ATTENTION_KEYS = ("attn_implementation", "_attn_implementation")  # both, or a file's would count
 _LOADER: Any = AutoModelForCausalLM
 
 
@@ -54,6 +56,8 @@ def load_model(
     *,
     dtype: str = "float32",
     device: str = "cpu",
+    attention: str | None = None,
+    precision: str | None = None,
     chat_template: str | None = None,
     trust_remote_code: bool = False,
 ) -> LanguageModel:
@@ -64,6 +68,9 @@ def load_model(
             one; dequantised to `dtype`), or a name on the hub.
         dtype: Of the weights: float32 or bfloat16.
         device: Of the weights.
+        attention: transformers' `attn_implementation`; None is its own choice, whatever the model's
+            file names (it might name a kernel, which is code).
+        precision: "bf16" computes in bfloat16, whatever the weights are; None in their type.
         chat_template: A Jinja file that replaces the tokenizer's own template (base models have
             none); it is saved with the model.
         trust_remote_code: Run code that came with the model; off unless asked.
@@ -80,7 +87,7 @@ def load_model(
     with hub_or_cache(wanted=_needs_hub(source)):
         tokenizer = load_tokenizer(source, name, trust_remote_code, chat_template)
         _refuse_pickled_adapter(source, name)
-        network: Any = _load_network(source, name, dtype, trust_remote_code)
+        network: Any = _load_network(source, name, dtype, attention, trust_remote_code)
     try:
         network = network.to(device)
     except (RuntimeError, AssertionError) as error:
@@ -88,7 +95,9 @@ def load_model(
         raise EpistillError(f"{said}; expected cpu, or cuda with a torch for it") from error
     use_fast_products(network)
     model = LanguageModel(network.eval(), tokenizer, name)
+    model.compute_dtype = torch.bfloat16 if precision == "bf16" else None
     check_architecture(model)
+    model.packs = packs(model)
     return model
 
 
@@ -102,7 +111,7 @@ def load_without_weights(name: str, *, chat_template: str | None = None) -> Lang
     with hub_or_cache(wanted=_needs_hub(source)):
         tokenizer = load_tokenizer(source, name, False, chat_template)
         try:
-            config = AutoConfig.from_pretrained(source)
+            config = AutoConfig.from_pretrained(source, **dict.fromkeys(ATTENTION_KEYS))
             with torch.device("meta"):
                 network = _LOADER.from_config(config)
         except (OSError, ValueError) as error:
@@ -117,8 +126,19 @@ def load_without_weights(name: str, *, chat_template: str | None = None) -> Lang
 
 def check_architecture(model: LanguageModel) -> None:
     """Refuse a network that this package would compute otherwise than the network itself."""
-    _check_head(model)
-    _check_sampler(model)
+    try:
+        with model.computing(), torch.no_grad():
+            _check_head(model)
+            _check_sampler(model)
+    except EpistillError:
+        raise
+    except Exception as error:  # code of the model's kind, or a kernel: anything at all
+        attention = model.causal_lm().config._attn_implementation
+        raise EpistillError(
+            f"model {model.name!r}: the architecture {type(model.network).__name__} with attention "
+            f"{attention!r} cannot be computed in batches here ({first_line(error)[:160]}); "
+            "expected another attention, number type or device, or report the architecture"
+        ) from error
 
 
 @contextmanager
@@ -140,11 +160,18 @@ def _told(name: str, fault: str, expected: str) -> Iterator[None]:
         raise EpistillError(f"model {name!r} {fault}; expected {expected}") from error
 
 
-def _load_network(source: str, name: str, dtype: str, trust: bool) -> PreTrainedModel:
+def _load_network(
+    source: str, name: str, dtype: str, attention: str | None, trust: bool
+) -> PreTrainedModel:
     folder, form = _place(source)
     options = {"dtype": getattr(torch, dtype), "trust_remote_code": trust, **form}
+    options |= dict.fromkeys(ATTENTION_KEYS, attention)
     kind = "a GGUF of a kind that transformers reads" if form else "safetensors weights"
-    with _told(name, "could not be loaded", f"a causal LM with {kind}"):
+    fault, expected = "could not be loaded", f"a causal LM with {kind}"
+    if attention is not None:
+        fault += f" with attention {attention!r}"
+        expected += ", and an attention that it has and that is installed, as sdpa or eager"
+    with _told(name, fault, expected):
         if not form:
             return _LOADER.from_pretrained(folder, use_safetensors=True, **options)
         # Its bar asks nobody whether bars are wanted.
@@ -152,7 +179,7 @@ def _load_network(source: str, name: str, dtype: str, trust: bool) -> PreTrained
             read = _LOADER.from_pretrained(folder, **options)
         # What came from a GGUF refuses to be saved; the same weights in a fresh model do not.
         del read.config.quantization_config
-        network = _LOADER.from_config(read.config, dtype=read.dtype)
+        network = _LOADER.from_config(read.config, dtype=read.dtype, attn_implementation=attention)
         network.load_state_dict(read.state_dict())
     network.tie_weights()
     network.config.name_or_path = source
@@ -266,9 +293,8 @@ def _check_head(model: LanguageModel) -> None:
     """Our head and the model's own must agree, or an unknown scaling would go unnoticed."""
     ids = torch.arange(4, device=model.device).unsqueeze(0)
     rows, columns = torch.zeros(4, dtype=torch.long, device=model.device), ids[0]
-    with torch.no_grad():
-        ours = model.head().logits(model.hidden(ids, rows, columns)).float()
-        theirs = model.network(input_ids=ids, use_cache=False).logits[0].float()
+    ours = model.head().logits(model.hidden(ids, rows, columns)).float()
+    theirs = model.network(input_ids=ids, use_cache=False).logits[0].float()
     if not torch.allclose(ours, theirs, rtol=1e-2, atol=1e-2):
         raise EpistillError(
             f"model {model.name!r} ({type(model.network).__name__}) computes its logits in a way "
@@ -289,23 +315,14 @@ def _check_sampler(model: LanguageModel) -> None:
     ]
     options: Any = {"samples": 2, "sampling": SamplingConfig(max_new_tokens=4), "seed": 0}
     gaps: list[float] = []
-    try:
-        drawn = [*sample(model, asked, **options), *sample(model, asked[:1], **options)]
-        for rollout in drawn:
-            ids = torch.tensor([[*rollout.prompt_ids, *rollout.completion_ids]])
-            with torch.no_grad():
-                logits = model.network(input_ids=ids.to(model.device), use_cache=False).logits
-            log_probs = logits[0, len(rollout.prompt_ids) - 1 : -1].float().log_softmax(-1).cpu()
-            own = log_probs[range(len(log_probs)), list(rollout.completion_ids)]
-            gaps += (own - torch.tensor(rollout.logprobs)).abs().tolist()
-        gap = sum(gaps) / len(gaps)
-    except Exception as error:  # code of the model's kind: anything at all
-        raise EpistillError(
-            f"model {model.name!r}: the architecture {type(model.network).__name__} cannot be "
-            f"sampled in batches here ({first_line(error)[:160]}); report the "
-            "architecture"
-        ) from error
-    if not gap <= MOST_GAP_NATS[model.network.dtype == torch.float32]:
+    for rollout in (*sample(model, asked, **options), *sample(model, asked[:1], **options)):
+        ids = torch.tensor([[*rollout.prompt_ids, *rollout.completion_ids]])
+        logits = model.network(input_ids=ids.to(model.device), use_cache=False).logits
+        log_probs = logits[0, len(rollout.prompt_ids) - 1 : -1].float().log_softmax(-1).cpu()
+        own = log_probs[range(len(log_probs)), list(rollout.completion_ids)]
+        gaps += (own - torch.tensor(rollout.logprobs)).abs().tolist()
+    gap = sum(gaps) / len(gaps)
+    if not gap <= MOST_GAP_NATS[(model.compute_dtype or model.network.dtype) == torch.float32]:
         raise EpistillError(
             f"model {model.name!r}: sampled in a batch with a cache, the architecture "
             f"{type(model.network).__name__} gives its tokens other log-probs than alone (gap "

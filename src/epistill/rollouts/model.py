@@ -62,9 +62,11 @@ class LanguageModel:
 
     Attributes:
         compute_dtype: Forward passes run in it under autocast; None for the weights' own.
+        packs: Rows go as one sequence, without padding (`align.packs` decides).
     """
 
     compute_dtype: torch.dtype | None = None
+    packs: bool = False
 
     def __init__(
         self, network: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, name: str
@@ -76,7 +78,7 @@ class LanguageModel:
     def with_network(self, network: PreTrainedModel | PeftModel) -> LanguageModel:
         """Another network of the same kind, everything else alike."""
         model = LanguageModel(network, self.tokenizer, self.name)
-        model.compute_dtype = self.compute_dtype
+        model.compute_dtype, model.packs = self.compute_dtype, self.packs
         return model
 
     def computing(self) -> AbstractContextManager[Any]:
@@ -156,14 +158,20 @@ class LanguageModel:
         return weight
 
     def hidden(
-        self, input_ids: Int[Tensor, "B W"], rows: Int[Tensor, "N"], columns: Int[Tensor, "N"]
+        self,
+        input_ids: Int[Tensor, "B W"],
+        rows: Int[Tensor, "N"],
+        columns: Int[Tensor, "N"],
+        position_ids: Int[Tensor, "B W"] | None = None,
     ) -> Float[Tensor, "N H"]:
-        """Hidden states at chosen positions of right-padded sequences.
+        """Hidden states at chosen positions of right-padded sequences, or of one packed sequence.
 
-        Padding is on the right, so causal attention never reads it and no mask is needed.
+        Padding is on the right, so causal attention never reads it and no mask is needed. Packed
+        rows are told apart by positions that begin again.
         """
+        places = {} if position_ids is None else {"position_ids": position_ids}
         with self.computing():
-            states = self.decoder()(input_ids=input_ids, use_cache=False)[0]
+            states = self.decoder()(input_ids=input_ids, use_cache=False, **places)[0]
         chosen = states[rows, columns]
         return chosen if self.compute_dtype is None else chosen.to(self.compute_dtype)
 

@@ -33,13 +33,13 @@ def score_completions(
         prompts: One per row, at least one token each.
         completions: One per row.
         temperature: Logits are divided by it, as the sampler's were.
-        microbatch_tokens: Padded tokens per forward pass.
+        microbatch_tokens: Tokens per forward pass, with padding.
         mass_of: Also the total probability of these token ids at each position.
     """
     world = current_world()
     lengths = [len(p) + len(c) for p, c in zip(prompts, completions, strict=True)]
     most = world.batch_tokens(lengths, microbatch_tokens)
-    batches = list(micro_batches(lengths, max_tokens=most))
+    batches = list(micro_batches(lengths, max_tokens=most, packed=model.packs))
     shared = SharedPrompts(prompts, completions, most_tokens=microbatch_tokens)
     head = model.head()
     wanted = torch.tensor(mass_of or (), dtype=torch.long, device=model.device)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers.cache_utils import Cache
 
-from epistill.rollouts.align import align
+from epistill.rollouts.align import align, micro_batches
 from epistill.rollouts.engine import Ids
 from epistill.rollouts.kv_cache import cache_argument, holds_everything, key_values, make_cache
 from epistill.rollouts.model import LanguageModel
@@ -64,6 +64,7 @@ class SharedPrompts:
 
     Rows are read whole, as ever, where few tokens would be saved, where the model's layers hold
     more than keys and values, and where several processes must call the network equally often.
+    What follows prompts that were read is padded, of a model that packs too.
 
     Args:
         prompts: Of every row of the pass.
@@ -87,13 +88,25 @@ class SharedPrompts:
         self, model: LanguageModel, prompts: Sequence[Ids], completions: Sequence[Ids]
     ) -> Tensor:
         """[N, H]: what predicts each completion token of a micro-batch, row after row."""
+        if not (self._pays and model.packs):
+            return self._hidden(model, prompts, completions)
+        found: dict[int, Tensor] = {}
+        lengths = [len(p) + len(c) for p, c in zip(prompts, completions, strict=True)]
+        for part in micro_batches(lengths, max_tokens=self._most):  # padding is to stay little
+            said = [completions[i] for i in part]
+            states = self._hidden(model, [prompts[i] for i in part], said)
+            found |= zip(part, states.split(list(map(len, said))), strict=True)
+        return torch.cat([found[i] for i in range(len(prompts))])
+
+    def _hidden(
+        self, model: LanguageModel, prompts: Sequence[Ids], completions: Sequence[Ids]
+    ) -> Tensor:
         cache = None
         if self._pays:
             width, room = max(map(len, prompts)), max(map(len, completions))
             cache = make_cache(model.network.config, width, room)
         if cache is None or not holds_everything(cache):
-            rows = align(prompts, completions, pad_id=model.pad_id, device=model.device)
-            return rows.hidden(model)
+            return align(model, prompts, completions).hidden(model)
         assert all(map(len, prompts))
         begun = [tuple(prompt) for prompt in prompts]
         with model.computing():

@@ -88,7 +88,7 @@ def probe_ids(vocabulary: int) -> tuple[int, ...]:
 @torch.no_grad()
 def probe_log_probs(model: LanguageModel, ids: Sequence[int]) -> tuple[float, ...]:
     """What the trainer's own network says about the probe, from its second token on."""
-    probe = align([ids[:1]], [ids[1:]], pad_id=model.pad_id, device=model.device)
+    probe = align(model, [ids[:1]], [ids[1:]])
     logits = model.head().logits(probe.hidden(model)).float()
     return tuple(token_log_probs(logits, probe.token_ids).tolist())
 

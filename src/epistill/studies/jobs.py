@@ -92,7 +92,11 @@ def _probe(probe: Probe, seed: int, store: RunStore) -> dict[str, Any]:
     context must not be counted as its own result.
     """
     model = load_model(
-        probe.model, dtype=probe.dtype, device=probe.device, chat_template=probe.chat_template
+        probe.model,
+        dtype=probe.dtype,
+        device=probe.device,
+        attention=probe.attention,
+        chat_template=probe.chat_template,
     )
     engine = InProcessEngine(model)
     problems = load_eval_problems(probe.task, probe.candidates or probe.problems)

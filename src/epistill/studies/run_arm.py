@@ -149,7 +149,12 @@ def _check_push_schedule(config: RunConfig, world: World) -> None:
 def load_student(config: RunConfig, device: str) -> LanguageModel:
     """The model that a run starts from, with its adapter where it trains one."""
     student = load_model(
-        config.model, dtype=config.dtype, device=device, chat_template=config.chat_template
+        config.model,
+        dtype=config.dtype,
+        device=device,
+        attention=config.attention,
+        precision=config.precision,
+        chat_template=config.chat_template,
     )
     if config.lora is None:
         return student

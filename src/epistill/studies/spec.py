@@ -75,6 +75,7 @@ class Probe(Settings):
     accuracy: tuple[float, float] = (0.0, 1.0)
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: str = "cpu"
+    attention: str | None = None
     chat_template: str | None = None
     task: TaskConfig
     contexts: tuple[str, ...]

@@ -63,6 +63,7 @@ _SIZES = {
     "checkpoint_every": 1,
     "device": "cpu",
     "dtype": "float32",
+    "attention": None,
 }
 
 
@@ -113,7 +114,8 @@ def tiny_study(spec: StudySpec, out: Path) -> StudySpec:
     def probe(settings: dict[str, Any]) -> dict[str, Any]:
         size = {"problems": PROBLEMS, "samples": SAMPLES, "accuracy": (0.0, 1.0)}
         candidates = settings["candidates"] and PROBLEMS
-        return small(settings, device="cpu", dtype="float32", candidates=candidates, **size)
+        there = {name: _SIZES[name] for name in ("device", "dtype", "attention")}
+        return small(settings, **there, candidates=candidates, **size)
 
     by_id = {one.id: one for one in spec.arms}
     whole = spec.model_dump()

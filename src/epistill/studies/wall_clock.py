@@ -36,7 +36,7 @@ def wall_hours(
         gpus: Processes, each of which samples.
         rate: Sampled tokens per second of one GPU that has many sequences.
         update_seconds: Of all training together on one GPU.
-        microbatch_tokens: Padded tokens per forward pass.
+        microbatch_tokens: Tokens per forward pass, with padding.
 
     Returns:
         sampling, training, evaluation, total (hours); sampling_bound: "throughput" or "longest

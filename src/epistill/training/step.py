@@ -101,7 +101,7 @@ def accumulate_gradients(
         scores: Gathered beforehand (`gather_scores`); None gathers what is needed.
         progress: Where training stands; None is the first step.
         temperature: All networks' logits are divided by it, as the sampler's were.
-        microbatch_tokens: Padded tokens per forward pass; changes memory, not the loss.
+        microbatch_tokens: Tokens per forward pass, with padding; changes memory, not the loss.
     """
     progress = progress or Progress()
     method = method.at_step(progress.step)
@@ -117,8 +117,9 @@ def accumulate_gradients(
         chosen = [i for i, c in enumerate(coefficients) if c.active and c.distils == distilled]
         lengths = [len(rows[i].prompt_ids) + len(rows[i].completion_ids) for i in chosen]
         limit = world.batch_tokens(lengths, microbatch_tokens)
-        batches = list(micro_batches(lengths, max_tokens=limit))
-        padded += sum(len(batch) * max(lengths[k] for k in batch) for batch in batches)
+        batches = list(micro_batches(lengths, max_tokens=limit, packed=student.packs))
+        widest = sum(len(batch) * max(lengths[k] for k in batch) for batch in batches)
+        padded += sum(lengths) if student.packs else widest
         real += sum(lengths)
         for batch, step.counted in world.deal(batches):
             step.micro_batch([chosen[k] for k in batch], teacher if distilled else None, base)
@@ -153,12 +154,8 @@ class _Step:
         streams = self._streams(members)
         views = {} if teacher is None else self._views(rows, teacher, base)
         student = self.student
-        batch = align(
-            [row.prompt_ids for row in rows],
-            [row.completion_ids for row in rows],
-            pad_id=student.pad_id,
-            device=student.device,
-        )
+        prompts = [row.prompt_ids for row in rows]
+        batch = align(student, prompts, [row.completion_ids for row in rows])
         head = student.head()
 
         def of_chunk(raw: Tensor, part: slice) -> Tensor:
