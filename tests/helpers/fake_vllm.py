@@ -15,9 +15,10 @@ import torch
 from safetensors.torch import load_file
 
 from epistill.config import SamplingConfig
+from epistill.records import Rollout
 from epistill.rollouts import vllm_client
 from epistill.rollouts.engine import PromptRequest
-from epistill.rollouts.sampler import sample
+from epistill.rollouts.sampler import filter_log_probs, sample
 
 
 class FakeVllm:
@@ -143,19 +144,36 @@ class FakeVllm:
             return {"choices": [{"index": 0, "prompt_logprobs": self.scores(ids, body)}]}
         greedy = body["temperature"] == 0.0
         assert not (greedy and body["n"] > 1)  # the real one refuses too
-        rollouts = sample(
-            self.model,
-            [PromptRequest("", ids)],
-            samples=body.get("n", 1),
-            sampling=SamplingConfig(
-                temperature=body["temperature"],
-                max_new_tokens=body["max_tokens"],
-                top_p=body.get("top_p", 1.0),
-                top_k=None if body.get("top_k", -1) < 1 else body["top_k"],
-            ),
-            seed=body["seed"],
+        sampling = SamplingConfig(
+            temperature=body["temperature"],
+            max_new_tokens=body["max_tokens"],
+            top_p=body.get("top_p", 1.0),
+            top_k=None if body.get("top_k", -1) < 1 else body["top_k"],
         )
+        drawing = {"samples": body.get("n", 1), "sampling": sampling, "seed": body["seed"]}
+        if body.get("logit_bias"):
+            rollouts = self.biased(ids, body["logit_bias"], **drawing)
+        else:
+            rollouts = sample(self.model, [PromptRequest("", ids)], **drawing)
         return {"choices": [self.choice(k, ids, r, body) for k, r in enumerate(rollouts)]}
+
+    def biased(self, ids, bias, samples, sampling, seed):
+        """One token each, in vLLM's order: bias, temperature, filters."""
+        assert sampling.max_new_tokens == 1
+        logits = self.logits(ids)[-1].clone()
+        logits[[int(i) for i in bias]] += torch.tensor(list(bias.values()))
+        if sampling.temperature == 0.0:
+            tokens = [int(logits.argmax())]
+        else:
+            log_probs = (logits / sampling.temperature).log_softmax(-1)[None]
+            kept = filter_log_probs(log_probs, top_k=sampling.top_k, top_p=sampling.top_p)[0]
+            generator = torch.Generator().manual_seed(seed)
+            drawn = kept.exp().multinomial(samples, replacement=True, generator=generator)
+            tokens = drawn.tolist()
+        return [
+            Rollout("", k, ids, (i,), (0.0,), "eos" if i in self.model.eos_ids else "length", "")
+            for k, i in enumerate(tokens)
+        ]
 
     def choice(self, index, ids, rollout, body):
         logprobs = {"token_logprobs": list(rollout.logprobs)}

@@ -153,7 +153,7 @@ def written(tokenizer, wanted, **rules):
         keys = torch.full((1, len(vocab)), -9.0)
         keys[0, vocab["Ġ"]], keys[0, vocab[favourite]] = -1.0, 0.0
         out += draws.settle(torch.tensor([0]), keys.argmax(-1), keys, keys).tolist()
-    return tokenizer.decode(out), draws.decided[0]
+    return tokenizer.decode(out), draws.rows[0].decided
 
 
 @pytest.mark.parametrize("spelling", [["Wait"], ["Wa", "it"], ["W", "a", "i", "t"]])

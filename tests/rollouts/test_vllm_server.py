@@ -29,6 +29,10 @@ from tests.helpers.fake_vllm import FakeVllm
 from tests.helpers.served import serving, stop, widen_heads, with_misleading_defaults
 
 pytestmark = pytest.mark.vllm
+RULES = {
+    "force": {"force": ("maybe@start", "1*hmm wait@after:dust", "2*wait try@before:</think>")},
+    "block": {"block": ("so", "lexicon:paper-en", "</think>@until:gold", "<end>@until:check")},
+}
 AGREE = 1e-3  # nats per token, from the issue
 
 
@@ -97,6 +101,32 @@ def test_greedy_responses_agree(server, lab_model):
     )
     mine = sample(lab_model, asked(lab_model), samples=2, sampling=sampling, seed=0)
     assert [(r.text, r.stop_reason) for r in theirs] == [(r.text, r.stop_reason) for r in mine]
+
+
+@pytest.mark.parametrize("rules", RULES.values(), ids=RULES)
+def test_rules_for_words_agree(server, lab_model, rules):
+    """Greedy token by token; drawn ones keep the rule, and repeat."""
+    pool = pool_on([server[0]], lab_model).unscored()
+    sampling = SamplingConfig(max_new_tokens=60, temperature=0.0, **rules)
+    theirs = pool.sample(asked(lab_model, 4), samples=2, sampling=sampling, seed=0)
+    mine = sample(lab_model, asked(lab_model, 4), samples=2, sampling=sampling, seed=0)
+    assert [(r.completion_ids, r.forced, r.stop_reason) for r in theirs] == [
+        (r.completion_ids, r.forced, r.stop_reason) for r in mine
+    ]
+    assert any(any(r.forced) for r in mine)
+
+
+def test_blocked_words_are_not_drawn(server, lab_model):
+    pool = pool_on([server[0]], lab_model).unscored()
+    drawing = {"max_new_tokens": 60, "top_p": 0.9, "temperature": 1.2}
+    sampling = SamplingConfig(**drawing, block=("so", "lexicon:paper-en", "</think>@until:gold"))
+    rollouts = pool.sample(asked(lab_model, 4), samples=4, sampling=sampling, seed=0)
+    assert sum(sum(r.forced) for r in rollouts) > 16
+    for rollout in rollouts:
+        assert not {"so", "maybe", "wait", "hmm"} & set(rollout.text.split())
+        assert "gold" in rollout.text.partition("</think>")[0] or "</think>" not in rollout.text
+    again = pool.sample(asked(lab_model, 4), samples=4, sampling=sampling, seed=0)
+    assert [r.completion_ids for r in again] == [r.completion_ids for r in rollouts]
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])

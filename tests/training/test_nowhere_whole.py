@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from epistill.config import EvalSet, Lora, RunConfig
+from epistill.config import EvalSet, Lora, RunConfig, SamplingConfig
 from epistill.errors import EpistillError
 from epistill.methods import method
 from epistill.rollouts.load_model import load_model
@@ -26,7 +26,7 @@ from tests.helpers.two_processes import on_two
 LORA = {"lora": {"rank": 4, "alpha": 8.0}}
 EMA = {"method": method("sdpo", teacher={"type": "ema", "rate": 0.2}).model_dump(mode="json")}
 KINDS = {"grpo": {}, "sdpo": {}, "ema": EMA, "lora": LORA, "lora-ema": EMA | LORA}
-TEST = {"name": "test", "problems": 3, "samples": 2,
+TEST = {"name": "test", "problems": 3, "samples": 2, "force": ["wait@start"], "block": ["so"],
         "task": {"type": "star_search", "arms": 3, "depth": 2, "split": "test"}}  # fmt: skip
 
 
@@ -52,8 +52,8 @@ def trained(tmp_path_factory):
         for kind in KINDS:
             run(RunConfig.model_validate(settings(kind, server.url)), folder / f"one-{kind}")
         two = [(folder / f"two-{kind}", settings(kind, server.url)) for kind in KINDS]
-        forced = TEST | {"force": ["wait@start"]}
-        two.append((folder / "two-forced", settings("grpo", server.url, evaluations=[forced])))
+        stopped = {"max_new_tokens": 24, "stop": ["gold"]}
+        two.append((folder / "two-stopped", settings("grpo", server.url, eval_sampling=stopped)))
         job = folder / "job.json"
         sharded = [[str(path), config | {"parallel": "shard"}] for path, config in two]
         job.write_text(json.dumps(sharded))
@@ -89,7 +89,7 @@ def test_no_process_keeps_a_whole_matrix(trained, kind):
 
 def test_an_evaluation_that_servers_cannot_make_keeps_the_whole_copy(trained):
     """What tells that the count above counts."""
-    held = json.loads((trained / "two-forced" / "held.json").read_text())
+    held = json.loads((trained / "two-stopped" / "held.json").read_text())
     assert min(map(min, held)) > 100_000
 
 
@@ -98,6 +98,9 @@ def test_evaluations_are_made_by_the_servers(trained, kind):
     store = RunStore(trained / f"two-{kind}")
     rows = store.read_records("evaluations", "final-test")
     assert len(rows) == 6
+    assert all(row["n_forced"] >= 1 for row in rows)
+    assert all(row["text"].startswith("wait") for row in rows if row["sample"] == 0)
+    assert not any("so" in (row["text"] or "").split() for row in rows)
     curve = store.read_records("evaluations", "curve")
     assert [row["step"] for row in curve] == [0, 1, 2]
 
@@ -154,7 +157,10 @@ def test_who_needs_the_whole():
     assert not nowhere_whole(config, 1)
     assert not nowhere_whole(config.model_copy(update={"parallel": "replicate"}), 2)
     forced = EvalSet.model_validate(TEST | {"force": ["wait@start"]})
-    assert not nowhere_whole(config.model_copy(update={"evaluations": (forced,)}), 2)
+    assert nowhere_whole(config.model_copy(update={"evaluations": (forced,)}), 2)
+    stopped = config.model_copy(update={"eval_sampling": SamplingConfig(stop=("gold",))})
+    assert not nowhere_whole(stopped, 2)
+    assert nowhere_whole(stopped.model_copy(update={"evaluations": ()}), 2)
     sft = method("sft-unguided")
     assert not nowhere_whole(config.model_copy(update={"method": sft}), 2)
 

@@ -1,6 +1,7 @@
 """Draws under rules that force words into a response or keep words out of it (`word_rules`).
 
-Enters: what the sampler drew for each row, and the keys whose largest it was. Leaves: the tokens
+Enters: what was drawn for each row, and a way to draw again without some tokens: in process the
+keys whose largest the draw was, on servers another request (`ruled_replies`). Leaves: the tokens
 that are written, and which of them a rule decided: nobody sampled those. Rules speak of text, so
 text decides: a word is blocked in whatever tokens it would be spelled. A blocked draw is drawn
 again without that token, which is exact: the largest key among the allowed tokens is a draw from
@@ -10,7 +11,7 @@ the distribution without the others. Forcing ends where thinking has been closed
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -28,7 +29,7 @@ REACH = 400  # characters before a place that `after` looks at
 
 
 @dataclass(slots=True)
-class _Row:
+class RuledRow:
     """What one response has so far.
 
     Attributes:
@@ -59,6 +60,9 @@ class RuledDraws:
         sampling: Whose `force` and `block` are applied.
         rows: Responses.
 
+    Attributes:
+        rows: Their states.
+
     Raises:
         EpistillError: A rule names what this model has no token for.
     """
@@ -82,12 +86,7 @@ class RuledDraws:
             for one in (WordRule(word, rule.place, rule.argument),)
         ]
         self._longest = max((len(one.words) for one, _, _ in self._blocked), default=0) + 1
-        self._rows = [_Row([0] * len(force)) for _ in range(rows)]
-
-    @property
-    def decided(self) -> list[list[bool]]:
-        """Of each response and token: whether a rule decided it."""
-        return [row.decided for row in self._rows]
+        self.rows = [RuledRow([0] * len(force)) for _ in range(rows)]
 
     def settle(self, here: Tensor, drawn: Tensor, keys: Tensor, log_probs: Tensor) -> Tensor:
         """What is written instead of what was drawn, [n].
@@ -101,29 +100,44 @@ class RuledDraws:
         """
         tokens = drawn.tolist()
         for i, row in enumerate(here.tolist()):
-            state = self._rows[row]
-            tokens[i], ruled = self._next(state, tokens[i], keys[i], log_probs[i])
-            state.decided.append(ruled)
-            self._write(state, tokens[i])
+            written = self.write(self.rows[row])
+            try:
+                refused = next(written)
+                while True:
+                    again = _without(refused, keys[i], log_probs[i]) if refused else tokens[i]
+                    refused = written.send(again)
+            except StopIteration as end:
+                tokens[i] = end.value
         return torch.tensor(tokens, device=drawn.device)
 
-    def _next(self, row: _Row, drawn: int, keys: Tensor, log_probs: Tensor) -> tuple[int, bool]:
-        if not row.queue:
-            row.queue = self._at_place(row)
-        if row.queue:
-            return row.queue.pop(0), True
-        token = self._allowed(row, drawn, keys, log_probs)
-        for i, instead in self._instead.items():
-            if token in instead and self._may(i, row):
-                row.queue = self._start(i, row)
-                return row.queue.pop(0), True
-        return token, token != drawn
+    def write(self, row: RuledRow) -> Generator[Sequence[int], int, int]:
+        """Write the next token of a response and return it.
 
-    def _may(self, rule: int, row: _Row) -> bool:
+        Yields the tokens that were refused here so far, and is sent a draw without them; where the
+        rules leave no choice, it asks for none.
+        """
+        token, ruled = -1, True
+        row.queue = row.queue or self._at_place(row)
+        if not row.queue:
+            refused: list[int] = []
+            while self._breaks(row, token := (yield refused)):
+                refused.append(token)
+            ruled = bool(refused)
+            for i, instead in self._instead.items():
+                if token in instead and self._may(i, row):
+                    row.queue = self._start(i, row)
+                    break
+        if row.queue:
+            token, ruled = row.queue.pop(0), True
+        row.decided.append(ruled)
+        self._append(row, token)
+        return token
+
+    def _may(self, rule: int, row: RuledRow) -> bool:
         most = self._forced[rule][0].most
         return not row.closed and (most is None or row.used[rule] < most)
 
-    def _at_place(self, row: _Row) -> list[int]:
+    def _at_place(self, row: RuledRow) -> list[int]:
         if row.read < len(row.ids):  # inside a character
             return []
         for i, (rule, place) in enumerate(self._forced):
@@ -131,7 +145,7 @@ class RuledDraws:
                 return self._start(i, row)
         return []
 
-    def _start(self, rule: int, row: _Row) -> list[int]:
+    def _start(self, rule: int, row: RuledRow) -> list[int]:
         """The tokens of a rule's words here: with a space where a word would run into another."""
         row.used[rule] += 1
         words = self._forced[rule][0].words
@@ -161,25 +175,10 @@ class RuledDraws:
             )
         return frozenset(ids)
 
-    def _allowed(self, row: _Row, token: int, keys: Tensor, log_probs: Tensor) -> int:
-        if not self._blocked or not self._breaks(row, token):
-            return token
-        keys, banned = keys.clone(), [token]
-        while True:
-            keys[banned[-1]] = -torch.inf
-            token = int(keys.argmax())
-            if keys[token] == -torch.inf:
-                if len(banned) > keys.numel():
-                    raise EpistillError("the blocked words leave no token; block fewer")
-                keys = log_probs.clone()
-                keys[banned] = -torch.inf
-                token = int(keys.argmax())
-            if not self._breaks(row, token):
-                return token
-            banned.append(token)
-
-    def _breaks(self, row: _Row, token: int) -> bool:
+    def _breaks(self, row: RuledRow, token: int) -> bool:
         """Whether a blocked text would be complete with this token."""
+        if not self._blocked:
+            return False
         if token in self._ends:
             return any(one.words == END and place(row.text) for one, _, place in self._blocked)
         piece = self._piece(row, token)
@@ -193,13 +192,13 @@ class RuledDraws:
                     return True
         return False
 
-    def _piece(self, row: _Row, token: int) -> str:
+    def _piece(self, row: RuledRow, token: int) -> str:
         """The text that a token adds; "" while a character is incomplete."""
         before = self._decode(row.ids[row.settled : row.read])
         after = self._decode([*row.ids[row.settled :], token])
         return "" if after.endswith("\ufffd") else after[len(before) :]
 
-    def _write(self, row: _Row, token: int) -> None:
+    def _append(self, row: RuledRow, token: int) -> None:
         piece = self._piece(row, token)
         row.ids.append(token)
         if piece:
@@ -209,6 +208,16 @@ class RuledDraws:
 
     def _decode(self, ids: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
+
+
+def _without(refused: Sequence[int], keys: Tensor, log_probs: Tensor) -> int:
+    """The draw without these tokens: the largest key, or likeliest where filters left no other."""
+    for left in (keys.clone(), log_probs.clone()):
+        left[refused] = -torch.inf
+        token = int(left.argmax())
+        if left[token] > -torch.inf:
+            return token
+    raise EpistillError("the blocked words leave no token; block fewer")
 
 
 def _place(rule: WordRule) -> Callable[[str], bool]:

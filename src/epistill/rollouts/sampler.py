@@ -117,7 +117,7 @@ class _Decoded:
             entropies=None
             if self.entropies is None
             else tuple(self.entropies[row, :length].tolist()),
-            forced=None if self.rules is None else tuple(self.rules.decided[row][:length]),
+            forced=None if self.rules is None else tuple(self.rules.rows[row].decided[:length]),
             stop_reason="eos" if ended else "length",
             text=decode_text(model.tokenizer, model.eos_ids, ids, stop),
             policy_version=version,

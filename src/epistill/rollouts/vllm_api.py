@@ -142,6 +142,26 @@ def _most_bytes(entries: int) -> int:
     return BYTES_BESIDE + BYTES_PER_ENTRY * entries
 
 
+def check_sampling(sampling: SamplingConfig, scored: bool) -> None:
+    """Refuse what servers cannot do (`EpistillError`): less where log-probs are to be read."""
+    if sampling.stop:
+        raise EpistillError(
+            f"stop={list(sampling.stop)}: a vLLM server's reply must end with an end token, or it "
+            "may be of another model; expected no stop, or the in-process engine"
+        )
+    if scored and (sampling.top_p < 1.0 or sampling.top_k is not None):
+        raise EpistillError(
+            f"top_p={sampling.top_p:g}, top_k={sampling.top_k}: a vLLM server gives log-probs "
+            "after these filters; expected top_p=1 and no top_k, or the in-process engine"
+        )
+    if scored and sampling.has_rules:
+        raise EpistillError(
+            f"force={list(sampling.force)}, block={list(sampling.block)}: a vLLM server gives no "
+            "log-probs of what rules decide; expected neither, responses whose log-probs nobody "
+            "reads (`VllmEngine.unscored`), or the in-process engine"
+        )
+
+
 def sample_request(
     model: str,
     prompt: Sequence[int],
@@ -151,40 +171,31 @@ def sample_request(
     seed: int,
     ends: Collection[int],
     vocabulary: int,
-    scored: bool = True,
+    refused: Sequence[int] = (),
 ) -> ServerRequest:
     """Sample `samples` responses to one prompt; of each are read ids, logprobs and stop.
 
-    Raises:
-        EpistillError: Rules are on, or filters where the responses are `scored`, or a text is to
-            end a response.
+    At temperature t `refused` tokens are exp(100 / t) times less likely, the most that the API
+    takes; a reply that begins with one is not taken. Of `sampling` the rules are left aside: they
+    are applied in `server_responses`.
     """
-    if sampling.stop:
-        raise EpistillError(
-            f"stop={list(sampling.stop)}: a vLLM server's reply must end with an end token, or it "
-            "may be of another model; expected no stop, or the in-process engine"
-        )
-    filtered = sampling.top_p < 1.0 or sampling.top_k is not None
-    if scored and filtered:
-        raise EpistillError(
-            f"top_p={sampling.top_p:g}, top_k={sampling.top_k}: a vLLM server gives log-probs "
-            "after these filters; expected top_p=1 and no top_k, or the in-process engine"
-        )
-    if sampling.has_rules:
-        raise EpistillError(
-            f"force={list(sampling.force)}, block={list(sampling.block)}: words are forced and "
-            "blocked in process only (a server's bad_words are spellings, and change its "
-            "log-probs); expected neither, or the in-process engine"
-        )
     limit = sampling.max_new_tokens
     body = _body(model, prompt, limit, sampling.temperature)
     body |= {"n": samples, "seed": seed, "logprobs": 0, "stop_token_ids": sorted(ends)}
-    if filtered:
+    if sampling.top_p < 1.0 or sampling.top_k is not None:
         body |= {"top_p": sampling.top_p, "top_k": sampling.top_k or -1}
+    if refused:
+        body["logit_bias"] = {str(token): -100.0 for token in refused}
 
     def read(content: bytes) -> list[dict[str, Any]]:
         choices = _read_choices(_Sample, content, samples, vocabulary)
         choices = sorted(choices, key=lambda choice: choice.index)
+        for choice in choices:
+            if choice.token_ids[0] in refused:
+                raise Refused(
+                    f"the vLLM server wrote token {choice.token_ids[0]} in spite of a logit_bias "
+                    "of -100; expected it to apply that, or the in-process engine"
+                )
         return [_read_sample(choice, prompt, limit, ends) for choice in choices]
 
     return ServerRequest(body, read, _most_bytes(samples * (limit + len(prompt))))

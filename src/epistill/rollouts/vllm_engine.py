@@ -23,8 +23,14 @@ from epistill.records import Rollout, rollout_from_json, rollout_to_json
 from epistill.rollouts.engine import Drawing, Ids, PromptRequest, TokenScores
 from epistill.rollouts.model import LanguageModel
 from epistill.rollouts.sampler import decode_text
+from epistill.rollouts.server_responses import server_responses
 from epistill.rollouts.top_k_scores import top_k_scores
-from epistill.rollouts.vllm_api import check_temperature, sample_request, score_request
+from epistill.rollouts.vllm_api import (
+    check_sampling,
+    check_temperature,
+    sample_request,
+    score_request,
+)
 from epistill.rollouts.vllm_client import Client
 from epistill.rollouts.vllm_server import Server, ServerRequest, ServersLost
 from epistill.rollouts.vllm_weights import (
@@ -35,7 +41,6 @@ from epistill.rollouts.vllm_weights import (
     push_to,
     write_weights,
 )
-from epistill.seeds import derive_seed
 from epistill.world import current_world
 
 
@@ -96,7 +101,7 @@ class VllmEngine:
     def sample(
         self, requests: Sequence[PromptRequest], **drawing: Unpack[Drawing]
     ) -> list[Rollout]:
-        """Sample responses, one HTTP request per prompt; without entropies.
+        """Sample responses, one HTTP request per prompt, more under rules; without entropies.
 
         The draws are the server's own: named by the seed, but not the in-process sampler's, and on
         a GPU not the same bits for every batch.
@@ -104,9 +109,9 @@ class VllmEngine:
         Args:
             requests: Prompts.
             **drawing: As for every engine, but `sampling` must have top-p and top-k off, because
-                the server gives log-probs after them and a `Rollout` holds those before; and where
-                weights were pushed, the version that the server itself names after its reply is
-                stamped instead of `policy_version`.
+                the server gives log-probs after them and a `Rollout` holds those before, and no
+                rules (`unscored` may have both); and where weights were pushed, the version that
+                the server itself names after its reply is stamped instead of `policy_version`.
 
         Raises:
             ServersLost: No server could answer.
@@ -135,9 +140,9 @@ class VllmEngine:
         self._begun = _Begun((requests, drawing), replies)
 
     def unscored(self) -> VllmEngine:
-        """The same servers for responses whose log-probs nobody reads: NaN, and filters may be on.
+        """The same servers for responses whose log-probs nobody reads: filters, rules may be on.
 
-        What is being written ahead stays with the first.
+        The log-probs are NaN. What is being written ahead stays with the first.
         """
         engine = copy.copy(self)
         engine._begun, engine._scored = None, False
@@ -150,22 +155,8 @@ class VllmEngine:
 
     def _ask(self, requests: Sequence[PromptRequest], drawing: Drawing) -> list[tuple[Any, Any]]:
         """The replies to each request, with the version that wrote them."""
-        samples, sampling = drawing["samples"], drawing["sampling"]
-        # Greedy responses are all the same, and the server refuses to repeat them.
-        drawn = 1 if sampling.temperature == 0.0 else samples
-        asked = [
-            sample_request(
-                self._served_name,
-                request.ids,
-                samples=drawn,
-                sampling=sampling,
-                seed=derive_seed("sample", drawing["seed"], request.draw, request.ids),
-                ends=self.eos_ids,
-                vocabulary=self._vocabulary,
-                scored=self._scored,
-            )
-            for request in requests
-        ]
+        sampling = drawing["sampling"]
+        check_sampling(sampling, self._scored)
         self._begin()
         if requests and sampling.temperature not in (0.0, 1.0):
             self.client.each(
@@ -174,7 +165,12 @@ class VllmEngine:
                 ),
                 [server for server in self.client.alive if not server.tempered],
             )
-        return self._run(asked)
+        ask = partial(
+            sample_request, self._served_name, ends=self.eos_ids, vocabulary=self._vocabulary
+        )
+        return self._answered(
+            server_responses(requests, drawing, self.tokenizer, self.eos_ids, ask, self._run)
+        )
 
     def _rollouts(
         self, requests: Sequence[PromptRequest], drawing: Drawing, found: list[tuple[Any, Any]]
@@ -186,6 +182,7 @@ class VllmEngine:
                 prompt_ids=request.ids,
                 completion_ids=tuple(reply["ids"]),
                 logprobs=tuple(p if self._scored else math.nan for p in reply["logprobs"]),
+                forced=reply.get("forced"),
                 stop_reason=reply["stop"],
                 text=decode_text(self.tokenizer, self.eos_ids, reply["ids"]),
                 policy_version=drawing.get("policy_version", 0) if version is None else version,
@@ -215,7 +212,7 @@ class VllmEngine:
 
         def ask() -> list[dict[str, Any]]:
             self._begin()
-            return [reply for reply, _ in self._run(asked)]
+            return [reply for reply, _ in self._answered(self._run(asked))]
 
         return [
             top_k_scores(
@@ -322,7 +319,10 @@ class VllmEngine:
         def version(server: Server) -> int | None:
             return None if self._version is None else check_version(self.client, server)
 
-        found = self.client.run(asked, self._finished, version)
+        return self.client.run(asked, self._finished, version)
+
+    def _answered(self, found: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
+        """The whole call went well: what was kept of it is forgotten when the next one begins."""
         self._handed_over = True
         return found
 

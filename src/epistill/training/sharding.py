@@ -31,9 +31,8 @@ NUMBERS_PER_SUM = 2**24  # gradients are summed in buckets of this many
 def nowhere_whole(config: RunConfig, processes: int) -> bool:
     """Whether weights are sharded and servers write every response: no process needs all of it."""
     drawn = config.eval_sampling or config.sampling
-    evaluations = [chosen.drawn(drawn) for chosen in config.evaluations]
     served = isinstance(config.rollouts, VllmRollouts) and config.method.traces is None
-    served = served and not any(one.stop or one.has_rules for one in evaluations)
+    served = served and not (config.evaluations and drawn.stop)
     return processes > 1 and config.parallel == "shard" and served
 
 
