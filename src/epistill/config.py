@@ -132,6 +132,12 @@ class EvalSet(Settings):
     force: tuple[Force, ...] = ()
     block: tuple[Block, ...] = ()
 
+    @property
+    def curve(self) -> EvalSet:
+        """Its small evaluation during training, a point of the learning curve."""
+        fewer = {"problems": min(self.curve_problems, self.problems), "samples": 1}
+        return self.model_copy(update=fewer)
+
     def drawn(self, sampling: SamplingConfig) -> SamplingConfig:
         """How its responses are drawn, where the run says the rest."""
         names = ("max_new_tokens", "force", "block")
@@ -203,8 +209,7 @@ class RunConfig(Settings):
         chat_template: A Jinja file, for a base model without a template of its own; None takes the
             tokenizer's.
         sampling: Of the training's responses.
-        problems_per_step, samples_per_problem: Of a rollout batch; responses to one problem are a
-            group.
+        problems_per_step, samples_per_problem: Of a rollout batch; one problem's are a group.
         updates_per_batch: Optimiser steps, each on an equal part of the batch.
         learning_rate: AdamW's, after the warmup; None takes the method's.
         warmup_steps: In rollout batches; the rate rises linearly.
@@ -217,8 +222,7 @@ class RunConfig(Settings):
         device: "cpu", "cuda", "cuda:1"...
         attention: transformers' `attn_implementation`; None is its own choice.
         seed: Names every random draw.
-        coverage: Number of distinct training problems; None draws a new one every time where the
-            task is endless, and uses all rows of a file.
+        coverage: Number of distinct training problems; None for all of a file, or without end.
         steps: Rollout batches. Each is split into `updates_per_batch` optimiser steps.
         eval_every: Steps between evaluations of `curve_problems` of each set; None only at the end.
         eval_sampling: None evaluates with the training's sampling.
@@ -229,11 +233,9 @@ class RunConfig(Settings):
         microbatch_tokens: Tokens per forward pass, with padding; memory, not numbers, beyond
             rounding. "auto" as many as the free memory holds, at most 16,384, once in a run.
         monitor: Alarms, and what they do; "off" (None) for none.
-        precision: "bf16" computes in bfloat16 and keeps weights, gradients and optimiser in
-            `dtype`; None computes in `dtype`.
+        precision: "bf16" computes in bfloat16 and keeps all else in `dtype`; None computes in it.
         activation_checkpointing: Compute activations again in the backward pass: less memory.
-        parallel: How training lies over the processes of `torchrun`: whole in each, or sharded
-            (FSDP2). One process ignores it.
+        parallel: Over the processes of `torchrun` whole in each, or sharded; one ignores it.
     """
 
     model: str
@@ -277,10 +279,8 @@ class RunConfig(Settings):
         method = self.method
         if self.monitor is not None and self.monitor.may_lower:
             method = with_less_teacher(method, self.monitor.lower_factor)
-        compares = method.blend.gradient_share > 0 or method.context.source in (
-            "sibling",
-            "regenerated",
-        )
+        others = method.context.source in ("sibling", "regenerated")
+        compares = others or method.blend.gradient_share > 0
         if self.method.traces is None and self.samples_per_problem < 2 and compares:
             raise ValueError(
                 f"samples_per_problem is {self.samples_per_problem}; expected at least 2: method "

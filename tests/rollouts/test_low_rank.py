@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import json
 
 import pytest
 import torch
@@ -83,6 +84,14 @@ def test_what_is_not_vanilla_stays_pefts(tiny_model, settings, kept):
     layers = [module for module in ours.modules() if isinstance(module, Linear)]
     assert layers
     assert all((type(layer) is Linear) == kept for layer in layers)
+
+
+def test_equal_adapters_are_written_alike(tiny_model, tmp_path):
+    """Peft keeps the names as a set, whose order is another in every process."""
+    with_lora(tiny_model, Lora(rank=2)).network.save_pretrained(tmp_path)
+    names = json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"]
+    assert names == sorted(names)
+    assert len(names) == 7
 
 
 def test_a_student_has_them(tiny_model):

@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 
-from epistill.config import Lora
+from epistill.config import Lora, RunConfig
 from epistill.describe import extra_forwards
 from epistill.errors import EpistillError
 from epistill.methods import METHODS, method
@@ -17,6 +17,7 @@ from epistill.rollouts.model import with_lora
 from epistill.studies.hardware import GIB, Architecture, adapter_parameters, teacher_bytes
 from epistill.studies.load_study import RECIPES, load_study, shipped_studies
 from epistill.studies.plan import STATE, plan_study
+from epistill.studies.wall_clock import evaluated
 from epistill.teacher.weights import make_teacher
 from tests.helpers.models import make_tiny_model
 from tests.helpers.python import run_epistill
@@ -288,6 +289,21 @@ def test_a_plan_against_a_computation_by_hand():
     }
     assert {part: row["gpu_hours"][part] for part in hours} == pytest.approx(hours)
     assert row["gpu_hours"]["total"] == pytest.approx(466.0 + 208.6 + 41.5, abs=0.2)
+
+
+@pytest.mark.parametrize(("steps", "points"), [(0, 0), (1, 0), (4, 0), (5, 1), (8, 1), (9, 2)])
+def test_points_of_the_curve_are_those_that_a_run_makes(steps, points):
+    """Every fourth step but the last, which the whole evaluation follows."""
+    task = {"type": "star_search"}
+    sets = [
+        {"name": "many", "task": task, "problems": 99, "samples": 3, "curve_problems": 7},
+        {"name": "few", "task": task, "problems": 5, "samples": 2, "curve_problems": 64},
+    ]
+    config = RunConfig.model_validate({
+        "model": "lab", "task": task, "method": method("grpo"), "steps": steps, "eval_every": 4,
+        "evaluations": sets,
+    })  # fmt: skip
+    assert list(evaluated(config)) == [(99, 3)] + [(7, 1)] * points + [(5, 2)] + [(5, 1)] * points
 
 
 def test_fewer_gpus_hold_more_each():

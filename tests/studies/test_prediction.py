@@ -83,10 +83,13 @@ def entry(**changes):
     return {"outcomes": {"OOD score": {**base, **changes}}}
 
 
-def context(value, control=False):
+def context(value, control=False, half=0.1):
     record = {part: {} for part, _ in PREDICTORS.values()}
+    found = None if value is None else {"value": value, "low": None, "high": None}
+    if value is not None and half is not None:
+        found |= {"low": value - half, "high": value + half}
     for part, key in PREDICTORS.values():
-        record[part][key] = None if value is None else {"value": value}
+        record[part][key] = found
     return {**record, "control": control}
 
 
@@ -110,6 +113,20 @@ def test_verdicts_say_what_and_why(value, changes, expected, words):
     assert words in found["reason"]
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("value", [2.0, 0.6, 0.4, -2.0])
+@pytest.mark.parametrize("half", [0.05, 0.1, 1.4, 1.6, 3.0, None])
+def test_a_verdict_follows_from_the_interval(value, half, sign):
+    """Of the predictor against its threshold, never from the point alone."""
+    threshold = {"value": 0.5, "right": 6, "of": 7, "left_out_right": 5}
+    (found,) = verdict_of(context(sign * value, half=half), entry(sign=sign, threshold=threshold))
+    if half is None or abs(value - 0.5) <= half:
+        assert found["expectation"] == "not distinguishable"
+        assert f"the threshold {sign * 0.5:+.3g}" in found["reason"]
+    else:
+        assert found["expectation"] == ("rise likely" if value > 0.5 else "fall likely")
+
+
 def test_advice_prefers_gain_among_the_safe():
     def one(gain, ood, control=False):
         return {**context(gain, control), "verdict": [{"outcome": "OOD score", "expectation": ood}]}
@@ -121,6 +138,9 @@ def test_advice_prefers_gain_among_the_safe():
     }
     assert advice(contexts).startswith("prefer mild (")
     assert "no context here" in advice({"rich": contexts["rich"]})
+    contexts["open"] = one(0.8, "not distinguishable")
+    assert advice(contexts).startswith("prefer mild (")
+    assert "ask more" in advice({name: contexts[name] for name in ("rich", "open", "none")})
 
 
 def test_the_shipped_thresholds_have_their_provenance():

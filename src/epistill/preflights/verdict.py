@@ -32,13 +32,18 @@ REGISTERED: Mapping[str, str] = {
 }
 RIVALS = ("accuracy gap", "KL", "length")
 SCORES = ("in-domain score", "OOD score")
+UNDECIDED = "not distinguishable"
 NEAREST = 3
 
 
 def predictors_of(context: Mapping[str, Any]) -> dict[str, float | None]:
     """The predictors of one measured context; None where one was not measured."""
-    found = {name: context[part][key] for name, (part, key) in PREDICTORS.items()}
-    return {name: estimate and estimate["value"] for name, estimate in found.items()}
+    found = _estimates(context)
+    return {name: None if one is None else one["value"] for name, one in found.items()}
+
+
+def _estimates(context: Mapping[str, Any]) -> dict[str, Mapping[str, Any] | None]:
+    return {name: context[part][key] for name, (part, key) in PREDICTORS.items()}
 
 
 @cache
@@ -56,27 +61,30 @@ def verdict_of(context: Mapping[str, Any], thresholds: Mapping[str, Any]) -> lis
         thresholds: `load_thresholds`.
 
     Returns:
-        outcome, expectation ("rise likely", "fall likely", "not predicted", "not measured"),
+        outcome, expectation ("rise likely" or "fall likely" where the whole interval lies on one
+        side of the threshold, else "not distinguishable"; "not predicted", "not measured"),
         reason (a sentence).
     """
-    values = predictors_of(context)
+    estimates = _estimates(context)
     found: list[dict[str, Any]] = []
     for outcome, entry in thresholds["outcomes"].items():
-        expectation, reason = _expected(entry, values[entry["predictor"]])
+        expectation, reason = _expected(entry, estimates[entry["predictor"]])
         found.append({"outcome": outcome, "expectation": expectation, "reason": reason})
     return found
 
 
-def _expected(entry: Mapping[str, Any], value: float | None) -> tuple[str, str]:
+def _expected(entry: Mapping[str, Any], found: Mapping[str, Any] | None) -> tuple[str, str]:
     """What to expect, and why."""
     name = entry["predictor"]
-    if value is None:
+    if found is None:
         return "not measured", f"{name} could not be measured here"
+    value, low, high = found["value"], found["low"], found["high"]
     rho = entry["rho"]
     evidence = f"rho {rho['value']:+.2f} [{rho['low']:+.2f}, {rho['high']:+.2f}]"
     near = sorted(entry["arms"], key=lambda arm: abs(arm["prediction"] - value))[:NEAREST]
     told = ", ".join(f"{arm['arm']} {arm['outcome']:+.3g}" for arm in near)
-    reason = f"{name} {value:+.3g}; lab arms with the nearest values: {told}"
+    ends = "without an interval" if low is None else f"[{low:+.3g}, {high:+.3g}]"
+    reason = f"{name} {value:+.3g} {ends}; lab arms with the nearest values: {told}"
     threshold = entry["threshold"]
     if not entry["predicts"] or threshold is None:
         why = (
@@ -85,8 +93,11 @@ def _expected(entry: Mapping[str, Any], value: float | None) -> tuple[str, str]:
             else "no arm of the validation study went the other way, so there is no threshold"
         )
         return "not predicted", f"{why}; {reason}"
-    sign = entry["sign"]
-    rises = sign * value > threshold["value"]
+    line = entry["sign"] * threshold["value"]
+    if low is None or low <= line <= high:
+        why = f"its interval does not leave the threshold {line:+.3g} out"
+        return UNDECIDED, f"{reason}; {why}; more problems make it narrower"
+    rises = entry["sign"] * value > threshold["value"]
     chosen = ""
     if not entry["registered"]:
         failed = entry["registered_predictor"]
@@ -94,7 +105,7 @@ def _expected(entry: Mapping[str, Any], value: float | None) -> tuple[str, str]:
     if (near[0]["outcome"] > 0) != rises:
         reason += f" (the nearest, {near[0]['arm']}, went the other way)"
     return "rise likely" if rises else "fall likely", (
-        f"{reason}; threshold {sign * threshold['value']:+.3g} sorts "
+        f"{reason}; threshold {line:+.3g} sorts "
         f"{threshold['right']} of {threshold['of']} lab arms rightly "
         f"({threshold['left_out_right']} where their context was left out), {evidence}{chosen}"
     )
@@ -114,15 +125,21 @@ def headline(context: Mapping[str, Any]) -> str:
 
 
 def advice(contexts: Mapping[str, Mapping[str, Any]]) -> str:
-    """The context to prefer: no predicted fall of either score, then the most reweighted gain."""
+    """The context to prefer: no fall of a score likely or open, then the most reweighted gain."""
     safe: list[tuple[float, str]] = []
+    undecided = False
     for name, context in contexts.items():
-        expected = {v["outcome"]: v["expectation"] for v in context["verdict"]}
+        scores = {v["expectation"] for v in context["verdict"] if v["outcome"] in SCORES}
         gain = predictors_of(context)["reweighted gain"]
-        falls = any(expected.get(score) == "fall likely" for score in SCORES)
-        if not context["control"] and gain is not None and not falls:
+        if context["control"] or gain is None or "fall likely" in scores:
+            continue
+        if UNDECIDED in scores:
+            undecided = True
+        else:
             safe.append((gain, name))
-    if not safe:
-        return "no context here is expected to keep both scores"
-    gain, name = max(safe)
-    return f"prefer {name} (reweighted gain {gain:+.3f}, no fall of either score expected)"
+    if safe:
+        gain, name = max(safe)
+        return f"prefer {name} (reweighted gain {gain:+.3f}, no fall of either score expected)"
+    if undecided:
+        return "these problems do not tell whether a context keeps both scores; ask more of them"
+    return "no context here is expected to keep both scores"

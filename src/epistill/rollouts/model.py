@@ -202,5 +202,7 @@ def with_lora(model: LanguageModel, settings: Lora) -> LanguageModel:
         raise EpistillError(
             f"model {model.name!r}: {first_line(error)}; name its linear layers in lora.targets"
         ) from error
+    # Peft writes this set in whatever order it has; equal runs write equal files.
+    adapter.target_modules = sorted(adapter.target_modules or ())
     use_low_rank_sums(network)
     return model.with_network(network.eval())

@@ -108,9 +108,7 @@ def run(
                 return None
             point: dict[str, object] = {"step": done}
             for chosen in config.evaluations:
-                problems = min(chosen.curve_problems, chosen.problems)
-                fewer = {"problems": problems, "samples": 1}
-                rows = evaluated(chosen.model_copy(update=fewer), done, 0)
+                rows = evaluated(chosen.curve, done, 0)
                 for measure in ("score", "length_tokens", "density_per_1k_tokens"):
                     values = per_problem(problem_outcomes(rows), measure).values()
                     point[f"{chosen.name}/{measure}"] = sum(values) / len(values)

@@ -83,10 +83,11 @@ def wall_hours(
 
 def evaluated(config: RunConfig) -> Iterator[tuple[int, int]]:
     """(problems, samples) of every evaluation, those of the learning curve included."""
-    points = 0 if config.eval_every is None else config.steps // config.eval_every
+    # The last step has no point of its own: the whole evaluation follows it.
+    points = 0 if config.eval_every is None else max(0, config.steps - 1) // config.eval_every
     for chosen in config.evaluations:
         yield chosen.problems, chosen.samples
-        yield from [(min(chosen.curve_problems, chosen.problems), 1)] * points
+        yield from [(chosen.curve.problems, chosen.curve.samples)] * points
 
 
 def _moved_bytes(config: RunConfig, shape: Architecture, rounds: int) -> float:

@@ -119,8 +119,8 @@ def resume(store: RunStore, learner: TrainState, world: World) -> int:
         problem = problem or found
     if problem is not None:
         world.stop(
-            f"{problem}, and no other checkpoint is whole; restore one from a copy, or remove "
-            f"{store.folder} to begin again"
+            f"{problem}, and no other checkpoint is whole with its logs; restore what is damaged "
+            f"from a copy, or remove {store.folder} to begin again"
         )
     world.on_first(lambda: store.restore({}))
     return 0
