@@ -42,7 +42,11 @@ class _BaseTeacher(Teacher):
     @contextmanager
     def scoring(self) -> Iterator[LanguageModel]:
         network: Any = self._student.network
+        trained = [p for p in network.parameters() if p.requires_grad]
         with super().scoring() as model, network.disable_adapter():
+            # peft freezes what it turns off; FSDP2 reads at a first pass what is trained, for good.
+            for parameter in trained:
+                parameter.requires_grad_(True)
             yield model
 
 
