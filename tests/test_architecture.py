@@ -58,6 +58,7 @@ ALLOWED = {
         "metrics",
         "records",
         "config",
+        "settings",
         "errors",
         "seeds",
         "objective",

@@ -289,8 +289,8 @@ NAMED = {
     "another name": ((*TRAIN, "--samples", "0"), "--samples: Input"),
     "a function's": (("eval", "lab", "--data", "star-search", "--problems", "0"), "--problems: "),
     "said by itself": (
-        ("eval", "lab", "--data", "star-search", "--dtype", "f8"),
-        "--dtype is 'f8'",
+        ("eval", "lab", "--data", "star-search", "--device=cuda", "--engine=http://h"),
+        "--device is 'cuda' and engine is",
     ),
     "of several words": (
         ("eval", "lab", "--data", "star-search", "--max-new-tokens", "5000"),

@@ -38,6 +38,7 @@ _DRAWING: dict[str, Any] = {
         str | None, Flag("sdpa, eager, flash_attention_2...; default: transformers' choice.")
     ],
 }
+_ENGINE = Annotated[str | None, Flag("inprocess (default), or URLs of vLLM servers.")]
 _LENGTH = Annotated[int | None, Flag("Of a response; default 1024.")]
 _TEACHER_THINKING = Annotated[bool | None, Flag("Default: the student's.")]
 _TRAINING: dict[str, Any] = {
@@ -63,7 +64,7 @@ _TRAINING: dict[str, Any] = {
     "seed": Annotated[int | None, Flag("Names every random draw.")],
 }
 _PREFLIGHT: dict[str, Any] = {
-    "engine": Annotated[str | None, Flag("inprocess (default), or URLs of vLLM servers.")],
+    "engine": _ENGINE,
     "problems": Annotated[int | None, Flag("First so many problems; default 32.")],
     "samples": Annotated[
         int | None, Flag("Responses per problem; default 8.", ("-k", "--samples"))
@@ -150,6 +151,7 @@ def _train(
     "docs/metrics.md",
     of=evaluate,
     settings={
+        "engine": _ENGINE,
         "top_k": Annotated[int | None, Flag("Of sampling; default all.")],
         "force": Annotated[
             list[str] | None,

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from epistill.config import EvalSet, SamplingConfig
 from epistill.evaluation.stats import Estimate, bootstrap_mean, maj_at_k, pass_at_k
@@ -16,7 +17,6 @@ from epistill.metrics.words import count_words
 from epistill.records import GradedRollout
 from epistill.rollouts.collect import sample_and_grade
 from epistill.rollouts.engine import Engine
-from epistill.rollouts.model import LanguageModel
 from epistill.rollouts.prompts import render_prompt
 from epistill.seeds import derive_seed
 from epistill.tasks.coverage import load_eval_problems
@@ -85,7 +85,8 @@ def eval_rows(graded: Sequence[GradedRollout], *, keep_texts: int) -> list[dict[
 
 def self_contained_rows(
     rows: Sequence[Mapping[str, Any]],
-    model: LanguageModel,
+    tokenizer: PreTrainedTokenizerBase,
+    model: str,
     chosen: EvalSet,
     sampling: SamplingConfig,
 ) -> list[dict[str, Any]]:
@@ -96,14 +97,14 @@ def self_contained_rows(
     """
     beside: dict[str, dict[str, Any]] = {}
     for problem in load_eval_problems(chosen.task, chosen.problems):
-        prompt = render_prompt(model.tokenizer, problem.messages, thinking=sampling.thinking)
+        prompt = render_prompt(tokenizer, problem.messages, thinking=sampling.thinking)
         beside[problem.id] = {
             "question": problem.messages[-1].content,
             "opened_thinking": prompt.opens_thinking,
             "reference": problem.answer,
             "grader": problem.grader,
             "sampling": sampling.model_dump(mode="json"),
-            "model": model.name,
+            "model": model,
         }
     return [{**row, **beside[row["problem_id"]]} for row in rows]
 

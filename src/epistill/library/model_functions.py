@@ -98,6 +98,7 @@ def evaluate(
     samples: Annotated[int, Flag("Samples per problem.", ("-k", "--samples"))] = 4,
     problems: Annotated[int, Flag("First so many problems.")] = 128,
     max_new_tokens: Annotated[int, Flag("Of a response.")] = 256,
+    engine: str = "inprocess",
     prompt: str | None = None,
     chat_template: Place | None = None,
     dtype: str = "float32",
@@ -112,15 +113,16 @@ def evaluate(
     Rows: one per measure.
 
     Args:
-        model: Directory, hub name, or "lab".
+        model: Directory, hub name, or "lab"; with a server, whose tokenizer it is.
         data: File, dataset, or "star-search[:5x3]"; of the lab's world the held-out problems.
         samples: Per problem.
         problems: The first so many.
         max_new_tokens: Of a response.
+        engine: "inprocess", or addresses of vLLM servers (http://..., commas between).
         prompt: What is asked, with "{question}" where a file's own text goes.
         chat_template: A Jinja file, for a base model without one.
-        dtype, device: Of the weights.
-        attention: transformers' `attn_implementation`; None is its own choice.
+        dtype, device: Of the weights, in process.
+        attention: transformers' `attn_implementation`, in process; None is its own choice.
         seed: Names every draw.
         out: Where every record is written (JSONL); `measure`, `grade` and `compare` read it.
         **sampling: Others of `SamplingConfig`, as `temperature`; `force` and `block` are words
@@ -130,27 +132,27 @@ def evaluate(
 
     drawing = {"max_new_tokens": max_new_tokens, **sampling}
     chosen, drawn = evaluation_settings(data, samples, problems, drawing, prompt)
+    from epistill.rollouts.engine_settings import EngineSettings
+    from epistill.settings import checked
+
+    place = {"engine": engine, "dtype": dtype, "device": device, "attention": attention}
+    template = None if chat_template is None else str(chat_template)
+    settings = checked(EngineSettings, {"model": model, "chat_template": template, **place})
     from epistill.evaluation.evaluate import (
         evaluate_model,
         self_contained_rows,
         summarise_evaluation,
     )
-    from epistill.rollouts.in_process_engine import InProcessEngine
-    from epistill.rollouts.load_model import load_model
+    from epistill.rollouts.load_engine import load_engine
     from epistill.store import write_jsonl
     from epistill.tasks.grading import Grader
 
-    template = None if chat_template is None else str(chat_template)
-    loaded = load_model(
-        model, dtype=dtype, device=device, attention=attention, chat_template=template
-    )
+    source = load_engine(settings, scored=False)
     kept = 1 if out is None else samples
     with Grader() as grader:
-        rows = evaluate_model(
-            InProcessEngine(loaded), chosen, grader, sampling=drawn, seed=seed, keep_texts=kept
-        )
+        rows = evaluate_model(source, chosen, grader, sampling=drawn, seed=seed, keep_texts=kept)
     if out is not None:
-        write_jsonl(Path(out), self_contained_rows(rows, loaded, chosen, drawn))
+        write_jsonl(Path(out), self_contained_rows(rows, source.tokenizer, model, chosen, drawn))
     found = {name: estimate.as_dict() for name, estimate in summarise_evaluation(rows).items()}
     summary = {
         "problems": len({row["problem_id"] for row in rows}),
@@ -256,14 +258,14 @@ def preflight(
 
     names = contexts.split(",") if isinstance(contexts, str) else contexts
     config = preflight_settings(model=model, data=data, contexts=names, **settings)
-    from epistill.preflights.preflight_engine import preflight_engine
     from epistill.preflights.preflight_run import run_preflight
     from epistill.report.preflight_page import write_preflight
+    from epistill.rollouts.load_engine import load_engine
     from epistill.store import RunStore, write_json
 
     folder, cache = Path(out), Path(out) / "cache"
     with RunStore(folder).locked():
-        summary = run_preflight(config, preflight_engine(config, cache), cache, say=say)
+        summary = run_preflight(config, load_engine(config, cache), cache, say=say)
         write_json(folder / "preflight.json", summary)
         page = write_preflight(summary, folder / "preflight.html")
     rows = [

@@ -48,6 +48,7 @@ class Client:
         pause: Seconds before the first retry; doubles every time, up to MAX_PAUSE_SECONDS.
         timeout: Seconds a reply may take, from the request to its last byte.
         api_key: Sent as a bearer token; None for none.
+        keeps: Whether finished replies are found again by the next process.
         sleep: Waits so many seconds (a test passes its own).
         counts: Requests that were retried, moved to another server, or reused, so far.
     """
@@ -58,6 +59,7 @@ class Client:
     pause: float = 0.5
     timeout: float = 600.0
     api_key: str | None = None
+    keeps: bool = False
     sleep: Callable[[float], None] = time.sleep
     counts: Counter[str] = field(default_factory=Counter)
     _lock: threading.Condition = field(default_factory=threading.Condition)
@@ -249,7 +251,7 @@ class Client:
         told = "; ".join(f"{url}: {reason}" for url, reason in reasons.items())
         return ServersLost(
             f"no vLLM server could answer ({told}); expected at least one; start the servers "
-            "again and repeat the command, finished work is kept"
+            f"again and repeat the command{', finished work is kept' if self.keeps else ''}"
         )
 
     def _connection(self) -> tuple[asyncio.AbstractEventLoop, httpx.AsyncClient]:

@@ -59,7 +59,7 @@ class VllmEngine:
         weights_folder: Where pushed weights are written; every server reads the same path.
         push_every: Steps between two pushes; above 1 the policy that samples is a stale one.
         finished_replies: By key, until the next call begins; `StoredReplies` keeps them on disk.
-        client_settings: `in_flight`, `attempts`, `pause`, `timeout`, `api_key` of `Client`.
+        client_settings: Those of `Client`, as `in_flight`, `attempts`, `timeout`, `keeps`.
     """
 
     def __init__(

@@ -18,11 +18,11 @@ from epistill.evaluation.evaluate import eval_rows
 from epistill.lab.dials import measure_dials
 from epistill.lab.pretrain import pretrain
 from epistill.method_import import method_from_file
-from epistill.preflights.preflight_engine import preflight_engine
 from epistill.preflights.preflight_run import run_preflight
 from epistill.records import GradedRollout
 from epistill.rollouts.collect import sample_and_grade
 from epistill.rollouts.in_process_engine import InProcessEngine
+from epistill.rollouts.load_engine import load_engine
 from epistill.rollouts.load_model import load_model
 from epistill.rollouts.model import LanguageModel
 from epistill.seeds import derive_seed
@@ -64,7 +64,7 @@ def _measured(payload: Mapping[str, Any], store: RunStore) -> dict[str, Any]:
     if "preflight" in payload:
         settings = Preflight.model_validate(payload["preflight"]).settings
         cache = store.folder / "cache"
-        return run_preflight(settings, preflight_engine(settings, cache), cache)
+        return run_preflight(settings, load_engine(settings, cache), cache)
     return _probe(Probe.model_validate(payload["probe"]), payload["seed"], store)
 
 

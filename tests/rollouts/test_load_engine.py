@@ -1,4 +1,4 @@
-"""Preflight with servers over HTTP: what fails on the way is retried, what was answered is kept."""
+"""Preflight and eval with servers over HTTP: failures are retried, what was answered is kept."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ import numpy as np
 import pytest
 import torch
 
+import epistill
 from epistill.config import SamplingConfig, StarSearchTask
 from epistill.errors import EpistillError
 from epistill.preflights.preflight_config import PreflightConfig
-from epistill.preflights.preflight_engine import preflight_engine
 from epistill.preflights.preflight_run import run_preflight
 from epistill.records import Message
 from epistill.rollouts import vllm_client, vllm_engine
 from epistill.rollouts.align import align
 from epistill.rollouts.engine import PromptRequest
 from epistill.rollouts.in_process_engine import InProcessEngine
+from epistill.rollouts.load_engine import load_engine
 from epistill.rollouts.load_model import lab_directory, load_without_weights
 from epistill.rollouts.model import LanguageModel
 from epistill.rollouts.prompts import render_prompt
@@ -52,7 +53,7 @@ def comparable(report):
 
 
 def measured(config, folder):
-    return run_preflight(config, preflight_engine(config, folder), folder)
+    return run_preflight(config, load_engine(config, folder), folder)
 
 
 @contextmanager
@@ -111,7 +112,7 @@ def test_both_engines_agree(lab_model, whole, tmp_path):
     assert report["identity"]["top_k"] == 20
     with FakeVllm(lab_model) as server:
         config = config_of(server.url)
-        agree(preflight_engine(config, tmp_path), lab_model, config)
+        agree(load_engine(config, tmp_path), lab_model, config)
 
 
 def test_faults_on_the_way_change_nothing(lab_model, whole, tmp_path):
@@ -151,12 +152,12 @@ def test_other_weights_under_the_same_name_are_not_served_from_the_cache(lab_mod
     next(iter(other.network.parameters())).data *= 1.05
     with FakeVllm(lab_model) as one, FakeVllm(other) as two:
         names = {
-            preflight_engine(config_of(server.url), tmp_path).identity["probe"]
+            load_engine(config_of(server.url), tmp_path).identity["probe"]
             for server in (one, two, one)
         }
         assert len(names) == 2
         with pytest.raises(EpistillError, match="expected one model under one name"):
-            preflight_engine(config_of(one.url, two.url), tmp_path)
+            load_engine(config_of(one.url, two.url), tmp_path)
 
 
 def test_the_chat_template_reaches_a_served_model(tmp_path):
@@ -177,9 +178,9 @@ def test_a_server_that_does_not_say_what_it_serves_is_left_soon(lab_model, tmp_p
 
     monkeypatch.setattr(vllm_client, "exchange", exchange)
     hasty = partial(Client, sleep=lambda seconds: None)
-    monkeypatch.setattr("epistill.preflights.preflight_engine.Client", hasty)
+    monkeypatch.setattr("epistill.rollouts.load_engine.Client", hasty)
     with pytest.raises(EpistillError, match="no reply within 30 s"):
-        preflight_engine(config_of("http://127.0.0.1:9"), tmp_path)
+        load_engine(config_of("http://127.0.0.1:9"), tmp_path)
     assert limits == [30.0] * 4
 
 
@@ -250,6 +251,102 @@ def test_an_engine_that_dies_leaves_its_work(lab_model, tmp_path):
     assert again.calls == whole.calls - 7
 
 
+WORLD = "star-search:3x2"
+SMALL = {"samples": 2, "problems": 3, "max_new_tokens": 40}
+RULES = {"force": ("hmm wait@after:dust",), "block": ("so", "lexicon:paper-en")}
+GREEDY = {
+    "as it writes": {"temperature": 0.0},
+    "under rules": {"temperature": 0.0, **RULES},
+    "filtered": {"temperature": 0.0, "top_p": 0.9, "top_k": 5},
+}
+
+
+def as_flags(settings):
+    each = [(n, v) for n, vs in settings.items() for v in (vs if isinstance(vs, tuple) else (vs,))]
+    return [f"--{name.replace('_', '-')}={value}" for name, value in each]
+
+
+@pytest.mark.parametrize("drawing", GREEDY.values(), ids=GREEDY)
+def test_eval_on_a_server_has_the_records_of_eval_in_process(lab_model, tmp_path, drawing):
+    """By Python and by the command; greedy responses are the same in both engines."""
+    here, there, told = (tmp_path / f"{name}.jsonl" for name in ("here", "there", "told"))
+    mine = epistill.evaluate("lab", WORLD, out=here, **SMALL, **drawing)
+    with FakeVllm(lab_model) as server:
+        theirs = epistill.evaluate("lab", WORLD, engine=server.url, out=there, **SMALL, **drawing)
+        of_python = len(server.bodies)
+        settings = {**SMALL, **drawing, "engine": server.url, "out": told}
+        done = run_epistill("eval", "lab", "--data", WORLD, *as_flags(settings), "--json")
+        assert len(server.bodies) > of_python > 0
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == theirs.summary == mine.summary
+    assert here.read_bytes() == there.read_bytes() == told.read_bytes()
+    records = [json.loads(line, parse_constant=pytest.fail) for line in here.open()]
+    assert len(records) == 6
+    forced = [record["n_forced"] for record in records]
+    assert any(forced) if "force" in drawing else set(forced) == {None}
+
+
+def test_eval_on_a_server_draws_as_its_seed_says(lab_model, tmp_path):
+    def drawn(seed):
+        settings = {"top_p": 0.9, **SMALL, **RULES, "seed": seed, "out": tmp_path / "drawn.jsonl"}
+        with FakeVllm(lab_model) as server:
+            epistill.evaluate("lab", WORLD, engine=server.url, **settings)
+        return settings["out"].read_text()
+
+    first = drawn(0)
+    assert first == drawn(0) != drawn(1)
+    for line in first.splitlines():
+        record = json.loads(line, parse_constant=pytest.fail)
+        assert not {"so", "maybe"} & set(record["text"].split())
+
+
+def test_a_server_that_is_lost_in_an_eval_leaves_one_line_and_no_file(lab_model, tmp_path):
+    out = tmp_path / "records.jsonl"
+    flags = as_flags({**SMALL, **RULES, "out": out})
+    with FakeVllm(lab_model, faults=["ok", "ok", "die"]) as server:
+        done = run_epistill("eval", "lab", "--data", WORLD, *flags, "--engine", server.url)
+        assert len(server.bodies) > 2  # the probe of its weights, and responses
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"no vLLM server could answer ({server.url}" in done.stderr
+    assert "kept" not in done.stderr  # an eval keeps nothing
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+class Several(FakeVllm):
+    """A model with adapters beside it."""
+
+    def control(self, path, body):
+        if path == "/v1/models":
+            return 200, {"data": [{"id": "base"}, {"id": "adapter"}]}
+        return super().control(path, body)
+
+
+WRONG = {
+    "no such name": ({}, "serves base, adapter; expected one model, or one of the name 'lab'"),
+    "stop texts": ({"stop": ("so",)}, "stop=['so']: a vLLM server's reply must end"),
+    "dtype": ({"dtype": "bfloat16"}, "dtype is 'bfloat16' and engine is"),
+    "device": ({"device": "cuda"}, "device is 'cuda' and engine is"),
+    "attention": ({"attention": "eager"}, "attention is 'eager' and engine is"),
+}
+
+
+@pytest.mark.parametrize(("settings", "line"), WRONG.values(), ids=WRONG)
+def test_what_an_eval_cannot_ask_of_a_server_is_one_line(lab_model, tmp_path, settings, line):
+    kind, asked = FakeVllm if settings else Several, {**SMALL, **settings}
+    with kind(lab_model) as server, pytest.raises(EpistillError) as error:
+        epistill.evaluate("lab", WORLD, engine=server.url, out=tmp_path / "records.jsonl", **asked)
+    assert line in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_preflight_says_which_precision_its_server_has_and_no_more():
+    assert config_of("http://h", dtype="bfloat16").dtype == "bfloat16"
+    with pytest.raises(ValueError, match="device is 'cuda' and engine is 'http://h'"):
+        config_of("http://h", device="cuda")
+
+
 @pytest.mark.vllm
 def test_a_real_server(lab_model, tmp_path):
     """Log-probs agree, the control holds, masses lie within their bounds; it is killed, resumed."""
@@ -257,13 +354,17 @@ def test_a_real_server(lab_model, tmp_path):
     log, cache = tmp_path / "server.log", tmp_path / "cache"
     with serving(model, log) as (url, process):
         config = config_of(url)
-        engine = preflight_engine(config, cache)
+        engine = load_engine(config, cache)
         report = run_preflight(config, engine, cache)
         assert report["control"]["largest_u_nats"] < AGREE
         agree(engine, lab_model, config)
         again = measured(config, cache)
         assert again["chunks"]["computed"] == 0
         assert comparable(again) == comparable(report)
+        for drawing in ({}, RULES):
+            greedy = {"temperature": 0.0, **SMALL, **drawing}
+            there = epistill.evaluate("lab", WORLD, engine=url, **greedy)
+            assert there.summary == epistill.evaluate("lab", WORLD, **greedy).summary
         stop(process)
         with pytest.raises(EpistillError, match="no vLLM server could answer"):
             engine.score([(1, 2, 3)], [(1, 2)], mass_of=(1,))

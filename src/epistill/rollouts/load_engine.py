@@ -1,4 +1,4 @@
-"""From a preflight's settings to its engine: a model in this process, or vLLM servers.
+"""From settings to the engine: a model in this process, or vLLM servers.
 
 A server does not say which weights it has, so it is asked for the log-probs of a fixed sequence:
 results that were cached with other weights, under the same name, are never mixed with its own.
@@ -16,8 +16,8 @@ import numpy as np
 
 from epistill.errors import EpistillError, damaged
 from epistill.json_files import read_json, write_json
-from epistill.preflights.preflight_config import PreflightConfig
 from epistill.rollouts.engine import Engine
+from epistill.rollouts.engine_settings import EngineSettings
 from epistill.rollouts.in_process_engine import InProcessEngine
 from epistill.rollouts.load_model import load_model, load_without_weights
 from epistill.rollouts.stored_replies import StoredReplies
@@ -33,33 +33,39 @@ LISTING_SECONDS = 30.0  # what a server says of itself costs it nothing
 SAME_CACHE_NATS = 1e-3  # largest gap at which earlier results are reused
 
 
-def preflight_engine(config: PreflightConfig, folder: Path) -> Engine:
+def load_engine(
+    settings: EngineSettings, folder: Path | None = None, *, scored: bool = True
+) -> Engine:
     """The engine that the settings name.
 
     Args:
-        config: Its `engine`, model and device.
-        folder: Of the cache; for servers also of replies to unfinished work.
+        settings: Its `engine`, model and device.
+        folder: Where servers' replies to unfinished work are kept, and what their weights are known
+            by; None keeps nothing.
+        scored: Whether log-probs are read; without, servers may use filters and rules
+            (`VllmEngine.unscored`).
 
     Raises:
         EpistillError: No model, no server, or servers of different models.
     """
-    if config.engine != "inprocess":
-        return _served(config, folder)
+    if settings.urls:
+        served = _served(settings, folder)
+        return served if scored else served.unscored()
     model = load_model(
-        config.model,
-        dtype=config.dtype,
-        device=config.device,
-        attention=config.attention,
-        chat_template=config.chat_template,
+        settings.model,
+        dtype=settings.dtype,
+        device=settings.device,
+        attention=settings.attention,
+        chat_template=settings.chat_template,
     )
-    return InProcessEngine(model, microbatch_tokens=config.microbatch_tokens)
+    return InProcessEngine(model, microbatch_tokens=settings.microbatch_tokens)
 
 
-def _served(config: PreflightConfig, folder: Path) -> VllmEngine:
-    model = load_without_weights(config.model, chat_template=config.chat_template)
+def _served(settings: EngineSettings, folder: Path | None) -> VllmEngine:
+    model = load_without_weights(settings.model, chat_template=settings.chat_template)
     api_key = os.environ.get(API_KEY)
-    urls = [url.strip().rstrip("/") for url in config.engine.split(",")]
-    served = [_model_at(url, config.model, api_key) for url in urls]
+    urls = settings.urls
+    served = [_model_at(url, settings.model, api_key) for url in urls]
     probes = [
         _probe(VllmEngine([url], name, model, api_key=api_key))
         for url, (name, _) in zip(urls, served, strict=True)
@@ -71,18 +77,20 @@ def _served(config: PreflightConfig, folder: Path) -> VllmEngine:
             f"the servers {', '.join(urls)} serve {', '.join(names)} with log-probs up to "
             f"{gaps.max():.3g} nats apart; expected one model under one name on all of them"
         )
-    identity = {"engine": "vllm", "model": names[0], "probe": _known(folder / PROBES, probes[0])}
+    weights = _name(probes[0]) if folder is None else _known(folder / PROBES, probes[0])
+    identity = {"engine": "vllm", "model": names[0], "probe": weights}
     sha = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     limits = [limit for _, limit in served] + [model.max_positions]
     return VllmEngine(
         urls,
         names[0],
         model,
-        top_k=config.top_k,
+        top_k=settings.top_k,
         max_positions=min((limit for limit in limits if limit is not None), default=None),
         identity=identity,
-        finished_replies=StoredReplies(folder / f"replies-{sha[:16]}.jsonl"),
+        finished_replies=folder and StoredReplies(folder / f"replies-{sha[:16]}.jsonl"),
         api_key=api_key,
+        keeps=folder is not None,
     )
 
 
