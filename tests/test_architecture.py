@@ -37,7 +37,7 @@ ALLOWED = {
     "shapes": {"settings", "training_rows"},
     "blends": {"settings", "training_rows", "shapes"},
     "axes": {"settings", "training_rows", "targets", "token_weights", "shapes", "blends"},
-    "method_import": {"axes", "errors"},
+    "method_import": {"axes", "errors", "json_files"},
     "alarm_rules": {"settings"},
     "monitor": {"settings", "axes", "errors", "alarm_rules"},
     "word_rules": {"errors"},
@@ -118,7 +118,7 @@ ALLOWED = {
     "report": FREE | {"store", "metrics", "evaluation.stats"},
     "preflights": FREE
     | {"store", "json_files", "objective", "tasks", "metrics", "rollouts", "teacher", "evaluation"},
-    "inputs": FREE | {"tasks", "preflights.preflight_config"},
+    "inputs": FREE | {"tasks", "preflights.preflight_config", "json_files"},
     "integrations": FREE | {"store", "metrics", "objective", "rollouts", "tasks"},
     "studies": FREE
     | {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import json
 import re
 import tomllib
 import zlib
@@ -23,6 +22,7 @@ from epistill.config import (
     TaskConfig,
 )
 from epistill.errors import EpistillError, first_line
+from epistill.json_files import strict_json
 from epistill.method_import import with_methods_of
 from epistill.methods import method
 from epistill.preflights.preflight_config import PreflightConfig
@@ -107,7 +107,7 @@ def read_settings(path: Path | Traversable) -> dict[str, Any]:
             than 256 MiB.
     """
     json_named = path.name.removesuffix(PACKED).endswith(".json")
-    form, parse = ("JSON", json.loads) if json_named else ("TOML", tomllib.loads)
+    form, parse = ("JSON", strict_json) if json_named else ("TOML", tomllib.loads)
     try:
         settings = parse(_text(path))
     except OSError as error:

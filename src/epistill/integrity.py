@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from epistill.errors import damaged, why_unread
-from epistill.json_files import read_json
+from epistill.json_files import open_file, read_json
 
 MANIFEST = "manifest.json"
 
@@ -22,7 +22,7 @@ Mark = Sequence[Any]  # of a file: a number of bytes, and the SHA-256 of that be
 def sha256_of(path: Path) -> str:
     """The SHA-256 of a file; Damaged where it cannot be read."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise damaged(path, why_unread(error)) from error
@@ -45,7 +45,7 @@ def unsealed(path: Path, record: Mapping[str, Any]) -> dict[str, Any]:
 def head(path: Path, size: int) -> bytes:
     """The first bytes of a file; Damaged where it has fewer."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             found = file.read(size)
     except OSError as error:
         raise damaged(path, why_unread(error)) from error

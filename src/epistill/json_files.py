@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
 from epistill.errors import EpistillError, damaged, why_unread
+
+
+def open_file(path: Path) -> BufferedReader:
+    """Open a file for reading; OSError also where it is a pipe or device, which need not end."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise OSError(errno.EINVAL, "a pipe or device", str(path))
+    return path.open("rb")
 
 
 @contextmanager
@@ -57,7 +67,8 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path, kind: type = dict, folder: Path | None = None) -> Any:
     """Read JSON; Damaged where it is absent, no JSON, or not of the expected kind."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
+        with open_file(path) as file:
+            value = strict_json(file.read().decode("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise damaged(path, why_unread(error), folder) from error
     if not isinstance(value, kind):
@@ -94,7 +105,7 @@ def follow_jsonl(path: Path, folder: Path | None = None) -> Callable[[], list[di
             return []
         records = []
         try:
-            with path.open("rb") as file:
+            with open_file(path) as file:
                 file.seek(offset)
                 found = file.read()
             whole = found[: found.rfind(b"\n") + 1]
@@ -104,7 +115,7 @@ def follow_jsonl(path: Path, folder: Path | None = None) -> Callable[[], list[di
         for line in lines:
             number += 1
             try:
-                record = json.loads(line, parse_constant=_no_constant)
+                record = strict_json(line)
             except (ValueError, RecursionError) as error:
                 raise damaged(path, f"line {number}: {why_unread(error)}", folder) from error
             if not isinstance(record, dict):
@@ -137,5 +148,12 @@ def remove_file(path: Path) -> None:
         raise EpistillError(f"could not remove {path}: {error.strerror}") from error
 
 
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number")
+def strict_json(text: str) -> Any:
+    """JSON whose numbers are numbers: ValueError at NaN, at Infinity and at 1e400, which is one."""
+    return json.loads(text, parse_constant=_number, parse_float=_number)
+
+
+def _number(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text[:20]} is no number")
+    return value

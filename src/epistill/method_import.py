@@ -21,6 +21,7 @@ from pydantic import ValidationError
 
 from epistill.axes import Method, MethodFile
 from epistill.errors import EpistillError, first_line
+from epistill.json_files import open_file
 
 
 def is_method_file(name: Any) -> bool:
@@ -84,7 +85,8 @@ def method_from_file(name: str) -> Method:
     """
     path, _, wanted = name.rpartition(":") if not name.endswith(".py") else (name, "", "")
     try:
-        code = Path(path).read_bytes()
+        with open_file(Path(path)) as content:
+            code = content.read()
     except OSError as error:
         raise EpistillError(f"no file {path}; expected a Python file with a Method") from error
     file = MethodFile(

@@ -150,7 +150,7 @@ class RunStore:
             ) from error
         try:
             here.mkdir(parents=True, exist_ok=True)
-            handle = (here / ".lock").open("wb")
+            handle = (here / ".lock").open("w+b", buffering=0)  # a pipe of that name does not wait
         except OSError as error:
             name = error.filename or here
             told = f"could not use {name}: {error.strerror}; make room or choose another folder"

@@ -100,6 +100,13 @@ def test_an_own_list_that_does_not_fit_is_refused(change, words, tmp_path):
         load_lexicon(str(path))
 
 
+def test_an_own_list_that_is_nested_deeply_is_refused(tmp_path):
+    path = tmp_path / "deep.json"
+    path.write_text("[" * 100_000)
+    with pytest.raises(EpistillError, match=r"could not be read \(RecursionError"):
+        load_lexicon(str(path))
+
+
 def test_an_own_list_in_another_encoding_is_refused(tmp_path):
     path = tmp_path / "mine.json"
     path.write_text('{"name": "列表"}', encoding="gbk")

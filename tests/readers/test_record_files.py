@@ -51,6 +51,18 @@ def test_what_a_file_is_follows_from_its_bytes(write):
     assert reading.used == 5
 
 
+def test_utf_16_is_refused_and_never_read_half_a_letter_off(tmp_path):
+    """What PowerShell's > writes. The second line, read as UTF-16 of its own, was `-丠wait`."""
+    path = tmp_path / "a.jsonl"
+    text = '{"response": "x"}\n{"response": "second 中 wait 中b"}\n'
+    for encoding in ("utf-16", "utf-16-le", "utf-16-be"):
+        path.write_bytes(text.encode(encoding))
+        with pytest.raises(EpistillError, match=r"is UTF-16|none of"):
+            reading_of(path)
+    path.write_bytes(text.encode("utf-8-sig") + text.encode("utf-8-sig"))  # joined by cat
+    assert reading_of(path).used == 4
+
+
 def lines(*records):
     return b"".join(json.dumps(record).encode() + b"\n" for record in records)
 

@@ -23,6 +23,30 @@ def test_thinking_mode_reaches_the_template(lab_model):
         assert rendered.text == f"edges {shown}"
 
 
+@pytest.mark.parametrize(
+    ("template", "content", "told"),
+    [
+        ("{{ messages[0].contents }} <think>", "edges", "the same whatever the last of them says"),
+        ("gold", "edges", "the same whatever the last of them says"),
+        ("\n\n", "edges", "the same whatever the last of them says"),
+        ("{{ messages[0].content }}", "", "makes an empty prompt"),
+    ],
+)
+def test_a_template_that_leaves_out_what_is_asked_is_refused(lab_model, template, content, told):
+    """A misspelt name is nothing in Jinja: a run would train on prompts without their problems."""
+    tokenizer = lab_model.tokenizer.__class__.from_pretrained(lab_model.tokenizer.name_or_path)
+    tokenizer.chat_template = template
+    with pytest.raises(EpistillError, match=told) as caught:
+        render_prompt(tokenizer, [Message("user", content)])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_template_may_change_what_is_asked(lab_model):
+    tokenizer = lab_model.tokenizer.__class__.from_pretrained(lab_model.tokenizer.name_or_path)
+    tokenizer.chat_template = "{{ messages[0].content | upper }}"
+    assert render_prompt(tokenizer, [Message("user", "edges")]).text == "EDGES"
+
+
 def test_a_tokenizer_without_template_and_a_template_that_refuses(lab_model):
     tokenizer = lab_model.tokenizer.__class__.from_pretrained(lab_model.tokenizer.name_or_path)
     tokenizer.chat_template = "{{ raise_exception('no system role') }}"

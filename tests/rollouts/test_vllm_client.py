@@ -187,11 +187,17 @@ def no_http(handler):
     handler.wfile.write(DEEP + b"\r\n\r\n")
 
 
-def redirect(handler):
-    handler.send_response(307)
-    handler.send_header("Location", handler.server.elsewhere)
-    handler.send_header("Content-Length", "0")
-    handler.end_headers()
+def answer(status, place=None):
+    """No body; a Location on the other server ("elsewhere"), or any other."""
+
+    def act(handler):
+        handler.send_response(status)
+        if place is not None:
+            handler.send_header("Location", place.replace("elsewhere", handler.server.elsewhere))
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+
+    return act
 
 
 def packed(handler):
@@ -216,7 +222,12 @@ EXCHANGES = [
     (endless, "a reply of more than"),
     (endless_head, "no connection"),
     (no_http, "no connection"),
-    (redirect, "status 307: a redirect, which is not followed"),
+    *(
+        (answer(status, place), f"status {status}: a redirect, which is not followed")
+        for status in (301, 302, 303, 307, 308)
+        for place in ("elsewhere/v1/completions", "file:///etc/passwd", "/v1/completions")
+    ),
+    (answer(999), "status 999: no reason given"),
     (packed, "a compressed reply"),
     (cut_short, "no connection"),
 ]
@@ -237,7 +248,7 @@ def test_an_exchange_ends_and_the_other_server_goes_on(act, told, monkeypatch):
             impatient_with(bad, monkeypatch)
         assert told in refuses(lambda: draw(engine_on(bad)))
         assert bad.http.sent < 2**26  # what the kernel's buffers take is sent too
-        assert not good.bodies
+        assert not good.paths  # nobody was sent there, nor the key
         assert draw(engine_on(bad, good)) == draw(engine_on(good))
 
 

@@ -206,6 +206,19 @@ def test_outcomes_are_those_of_the_records_and_small(studies):
     assert len(found["problems"]) == 3  # shared by arms, seeds and contexts
 
 
+@pytest.mark.parametrize("number", ["1e400", "NaN", "1" + 400 * "0"])
+def test_a_number_that_is_none_in_a_report_without_manifest_is_one_line(number, studies, tmp_path):
+    """In what no outcome decides: a point of the learning curve, which is drawn."""
+    folder = without_manifest(studies, tmp_path)
+    report = read_json(folder / "report.json")
+    report["arms"][1]["evaluation_curve"]["0"][0]["deeper/score"] = "HERE"
+    text = json.dumps(report).replace('"HERE"', number)
+    (folder / "report.json").write_text(text)
+    with pytest.raises(EpistillError, match=r"report\.json is not") as caught:
+        draw_again(folder)
+    one_line(caught.value, "report.json")
+
+
 def test_outcomes_that_do_not_fit_are_refused(studies, tmp_path):
     folder = without_manifest(studies, tmp_path)
     report = read_json(folder / "report.json")

@@ -94,7 +94,8 @@ def load_lexicon(name: str = PAPER) -> Lexicon:
         )
     except EpistillError:
         raise
-    except (OSError, KeyError, TypeError, ArithmeticError, ValueError, AttributeError) as error:
+    except (OSError, LookupError, TypeError, ArithmeticError, ValueError, AttributeError,
+            RecursionError) as error:  # fmt: skip
         raise EpistillError(
             f"lexicon {name!r} could not be read ({type(error).__name__}: {error}); expected JSON "
             "with name, version, language, source and words"

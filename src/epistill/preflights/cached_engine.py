@@ -19,7 +19,7 @@ from typing import Any, Unpack
 
 import torch
 
-from epistill.json_files import write_atomic
+from epistill.json_files import open_file, write_atomic
 from epistill.records import Rollout, rollout_from_json, rollout_to_json
 from epistill.rollouts.engine import Drawing, Engine, Ids, PromptRequest, TokenScores
 
@@ -117,7 +117,8 @@ def _stored(path: Path) -> list[dict[str, Any]] | None:
     import polars as pl
 
     try:
-        content, sha256 = path.read_bytes(), path.with_suffix(".sha256").read_bytes()
+        with open_file(path) as chunk, open_file(path.with_suffix(".sha256")) as mark:
+            content, sha256 = chunk.read(), mark.read()
     except OSError:
         return None
     if hashlib.sha256(content).hexdigest().encode() != sha256:

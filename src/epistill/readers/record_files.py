@@ -6,6 +6,7 @@ MAX_RECORD_BYTES; a file that is one JSON object, no more than MAX_OBJECT_BYTES.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 from collections.abc import Iterable, Iterator, Mapping
@@ -113,6 +114,10 @@ def pieces_of(path: Path) -> list[Piece]:
         raise EpistillError(f"could not read {path}: {error.strerror}; check the path") from error
     if not head:
         raise EpistillError(f"{path} is empty; expected at least one record")
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise EpistillError(
+            f"{path} is UTF-16; expected UTF-8: iconv -f UTF-16 -t UTF-8 {path.name} makes it so"
+        )
     format = next((name for magic, name in _MAGIC.items() if head.startswith(magic)), None)
     format = format or text_records.kind_of(head, path.suffix)
     stop, step = size, size

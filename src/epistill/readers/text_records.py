@@ -118,11 +118,11 @@ def parse_record(line: bytes) -> Parsed:
         record = orjson.loads(line)
         floats = isinstance(record, dict) and float in map(type, record.values())
         if floats and any(map(_is_beyond_64_bits, record.values())):
-            record = json.loads(line)
+            record = json.loads(_text_of(line))
     except ValueError:
         # The standard reader also takes what Python writes: NaN, lone surrogates.
         try:
-            record = json.loads(line)
+            record = json.loads(_text_of(line))
         except UnicodeDecodeError as error:
             return Unusable(HALF_WRITTEN if half and error.end == len(line) else "not UTF-8")
         except RecursionError:
@@ -130,6 +130,11 @@ def parse_record(line: bytes) -> Parsed:
         except ValueError:
             return Unusable(HALF_WRITTEN if half else "not JSON")
     return _as_record(record)
+
+
+def _text_of(line: bytes) -> str:
+    """Given bytes, the standard reader takes a line with zeros for UTF-16, half a letter off."""
+    return line.decode("utf-8-sig", "surrogatepass")
 
 
 def _as_record(value: Any) -> Mapping[str, Any] | Unusable:

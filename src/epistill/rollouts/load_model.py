@@ -30,6 +30,7 @@ from epistill.config import SamplingConfig
 from epistill.errors import EpistillError, did_you_mean, first_line
 from epistill.hub import hub_or_cache
 from epistill.integrity import check_part
+from epistill.json_files import open_file
 from epistill.objective.products import use_fast_products
 from epistill.rollouts.align import packs
 from epistill.rollouts.model import LanguageModel
@@ -265,7 +266,8 @@ def load_tokenizer(
         )
     if chat_template is not None:
         try:
-            tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
+            with open_file(Path(chat_template)) as file:
+                tokenizer.chat_template = file.read().decode("utf-8")
         except (OSError, ValueError) as error:
             raise EpistillError(
                 f"chat template {chat_template!r} cannot be read ({first_line(error)}); expected a "

@@ -51,7 +51,7 @@ def render_prompt(
 
     Raises:
         EpistillError: The tokenizer has no chat template, or the template refuses the messages,
-            takes too long or too much memory.
+            leaves out the last one's content, takes too long or too much memory.
     """
     if not getattr(tokenizer, "chat_template", None):
         raise EpistillError(
@@ -62,11 +62,22 @@ def render_prompt(
     variables |= {} if thinking is None else {"enable_thinking": thinking}
     chat = [{"role": message.role, "content": message.content} for message in messages]
     try:
-        text = fill_template(tokenizer.get_chat_template(), variables, chat)
+        template = tokenizer.get_chat_template()
+        text = fill_template(template, variables, chat)
+        # A misspelt name is nothing in Jinja: every problem would be asked with the same prompt.
+        if chat[-1]["content"].strip() not in text:
+            other = [*chat[:-1], {**chat[-1], "content": "another"}]
+            if fill_template(template, variables, other) == text:
+                raise EpistillError("the prompt is the same whatever the last of them says")
     except ValueError as error:
         raise EpistillError(
             f"the chat template of {tokenizer.name_or_path!r} refused the messages "
             f"(roles {[m.role for m in messages]}): {first_line(error)}"
         ) from error
     ids = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+    if not ids:
+        raise EpistillError(
+            f"the chat template of {tokenizer.name_or_path!r} makes an empty prompt of messages "
+            f"(roles {[m.role for m in messages]}); expected at least one token"
+        )
     return RenderedPrompt(text, ids, opens_thinking(text))

@@ -105,7 +105,8 @@ class Client:
         except httpx.RequestError as error:
             told = f"no connection ({shown_reply(str(error))})"
             raise UnusableReply(told, silent=True) from error
-        status, words = reply.status_code, server_words(content) if reply.is_error else ""
+        status = reply.status_code
+        words = server_words(content) if status >= 400 else ""
         if status in (408, 425, 429) or status >= 500:
             raise UnusableReply(f"status {status}: {words}", pause=retry_after_seconds(reply))
         if status >= 400:

@@ -54,7 +54,8 @@ def draw_again(
         return write_report(data, out or folder / "report.html"), missing
     except EpistillError:
         raise
-    except (LookupError, TypeError, ValueError, AttributeError, UndefinedError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RecursionError,
+            UndefinedError) as error:  # fmt: skip
         raise EpistillError(
             f"{source} is not a report as `epistill study` writes it ({type(error).__name__}: "
             f"{first_line(error)[:120]}); the study's command writes it anew"
