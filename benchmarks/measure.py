@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import subprocess
 import sys
@@ -253,6 +254,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--responses", type=int, default=3000, help="to grade")
     given = parser.parse_args()
+    # As where it is installed: modules are compiled once (in the warm-up), as the peers' are.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     with tempfile.TemporaryDirectory() as folder:
         measured = measure_rows(Path(folder), given.megabytes, given.repeats)
         graded = grade_rows(Path(folder), given.responses, given.repeats)

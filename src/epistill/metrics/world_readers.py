@@ -83,9 +83,11 @@ def tried_pairs(reasoning: str, answer: str) -> Verification | None:
         Verification(stated=33, verified=True, candidates=2, recheck=None)
     """
     given = _PAIR.fullmatch(answer.partition("=")[0].strip())
-    tried = list(_TRIED.finditer(reasoning))
-    if given is None or not tried or (given[2] == "-" and int(given[1]) < int(given[3])):
+    if given is None or (given[2] == "-" and int(given[1]) < int(given[3])):
         return None  # 3 - 5 is a range
+    tried = list(_TRIED.finditer(reasoning))
+    if not tried:
+        return None
     named = dict[frozenset[int], int]()
     for one in _PAIR.finditer(reasoning):
         if one[2] == given[2]:
