@@ -160,8 +160,7 @@ def joined() -> Iterator[World]:
             raise
         silent = f"was silent for {minutes:g} minutes" if "Timed out" in str(error) else "ended"
         raise LostProcess(
-            f"another process of this run {silent}; the same command goes on from the last "
-            "checkpoint"
+            f"another process of this run {silent}; the same command goes on from the checkpoint"
         ) from error
     finally:
         if dist.is_initialized():
