@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 LINE = 400  # a library's message may hold a whole file
+# What code raises that takes a stranger's data for what they should be.
+MALFORMED = (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RecursionError)
 _REMEDY = "; restore it from a copy, or remove "
 
 

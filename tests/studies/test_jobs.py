@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from epistill.errors import EpistillError
-from epistill.studies.jobs import carry_out
-from epistill.studies.spec import Probe
+from epistill.store import RunStore
+from epistill.studies.jobs import begin_job, carry_out
+from epistill.studies.spec import Probe, without_analysis
 
 
 def probe(**settings) -> Probe:
@@ -41,3 +42,19 @@ def test_too_few_of_them_is_one_line(tmp_path):
     settings = {"candidates": 3, "problems": 3, "accuracy": (0.4, 0.6)}
     with pytest.raises(EpistillError, match="expected 3; raise its candidates"):
         measured(tmp_path, **settings)
+
+
+@pytest.mark.parametrize("asked", [None, "eager"])
+def test_a_probe_of_an_older_version_did_what_the_defaults_do(tmp_path, asked):
+    store = RunStore(tmp_path)
+    older = probe().model_dump(mode="json")
+    del older["attention"]  # a setting that it did not have
+    store.begin(without_analysis({"probe": older, "seed": 0}), {})
+    store.finish({"evaluations": {}})
+    now = {"probe": probe(attention=asked, label="other words").model_dump(mode="json"), "seed": 0}
+    if asked is None:
+        begin_job(now, store, {})
+        assert store.result == {"evaluations": {}}
+    else:
+        with pytest.raises(EpistillError, match=r"another configuration .*probe\.attention"):
+            begin_job(now, store, {})

@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from epistill.errors import EpistillError, did_you_mean
+from epistill.errors import MALFORMED, EpistillError, did_you_mean
 from epistill.metrics.words import fold
 
 PAPER = "paper-en"
@@ -94,8 +94,7 @@ def load_lexicon(name: str = PAPER) -> Lexicon:
         )
     except EpistillError:
         raise
-    except (OSError, LookupError, TypeError, ArithmeticError, ValueError, AttributeError,
-            RecursionError) as error:  # fmt: skip
+    except (OSError, *MALFORMED) as error:
         raise EpistillError(
             f"lexicon {name!r} could not be read ({type(error).__name__}: {error}); expected JSON "
             "with name, version, language, source and words"

@@ -73,7 +73,6 @@ def align(
     return Aligned(ids.to(model.device), rows, columns, tokens, positions)
 
 
-@torch.no_grad()
 def packs(model: LanguageModel) -> bool:
     """Whether rows may go as one sequence: attention has variable lengths, nothing else joins them.
 

@@ -1,4 +1,4 @@
-"""Which engine: a model in this process, or vLLM servers. Of eval and preflight alike; no torch."""
+"""Which model and which engine: this process, or vLLM servers. Of whatever asks; no torch."""
 
 from __future__ import annotations
 
@@ -11,16 +11,29 @@ from epistill.settings import Settings
 IN_PROCESS = "inprocess"
 
 
-class EngineSettings(Settings):
-    """What `load_engine` opens.
+class ModelSettings(Settings):
+    """A model, and how it computes in this process.
 
     Attributes:
         model: Directory, hub name, or "lab"; with a server, whose tokenizer it is.
-        engine: "inprocess", or addresses of servers (http://..., commas between).
         dtype: Of the weights.
         device: Of the weights.
         attention: transformers' `attn_implementation`; None is its own choice.
         chat_template: A Jinja file, for a base model without a template of its own.
+    """
+
+    model: str
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    device: str = "cpu"
+    attention: str | None = None
+    chat_template: str | None = None
+
+
+class EngineSettings(ModelSettings):
+    """What `load_engine` opens.
+
+    Attributes:
+        engine: "inprocess", or addresses of servers (http://..., commas between).
         microbatch_tokens: Tokens per forward pass of scoring.
         top_k: Most likely tokens that a server is asked for where it scores; the full vocabulary in
             process.
@@ -29,12 +42,7 @@ class EngineSettings(Settings):
 
     of_this_process: ClassVar[tuple[str, ...]] = ("dtype", "device", "attention")
 
-    model: str
     engine: str = IN_PROCESS
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    device: str = "cpu"
-    attention: str | None = None
-    chat_template: str | None = None
     microbatch_tokens: int = Field(default=16_384, ge=1)
     top_k: int = Field(default=20, ge=1)
 

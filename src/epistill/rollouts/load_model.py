@@ -98,7 +98,8 @@ def load_model(
     model = LanguageModel(network.eval(), tokenizer, name)
     model.compute_dtype = torch.bfloat16 if precision == "bf16" else None
     check_architecture(model)
-    model.packs = packs(model)
+    with _computing_anything(model):
+        model.packs = packs(model)
     return model
 
 
@@ -127,10 +128,17 @@ def load_without_weights(name: str, *, chat_template: str | None = None) -> Lang
 
 def check_architecture(model: LanguageModel) -> None:
     """Refuse a network that this package would compute otherwise than the network itself."""
+    with _computing_anything(model):
+        _check_head(model)
+        _check_sampler(model)
+
+
+@contextmanager
+def _computing_anything(model: LanguageModel) -> Iterator[None]:
+    """Passes without gradients of a network that nobody has looked at: what it raises is told."""
     try:
         with model.computing(), torch.no_grad():
-            _check_head(model)
-            _check_sampler(model)
+            yield
     except EpistillError:
         raise
     except Exception as error:  # code of the model's kind, or a kernel: anything at all

@@ -1,7 +1,7 @@
 """Draws under rules that force words into a response or keep words out of it (`word_rules`).
 
 Enters: what was drawn for each row, and a way to draw again without some tokens: in process the
-keys whose largest the draw was, on servers another request (`ruled_replies`). Leaves: the tokens
+keys whose largest the draw was, on servers another request (`server_responses`). Leaves: the tokens
 that are written, and which of them a rule decided: nobody sampled those. Rules speak of text, so
 text decides: a word is blocked in whatever tokens it would be spelled. A blocked draw is drawn
 again without that token, which is exact: the largest key among the allowed tokens is a draw from

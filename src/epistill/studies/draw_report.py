@@ -9,7 +9,7 @@ from pathlib import Path
 
 from jinja2 import UndefinedError
 
-from epistill.errors import EpistillError, first_line
+from epistill.errors import MALFORMED, EpistillError, first_line
 from epistill.inputs import PACKED, read_settings
 from epistill.integrity import MANIFEST
 from epistill.report.exports import export_report
@@ -54,8 +54,7 @@ def draw_again(
         return write_report(data, out or folder / "report.html"), missing
     except EpistillError:
         raise
-    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RecursionError,
-            UndefinedError) as error:  # fmt: skip
+    except (*MALFORMED, UndefinedError) as error:
         raise EpistillError(
             f"{source} is not a report as `epistill study` writes it ({type(error).__name__}: "
             f"{first_line(error)[:120]}); the study's command writes it anew"

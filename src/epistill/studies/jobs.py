@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,13 @@ from epistill.preflights.preflight_run import run_preflight
 from epistill.records import GradedRollout
 from epistill.rollouts.collect import sample_and_grade
 from epistill.rollouts.in_process_engine import InProcessEngine
-from epistill.rollouts.load_engine import load_engine
+from epistill.rollouts.load_engine import load_chosen, load_engine
 from epistill.rollouts.load_model import load_model
 from epistill.rollouts.model import LanguageModel
 from epistill.seeds import derive_seed
 from epistill.store import RunStore
 from epistill.studies.run_arm import begin_run, run, store_evaluation
-from epistill.studies.spec import LabWorld, Preflight, Probe, without_analysis
+from epistill.studies.spec import ANALYSIS, LabWorld, Preflight, Probe, without_analysis
 from epistill.tasks.coverage import load_eval_problems
 from epistill.tasks.grading import Grader
 from epistill.tasks.star_traces import DEFAULT_DIALS
@@ -55,7 +56,18 @@ def begin_job(payload: Mapping[str, Any], store: RunStore, environment: Mapping[
     if "run" in payload:
         begin_run(RunConfig.model_validate(payload["run"]), store, environment)
     else:
-        store.begin(without_analysis(payload), environment, migrate=without_analysis)
+        now = partial(_as_of_now, payload=payload)
+        store.begin(without_analysis(payload), environment, migrate=now)
+
+
+def _as_of_now(there: dict[str, Any], payload: Mapping[str, Any]) -> dict[str, Any]:
+    """A job of an older version in this one's form: what it did not have yet has its default."""
+    for name, kind in (("probe", Probe), ("preflight", Preflight), ("world", LabWorld)):
+        if isinstance(item := there.get(name), Mapping) and name in payload:
+            shown = {key: payload[name][key] for key in ANALYSIS & payload[name].keys()}
+            found = kind.model_validate({**shown, **item})
+            there = {**there, name: found.model_dump(mode="json")}
+    return without_analysis(there)
 
 
 def _measured(payload: Mapping[str, Any], store: RunStore) -> dict[str, Any]:
@@ -91,14 +103,7 @@ def _probe(probe: Probe, seed: int, store: RunStore) -> dict[str, Any]:
     come from one set of rollouts, measurements from fresh ones: the response that served as a
     context must not be counted as its own result.
     """
-    model = load_model(
-        probe.model,
-        dtype=probe.dtype,
-        device=probe.device,
-        attention=probe.attention,
-        chat_template=probe.chat_template,
-    )
-    engine = InProcessEngine(model)
+    engine = InProcessEngine(load_chosen(probe))
     problems = load_eval_problems(probe.task, probe.candidates or probe.problems)
     drawn: Any = {"samples": probe.samples, "sampling": probe.sampling}
     with Grader() as grader:

@@ -209,7 +209,7 @@ def _run_jobs(
     overall = progress.add_task("all runs", total=len(jobs), completed=len(jobs) - len(waiting))
     attempts: Counter[str] = Counter()
     bars: dict[str, Any] = {}
-    next_report, pictures = max(REPORT_EVERY_S, clock.since_start()), 0
+    next_report, first = max(REPORT_EVERY_S, clock.since_start()), True
     with executors(len(waiting)) as executor:
         running = {job.name: (job, executor.submit(job.payload, job.folder)) for job in waiting}
         try:
@@ -249,9 +249,9 @@ def _run_jobs(
                         progress.console.print(f"{name}: {said}")
                 if clock.since_start() > next_report:
                     begun, page = clock.since_start(), render()
-                    if not pictures:
+                    if first:
                         progress.console.print(f"a first picture, drawn again as runs end: {page}")
-                    pictures += 1
+                    first = False
                     drawing = clock.since_start() - begun
                     next_report = begun + max(REPORT_EVERY_S, drawing / DRAWING_SHARE)
         except BaseException:

@@ -19,6 +19,7 @@ from epistill.config import EvalSet, RunConfig, SamplingConfig, TaskConfig
 from epistill.errors import EpistillError, did_you_mean
 from epistill.methods import method
 from epistill.preflights.preflight_config import Preflight
+from epistill.rollouts.engine_settings import ModelSettings
 from epistill.settings import Settings, first_fault, merged
 from epistill.studies.hardware import Architecture, Hardware, Lengths
 
@@ -59,7 +60,7 @@ class Arm(Settings):
     series: str | None = None
 
 
-class Probe(Settings):
+class Probe(ModelSettings):
     """A model's own generations under each context: section 3 of the paper.
 
     Attributes:
@@ -70,13 +71,8 @@ class Probe(Settings):
 
     id: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
     label: str
-    model: str
     candidates: int | None = Field(default=None, ge=1)
     accuracy: tuple[float, float] = (0.0, 1.0)
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    device: str = "cpu"
-    attention: str | None = None
-    chat_template: str | None = None
     task: TaskConfig
     contexts: tuple[str, ...]
     problems: int = Field(default=100, ge=1)
