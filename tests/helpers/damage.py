@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -31,10 +32,19 @@ def a_folder(path, other):
     path.mkdir()
 
 
-def not_a_number(path, other):
-    text = path.read_text()
-    start = next(i for i, c in enumerate(text) if c.isdigit() and text[i - 1] == " ")
-    path.write_text(text[:start] + "NaN" + text[start + 1 :])
+def a_pipe(path, other):
+    """Whoever opens it for reading waits for a writer, who never comes."""
+    path.unlink()
+    os.mkfifo(path)
+
+
+def first_number(becomes):
+    def damage(path, other):
+        text = path.read_text()
+        start = next(i for i, c in enumerate(text) if c.isdigit() and text[i - 1] == " ")
+        path.write_text(text[:start] + becomes + text[start + 1 :])
+
+    return damage
 
 
 def another_runs(path, other):
@@ -71,11 +81,11 @@ def content(data):
 
 EVERY_FILE = {
     "flipped bit": flipped_bit, "truncated": truncated, "last byte lost": last_byte_lost,
-    "missing": missing, "a folder": a_folder, "another run's": another_runs,
+    "missing": missing, "a folder": a_folder, "a pipe": a_pipe, "another run's": another_runs,
     "empty": content(b""), "garbage": content(bytes(range(256)) * 8), "{}": content(b"{}\n"),
 }  # fmt: skip
 MARKUP = {"[]": content(b"[]\n"), "null": content(b"null"), "deep": content(b"[" * 100_000)}
-JSON = MARKUP | {"NaN": not_a_number}
+JSON = MARKUP | {"NaN": first_number("NaN"), "1e400": first_number("1e400")}
 LINES = {"lost line": lost_line, "doubled line": doubled_line, "swapped lines": swapped_lines,
          "numbers": content(b"1\n2\n3\n4\n")}  # fmt: skip
 STEP = {"edited step": edited_step}

@@ -203,7 +203,7 @@ def test_a_model_without_checksums_is_refused_in_one_line(name, told, folders, t
     folder = tmp_path / "model"
     shutil.copytree(folders / "whole" / "model", folder)
     {**EVERY_FILE, **MARKUP}[told](folder / name, None)
-    if name == "tokenizer_config.json" and told in ("missing", "a folder", "{}"):
+    if name == "tokenizer_config.json" and told in ("missing", "a folder", "a pipe", "{}"):
         return  # transformers does without it
     if told == "last byte lost" and json_is_whole(folder / name):
         return  # a newline
