@@ -37,7 +37,9 @@ def test_a_worker_that_was_killed_is_replaced():
     with Grader(workers=2) as grader:
         items = [("math", "2", r"\boxed{2}"), ("math", "3", r"\boxed{3}")]
         grader.grade(items)
-        for process in grader._math._running:
+        used = list(filter(None, grader._math._running))  # one may have been quick enough for both
+        assert used
+        for process in used:
             os.kill(process.pid, signal.SIGKILL)
             process.wait()
         assert [g.status.value for g in grader.grade(items)] == ["correct", "correct"]
