@@ -11,8 +11,8 @@ from epistill.settings import Settings
 IN_PROCESS = "inprocess"
 
 
-class ModelSettings(Settings):
-    """A model, and how it computes in this process.
+class EngineSettings(Settings):
+    """What `load_engine` opens.
 
     Attributes:
         model: Directory, hub name, or "lab"; with a server, whose tokenizer it is.
@@ -20,19 +20,6 @@ class ModelSettings(Settings):
         device: Of the weights.
         attention: transformers' `attn_implementation`; None is its own choice.
         chat_template: A Jinja file, for a base model without a template of its own.
-    """
-
-    model: str
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    device: str = "cpu"
-    attention: str | None = None
-    chat_template: str | None = None
-
-
-class EngineSettings(ModelSettings):
-    """What `load_engine` opens.
-
-    Attributes:
         engine: "inprocess", or addresses of servers (http://..., commas between).
         microbatch_tokens: Tokens per forward pass of scoring.
         top_k: Most likely tokens that a server is asked for where it scores; the full vocabulary in
@@ -40,11 +27,16 @@ class EngineSettings(ModelSettings):
         of_this_process: Settings that a server would not be told.
     """
 
-    of_this_process: ClassVar[tuple[str, ...]] = ("dtype", "device", "attention")
-
+    model: str
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    device: str = "cpu"
+    attention: str | None = None
+    chat_template: str | None = None
     engine: str = IN_PROCESS
     microbatch_tokens: int = Field(default=16_384, ge=1)
     top_k: int = Field(default=20, ge=1)
+
+    of_this_process: ClassVar[tuple[str, ...]] = ("dtype", "device", "attention")
 
     @property
     def urls(self) -> list[str]:

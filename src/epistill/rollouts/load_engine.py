@@ -17,10 +17,9 @@ import numpy as np
 from epistill.errors import EpistillError, damaged
 from epistill.json_files import read_json, write_json
 from epistill.rollouts.engine import Engine
-from epistill.rollouts.engine_settings import EngineSettings, ModelSettings
+from epistill.rollouts.engine_settings import EngineSettings
 from epistill.rollouts.in_process_engine import InProcessEngine
 from epistill.rollouts.load_model import load_model, load_without_weights
-from epistill.rollouts.model import LanguageModel
 from epistill.rollouts.stored_replies import StoredReplies
 from epistill.rollouts.vllm_api import ServedModels, read_reply
 from epistill.rollouts.vllm_client import API_KEY, Client
@@ -52,18 +51,14 @@ def load_engine(
     if settings.urls:
         served = _served(settings, folder)
         return served if scored else served.unscored()
-    return InProcessEngine(load_chosen(settings), microbatch_tokens=settings.microbatch_tokens)
-
-
-def load_chosen(settings: ModelSettings) -> LanguageModel:
-    """The model that the settings name, in this process."""
-    return load_model(
+    model = load_model(
         settings.model,
         dtype=settings.dtype,
         device=settings.device,
         attention=settings.attention,
         chat_template=settings.chat_template,
     )
+    return InProcessEngine(model, microbatch_tokens=settings.microbatch_tokens)
 
 
 def _served(settings: EngineSettings, folder: Path | None) -> VllmEngine:

@@ -22,8 +22,7 @@ from epistill.method_import import method_from_file
 from epistill.preflights.preflight_run import run_preflight
 from epistill.records import GradedRollout
 from epistill.rollouts.collect import sample_and_grade
-from epistill.rollouts.in_process_engine import InProcessEngine
-from epistill.rollouts.load_engine import load_chosen, load_engine
+from epistill.rollouts.load_engine import load_engine
 from epistill.rollouts.load_model import load_model
 from epistill.rollouts.model import LanguageModel
 from epistill.seeds import derive_seed
@@ -103,7 +102,7 @@ def _probe(probe: Probe, seed: int, store: RunStore) -> dict[str, Any]:
     come from one set of rollouts, measurements from fresh ones: the response that served as a
     context must not be counted as its own result.
     """
-    engine = InProcessEngine(load_chosen(probe))
+    engine = load_engine(probe, scored=False)
     problems = load_eval_problems(probe.task, probe.candidates or probe.problems)
     drawn: Any = {"samples": probe.samples, "sampling": probe.sampling}
     with Grader() as grader:

@@ -19,7 +19,7 @@ from epistill.config import EvalSet, RunConfig, SamplingConfig, TaskConfig
 from epistill.errors import EpistillError, did_you_mean
 from epistill.methods import method
 from epistill.preflights.preflight_config import Preflight
-from epistill.rollouts.engine_settings import ModelSettings
+from epistill.rollouts.engine_settings import EngineSettings
 from epistill.settings import Settings, first_fault, merged
 from epistill.studies.hardware import Architecture, Hardware, Lengths
 
@@ -60,7 +60,7 @@ class Arm(Settings):
     series: str | None = None
 
 
-class Probe(ModelSettings):
+class Probe(EngineSettings):
     """A model's own generations under each context: section 3 of the paper.
 
     Attributes:

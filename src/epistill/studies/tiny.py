@@ -23,6 +23,7 @@ from epistill.axes import Context
 from epistill.config import FileTask, SamplingConfig, TaskConfig
 from epistill.errors import EpistillError
 from epistill.records import GraderName, Problem
+from epistill.rollouts.engine_settings import IN_PROCESS
 from epistill.seeds import derive_seed, named_random
 from epistill.store import write_jsonl
 from epistill.studies.hardware import Architecture
@@ -115,7 +116,7 @@ def tiny_study(spec: StudySpec, out: Path) -> StudySpec:
         size = {"problems": PROBLEMS, "samples": SAMPLES, "accuracy": (0.0, 1.0)}
         candidates = settings["candidates"] and PROBLEMS
         there = {name: _SIZES[name] for name in ("device", "dtype", "attention")}
-        return small(settings, **there, candidates=candidates, **size)
+        return small(settings, **there, engine=IN_PROCESS, candidates=candidates, **size)
 
     by_id = {one.id: one for one in spec.arms}
     whole = spec.model_dump()
