@@ -197,11 +197,13 @@ def test_the_bootstrap_is_scipys():
 
 
 def test_seeds_and_problems_by_hand():
-    """Two seeds and two problems without interaction: both one-way variances, each with its t."""
-    found = bootstrap_mean(np.array([[0.0, 1.0], [0.5, 1.5]]))
-    t = scipy_stats.t.ppf(0.975, 1)
-    assert found.value == 0.75
-    assert found.high - 0.75 == pytest.approx(t * (0.5**2 / 4 + 1**2 / 4) ** 0.5)
+    """Two seeds and three problems without interaction: both variances, and t between both t."""
+    found = bootstrap_mean(np.array([[0.0, 1.0, 2.0], [0.5, 1.5, 2.5]]))
+    of_seeds, of_problems = 0.125 / 2, 1 / 3
+    t = of_seeds * scipy_stats.t.ppf(0.975, 1) + of_problems * scipy_stats.t.ppf(0.975, 2)
+    t /= of_seeds + of_problems
+    assert found.value == 1.25
+    assert found.high - 1.25 == pytest.approx(t * (of_seeds + of_problems) ** 0.5)
     only_seeds = bootstrap_mean(np.array([[1.0] * 9, [2.0] * 9, [3.0] * 9]))
     assert only_seeds.high == pytest.approx(t_interval(np.array([1.0, 2.0, 3.0])).high)
 
