@@ -48,13 +48,13 @@ def test_a_worker_that_was_killed_is_replaced():
 def test_the_next_of_the_same_function_gets_the_processes_that_wait_and_live():
     first = Workers("math:sqrt", limit_s=5, workers=2)
     assert first.map([4, 9, 16]) == [2, 3, 4]
-    (one, other) = first._running
+    one, *others = filter(None, first._running)  # one may have been quick enough for all
     first.close()
     one.kill()
     one.wait()
     second = Workers("math:sqrt", limit_s=5, workers=2)
     assert second.map([4, 9, 16]) == [2, 3, 4]
-    assert other in second._running
+    assert {*others} <= {*second._running}
     assert one not in second._running
     third = Workers("math:sqrt", limit_s=5, workers=1)  # what another has is not shared
     assert third.map([4]) == [2]

@@ -156,9 +156,10 @@ def _boxes(text: str) -> list[Place]:
     first = text.find("box")
     begin = text.rfind("\n", 0, first) + 1 if first >= 0 else len(text)  # no token passes a line
     for token in _READ["box"].finditer(text, begin):
-        if token[0][-1] == "{" and token[0] != "\\{":
-            opened.append((token.start(), token.end()) if len(token[0]) > 1 else None)
-        elif token[0] == "}" and opened and (box := opened.pop()) is not None:
+        said = token[0]
+        if said[-1] == "{" and said != "\\{":
+            opened.append((token.start(), token.end()) if len(said) > 1 else None)
+        elif said == "}" and opened and (box := opened.pop()) is not None:
             content = text[box[1] : token.start()]
             while closed and closed[-1][0] > box[0]:  # inside this one
                 start, end, inner = closed.pop()

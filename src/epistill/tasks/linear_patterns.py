@@ -38,15 +38,25 @@ def patterns(module: str) -> dict[str, re.Pattern[str]]:
 def rewriter(module: str) -> Callable[[str], str]:
     """The rewrites of `answer_patterns.toml` for a module, one after the other.
 
-    One that names literals is tried only on texts with one of them.
+    One that names literals is tried only on texts with one of them. Which of the others apply, one
+    pass over the text says, as fast as a single one that does not.
     """
     rules = [(linear_pattern(old), new, some) for old, new, *some in SOURCE[module]["rewrites"]]
+    others = [number for number, (*_, literals) in enumerate(rules) if not literals]
+    found = re2.Set.SearchSet()
+    for number in others:
+        found.Add(rules[number][0].pattern)
+    found.Compile()
 
     def rewrite(text: str) -> str:
-        given = f"\n{text}"
-        for pattern, new, literals in rules:
-            if not literals or any(map(given.__contains__, literals)):
-                text = pattern.sub(new, text)
+        given, done = f"\n{text}", -1
+        named = [i for i, (*_, some) in enumerate(rules) if any(map(given.__contains__, some))]
+        while later := [  # in no order
+            i for i in (*named, *(others[n] for n in found.Match(text) or ())) if i > done
+        ]:
+            done = min(later)
+            pattern, new, _ = rules[done]
+            text = pattern.sub(new, text)
         return text
 
     return rewrite
