@@ -14,11 +14,13 @@ import pytest
 from rich.console import Console
 
 from epistill.errors import EpistillError
+from epistill.report.study_page import write_report
 from epistill.store import RunStore
 from epistill.studies.executors import LocalProcesses, workers_at_once
 from epistill.studies.load_study import load_study, shipped_studies
 from epistill.studies.runner import jobs_of, run_study
 from epistill.studies.spec import Resources, StudySpec
+from epistill.studies.study_summary import summarise_study
 from tests.helpers.browser import needs_chromium, opened
 from tests.helpers.toy_study import SPEC
 
@@ -226,3 +228,10 @@ def test_a_script_that_starts_a_study_needs_no_main_guard(tmp_path):
         [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.stdout == "once: KeyError\n", done.stderr
+
+
+@pytest.mark.parametrize("name", shipped_studies())
+def test_a_page_is_drawn_before_the_first_run_has_ended(tmp_path, name):
+    spec = load_study(name)
+    report = summarise_study(spec, {}, worlds={}, finished=0, total=9, seconds=1.0)
+    assert "0 of 9 runs finished" in write_report(report, tmp_path / "page.html").read_text()

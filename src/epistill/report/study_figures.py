@@ -292,7 +292,7 @@ def _surface_plot(surface: Mapping[str, Any] | None) -> Plot | None:
         return None
     panels: list[go.Figure] = []
     for measure, title in SURFACE_TITLES.items():
-        limit = max(abs(p[measure]["value"]) for p in every if p[measure]) or 1.0
+        limit = max((abs(p[measure]["value"]) for p in every if p[measure]), default=0.0) or 1.0
         for label, points in surface["pairs"].items():
             by_place = {(p["nominal"][x_name], p["nominal"][y_name]): p for p in points}
             cells = [[by_place[(x, y)] for x in x_values] for y in y_values]
