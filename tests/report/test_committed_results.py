@@ -15,6 +15,8 @@ from epistill.errors import EpistillError
 from epistill.inputs import read_settings
 from epistill.report.study_page import write_report
 from epistill.studies.draw_report import draw_again, report_file
+from epistill.studies.outcomes import packed, unpacked
+from epistill.studies.study_summary import with_estimates
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "docs" / "results"
@@ -157,3 +159,24 @@ def test_a_packed_report_is_read_or_refused_in_one_line(tmp_path):
         with pytest.raises(EpistillError, match=r"report\.json\.gz") as error:
             draw_again(tmp_path)
         assert "\n" not in str(error.value), what
+
+
+@pytest.mark.parametrize("finished", [1, 20])
+def test_a_page_is_drawn_while_runs_are_missing(tmp_path, finished):
+    """Seed after seed, as a study runs them; then estimates are absent, and nothing is 0."""
+    report, runs = CURE, unpacked(CURE["outcomes"])
+    order = sorted((seed, place, arm) for place, arm in enumerate(runs) for seed in runs[arm])
+    kept: dict[str, dict[int, dict]] = {}
+    for seed, _, arm in order[:finished]:
+        kept.setdefault(arm, {})[seed] = runs[arm][seed]
+    there = {**report, "runs_finished": finished, "outcomes": packed(kept), "traces": []}
+    there["arms"] = [arm for arm in report["arms"] if arm["id"] in kept]
+    found = with_estimates(there)
+    assert (
+        f"{finished} of {report['runs_total']} runs finished"
+        in write_report(found, tmp_path / "page.html").read_text()
+    )
+    for claim in found["claims"]:
+        for number in claim["numbers"]:
+            both = {number["arm"], number["versus"]} <= kept.keys()
+            assert (number["difference"] is None) != both, claim["id"]
