@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 from epistill.methods import METHODS
 from epistill.studies.load_study import RECIPES, load_study, shipped_studies
 from epistill.studies.plan import plan_study
+from tests.helpers.committed import committed
 from tests.helpers.python import run_python
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -103,6 +103,6 @@ def test_the_notebook_runs(tmp_path, monkeypatch):
     assert len(last) == len(code) - 1  # the first only imports
     assert sum("text/html" in data for data in last) >= 3
     assert "application/vnd.plotly.v1+json" in last[-1]
-    report = json.loads((ROOT / "docs/results/lab/report.json").read_text(encoding="utf-8"))
+    report = committed("lab")
     trained = [arm for arm in report["arms"] if arm["difference_to_baseline"]["ood"] is not None]
     assert any(f"shape: ({len(trained)}, 4)" in data["text/plain"] for data in last)

@@ -20,6 +20,7 @@ from epistill.rollouts.load_model import lab_directory, load_model, load_without
 from epistill.store import RunStore
 from epistill.studies.draw_report import draw_again
 from epistill.tasks.files import load_problems
+from tests.helpers.committed import committed
 
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "epistill"
 MODULES = sorted(SOURCE.rglob("*.py"))
@@ -199,7 +200,7 @@ def test_a_report_and_a_result_import_nothing(tmp_path):
     mark = tmp_path / "mark"
     (tmp_path / "evil.py").write_text(f"open({str(mark)!r}, 'w').close()")
     named = f"{tmp_path / 'evil.py'}:method"
-    report = json.loads((SOURCE.parents[1] / "docs/results/lab/report.json").read_text())
+    report = committed("lab")
     for arm in (*report["arms"], *report["settings"]["arms"]):
         arm |= {"method": named}
     report["settings"]["method"] = named

@@ -17,11 +17,11 @@ from epistill.report.study_page import write_report
 from epistill.studies.draw_report import draw_again, report_file
 from epistill.studies.outcomes import packed, unpacked
 from epistill.studies.study_summary import with_estimates
+from tests.helpers.committed import RESULTS, committed
 
 ROOT = Path(__file__).resolve().parents[2]
-RESULTS = ROOT / "docs" / "results"
 LAB, PHASE, CURE, COVERAGE, CORNER, GAIN = REPORTS = [
-    read_settings(report_file(RESULTS / name))
+    committed(name)
     for name in (
         "lab",
         "lab-phase",

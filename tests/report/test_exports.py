@@ -6,7 +6,6 @@ import csv
 import json
 import shutil
 import xml.etree.ElementTree as ET
-from pathlib import Path
 
 import polars as pl
 import pytest
@@ -16,11 +15,11 @@ from typer.testing import CliRunner
 from epistill.cli import app
 from epistill.errors import EpistillError
 from epistill.report.exports import export_report, report_tables
+from tests.helpers.committed import RESULTS, committed
 from tests.helpers.python import run_epistill
 
-RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
 BASE, TUNED = (str(RESULTS.parents[1] / "examples/data" / f"{n}.jsonl") for n in ("base", "tuned"))
-REPORT = json.loads((RESULTS / "lab" / "report.json").read_text(encoding="utf-8"))
+REPORT = committed("lab")
 
 
 @pytest.fixture
@@ -102,7 +101,7 @@ def test_a_probe_cannot_name_a_file_elsewhere(tmp_path, no_browser):
 
 
 def test_a_surface_is_a_table(no_browser):
-    report = json.loads((RESULTS / "lab-phase" / "report.json").read_text(encoding="utf-8"))
+    report = committed("lab-phase")
     rows = report_tables(report)["surface"]
     pairs = report["surface"]["pairs"]
     assert len(rows) == sum(map(len, pairs.values()))

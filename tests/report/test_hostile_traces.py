@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 
 from epistill.report.study_page import highlight_markers, write_report
-from epistill.store import read_json
 from tests.helpers.browser import needs_chromium, opened
+from tests.helpers.committed import committed
 
-REPORT = Path(__file__).resolve().parents[2] / "docs" / "results" / "lab" / "report.json"
 RAN = "document.body.dataset.pwned=1"
 ATTACKS = {
     "script": f"wait <script>{RAN}</script> maybe",
@@ -33,7 +32,7 @@ ATTACKS = {
 
 def hostile_page(path: Path, attack: str) -> str:
     """The lab's report with every text of every trace replaced."""
-    report = read_json(REPORT)
+    report = committed("lab")
     assert report["traces"]
     for entry in report["traces"]:
         entry["problem_id"] = f"{attack} {entry['problem_id']}"

@@ -5,14 +5,11 @@ from __future__ import annotations
 import gzip
 import hashlib
 import re
-from pathlib import Path
 
 from epistill.report.panels import PALETTE, curve
 from epistill.report.study_page import PLOTLY, with_code, write_report
 from epistill.report.trace_figures import decile_plots
-from epistill.store import read_json
-
-RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
+from tests.helpers.committed import committed
 
 
 def test_a_curve_is_the_mean_over_a_band_and_skips_what_is_not_there():
@@ -40,7 +37,7 @@ def test_the_library_in_the_page_is_the_one_that_its_licence_names():
 
 def test_a_page_weighs_at_most_2_mb_marks_its_headings_and_shows_no_backtick(tmp_path):
     for name in ("lab", "lab-phase"):
-        html = write_report(read_json(RESULTS / name / "report.json"), tmp_path / name).read_text()
+        html = write_report(committed(name), tmp_path / name).read_text()
         assert len(html.encode()) <= 2_000_000
         body = re.sub(r"<(script|pre|style)\b.*?</\1>", "", html, flags=re.DOTALL)
         assert "<th>" not in body

@@ -57,6 +57,6 @@ def test_a_page_says_how_many_seeds_there_are_and_no_time_that_nobody_took(tmp_p
     elsewhere, _ = facts(report_of("smollm2"))  # seed 0, put together later: no one time
     assert "minutes" not in elsewhere
     assert "one seed: nothing is said of training" in page
-    whole, page = facts(report_of("lab"))
+    whole, page = facts(report_of("lab") | {"duration_seconds": 900.0})
     assert "· 3 seeds · 15.0 minutes on" in whole
     assert "over problems and seeds;" in page
