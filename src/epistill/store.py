@@ -207,18 +207,15 @@ class RunStore:
 
     def alarms(self) -> list[dict[str, Any]]:
         """All alarms so far."""
-        return self._log("alarms.jsonl", least_gap=0)
+        return self._following("alarms.jsonl", least_gap=0)()
 
     def metrics(self) -> list[dict[str, Any]]:
         """All steps so far."""
-        return self._log("metrics.jsonl")
+        return self.new_metrics()()
 
     def timing(self) -> list[dict[str, Any]]:
         """Seconds of all steps so far."""
-        return self._log("timing.jsonl")
-
-    def _log(self, name: str, least_gap: int = 1) -> list[dict[str, Any]]:
-        return self._following(name, least_gap)()
+        return self._following("timing.jsonl")()
 
     def new_metrics(self) -> Callable[[], list[dict[str, Any]]]:
         """Gives at each call the steps that came since the call before, all at the first."""
@@ -273,19 +270,23 @@ class RunStore:
 
     # ---- larger records
 
-    def write_records(self, kind: str, name: str, records: Iterable[Mapping[str, Any]]) -> None:
-        """Write a table under `kind/name.jsonl` ("evaluations", "traces")."""
-        self._write(write_jsonl, f"{kind}/{name}.jsonl", records)
+    def write_evaluation(self, name: str, records: Iterable[Mapping[str, Any]]) -> None:
+        """Write evaluations/NAME.jsonl."""
+        self._write(write_jsonl, f"evaluations/{name}.jsonl", records)
 
-    def read_records(self, kind: str, name: str) -> list[dict[str, Any]] | None:
-        """A table, or None where it was never written."""
-        table = f"{kind}/{name}.jsonl"
+    def read_evaluation(self, name: str) -> list[dict[str, Any]] | None:
+        """Its records, or None where it was never written."""
+        table = f"evaluations/{name}.jsonl"
         rows = self._checked(table, read_jsonl)
         return rows if (self.folder / table).exists() else None
 
-    def record_names(self, kind: str) -> list[str]:
-        """Tables of a kind, sorted."""
-        return sorted(path.stem for path in (self.folder / kind).glob("*.jsonl"))
+    def evaluation_names(self) -> list[str]:
+        """Of all that were written, sorted."""
+        return sorted(path.stem for path in (self.folder / "evaluations").glob("*.jsonl"))
+
+    def curve(self) -> list[dict[str, Any]]:
+        """The evaluations during training so far, one record each."""
+        return self.read_evaluation("curve") or []
 
     def write_inspection(self, name: str, value: Any) -> None:
         """Write something for a person to look at; numbers JSON has no word for become text."""

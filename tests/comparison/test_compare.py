@@ -307,8 +307,8 @@ def run_directory(folder, temperature=1.0):
         }
         for p in problems for s in (0, 1)
     ]  # fmt: skip
-    store.write_records("evaluations", "final-held out", rows)
-    store.write_records("evaluations", "curve", [{"step": 0}])
+    store.write_evaluation("final-held out", rows)
+    store.write_evaluation("curve", [{"step": 0}])
     return folder
 
 

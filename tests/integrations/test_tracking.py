@@ -39,7 +39,7 @@ def carried_out(folder, tool):
         for row in ROWS[:2]:
             store.append("metrics", row)
             catch_up()
-    store.write_records("evaluations", "curve", [{"step": 2, "ood/score": 0.625}])
+    store.write_evaluation("curve", [{"step": 2, "ood/score": 0.625}])
     with mirrored(tool, folder, "lab", "sdpo seed 0", said.append) as catch_up:
         for row in ROWS[2:]:
             store.append("metrics", row)

@@ -60,7 +60,7 @@ def runs_of(folder, scores, problems=60):
                 for p in range(problems)
                 for s in range(4)
             ]  # fmt: skip
-            store.write_records("evaluations", "final-set", rows)
+            store.write_evaluation("final-set", rows)
             for step in range(20):
                 store.append("metrics", {"step": step, "reward": score * step / 20 + seed / 1000,
                                       "length_tokens": 30 - 10 * score})  # fmt: skip

@@ -26,7 +26,7 @@ def measured(folder, **settings):
 
 
 def problems(store) -> list[str]:
-    rows = store.read_records("evaluations", "final-none")
+    rows = store.read_evaluation("final-none")
     return sorted({row["problem_id"] for row in rows})
 
 

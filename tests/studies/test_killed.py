@@ -139,8 +139,8 @@ def test_killed_again_and_again(undisturbed, tmp_path, times):
         here = out / path.relative_to(undisturbed)
         assert RunStore(here).metrics() == RunStore(path).metrics()
         assert RunStore(here).result == RunStore(path).result
-        for table in RunStore(path).record_names("evaluations"):
-            one, other = (RunStore(p).read_records("evaluations", table) for p in (path, here))
+        for table in RunStore(path).evaluation_names():
+            one, other = (RunStore(p).read_evaluation(table) for p in (path, here))
             assert one == other
     one, other = (read_json(p / "report.json") for p in (undisturbed, out))
     assert one["claims"] == other["claims"]

@@ -8,7 +8,12 @@ from epistill.config import RunConfig
 from epistill.methods import method
 from epistill.studies import step_lines
 from epistill.studies.run_arm import run
-from epistill.studies.step_lines import silence, step_line, steps_without_signal, why_no_signal
+from epistill.studies.step_lines import (
+    idle_steps_line,
+    step_line,
+    steps_without_signal,
+    why_no_signal,
+)
 
 BOTH = method("rlsd")  # a verifier's signal and a teacher's
 ROW = {"step": 4, "reward": 0.0, "length_tokens": 8.0, "density_per_1k_tokens": 0.0, "loss": 0.0}
@@ -32,7 +37,7 @@ def test_the_reason(numbers, reason):
 
 
 def test_nothing_is_said_where_every_step_had_a_signal():
-    assert silence(steps_without_signal([{**ROW, "trained_rows": 2}], BOTH), 1) is None
+    assert idle_steps_line(steps_without_signal([{**ROW, "trained_rows": 2}], BOTH), 1) is None
 
 
 def test_a_step_without_a_loss_is_one_line_too():
@@ -58,4 +63,4 @@ def test_a_run_whose_responses_are_all_wrong_says_so(name, reason, tmp_path):
     without = store.result["steps_without_signal"]
     assert sum(without.values()) == 2
     assert set(without) == {reason}
-    assert "2 of 2 steps" in silence(without, 2)
+    assert "2 of 2 steps" in idle_steps_line(without, 2)

@@ -107,7 +107,7 @@ def damage(folders, base, other, name, way, tmp_path):
 def numbers_of(folder):
     """All that a report reads, timing aside."""
     store = RunStore(folder)
-    tables = {name: store.read_records("evaluations", name) for name in ("curve", "final-test")}
+    tables = {name: store.read_evaluation(name) for name in ("curve", "final-test")}
     store.timing()
     store.config, store.environment  # noqa: B018
     return store.metrics(), tables, store.result

@@ -96,12 +96,12 @@ def test_an_evaluation_that_servers_cannot_make_keeps_the_whole_copy(trained):
 @pytest.mark.parametrize("kind", KINDS)
 def test_evaluations_are_made_by_the_servers(trained, kind):
     store = RunStore(trained / f"two-{kind}")
-    rows = store.read_records("evaluations", "final-test")
+    rows = store.read_evaluation("final-test")
     assert len(rows) == 6
     assert all(row["n_forced"] >= 1 for row in rows)
     assert all(row["text"].startswith("wait") for row in rows if row["sample"] == 0)
     assert not any("so" in (row["text"] or "").split() for row in rows)
-    curve = store.read_records("evaluations", "curve")
+    curve = store.read_evaluation("curve")
     assert [row["step"] for row in curve] == [0, 1, 2]
 
 
@@ -132,8 +132,8 @@ def test_servers_lost_in_an_evaluation_lose_no_step(tmp_path, monkeypatch, at, d
         config = RunConfig.model_validate(settings("grpo", server.url, **changes))
         store = run_arm.run(config, tmp_path)
     assert store.metrics()[:done] == before
-    assert [row["step"] for row in store.read_records("evaluations", "curve")] == [0, 1, 2]
-    assert len(store.read_records("evaluations", "final-test")) == 4
+    assert [row["step"] for row in store.read_evaluation("curve")] == [0, 1, 2]
+    assert len(store.read_evaluation("final-test")) == 4
     assert len(seen) == 5  # each once, and the one that was lost again
 
 

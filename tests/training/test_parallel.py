@@ -118,7 +118,7 @@ def assert_same_run(one, other, steps=3):
             else:
                 assert a[name] == b[name], name
     assert_same_weights(one, other)
-    assert RunStore(one).record_names("evaluations") == RunStore(other).record_names("evaluations")
+    assert RunStore(one).evaluation_names() == RunStore(other).evaluation_names()
 
 
 def weights_of(folder):

@@ -108,10 +108,8 @@ def test_a_killed_and_resumed_run_is_bit_identical(name, runs):
     one, other = (load_file(f / "model" / "model.safetensors") for f in (whole, broken))
     assert one.keys() == other.keys()
     assert all((one[k] == other[k]).all() for k in one)
-    for table in RunStore(whole).record_names("evaluations"):
-        assert RunStore(whole).read_records("evaluations", table) == RunStore(broken).read_records(
-            "evaluations", table
-        )
+    for table in RunStore(whole).evaluation_names():
+        assert RunStore(whole).read_evaluation(table) == RunStore(broken).read_evaluation(table)
 
 
 def test_two_runs_of_one_configuration_give_identical_metrics(runs):

@@ -67,7 +67,7 @@ def _source(path: Path) -> Source:
     if (path / "config.json").is_file() and any((path / mark).exists() for mark in marks):
         run = RunStore(path)
         check_part(path, "evaluations")
-        names = [n for n in run.record_names("evaluations") if n.startswith(FINAL)]
+        names = [n for n in run.evaluation_names() if n.startswith(FINAL)]
         if not names:
             raise EpistillError(
                 f"{path} has no final evaluation; expected evaluations/final-*.jsonl; finish the "

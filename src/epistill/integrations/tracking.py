@@ -114,8 +114,7 @@ def numbers_by_step(
 ) -> dict[int, dict[str, float]]:
     """Numbers of these rows of metrics.jsonl and of the learning curve, of the steps after one."""
     found: dict[int, dict[str, float]] = {}
-    curve = store.read_records("evaluations", "curve") or []
-    for kind, rows in (("train", metrics), ("curve", curve)):
+    for kind, rows in (("train", metrics), ("curve", store.curve())):
         for row in (row for row in rows if row["step"] > after):
             numbers = {name: value for name, value in row.items() if name != "step"}
             found.setdefault(row["step"], {}).update(_told({kind: numbers}))

@@ -65,7 +65,7 @@ def train(
     chosen = load_run_config(config, {"model": model, "task": data, "method": method, **settings})
     from epistill.integrations.tracking import check_tracker, mirrored
     from epistill.studies.run_arm import run
-    from epistill.studies.step_lines import silence
+    from epistill.studies.step_lines import idle_steps_line
     from epistill.world import joined
 
     check_tracker(track)
@@ -82,7 +82,7 @@ def train(
         store = run(chosen, folder, on_step=after_step)
         held.close()
         found = store.result or {}
-        said = silence(found.get("steps_without_signal", {}), found.get("steps", 0))
+        said = idle_steps_line(found.get("steps_without_signal", {}), found.get("steps", 0))
         return Result(
             {"folder": str(store.folder), **found},
             tuple(store.metrics()),

@@ -69,7 +69,7 @@ def check_jobs(payloads: Mapping[str, Mapping[str, Any]], out: Path) -> None:
         try:
             place = job.model, job.chat_template
             if place not in models:
-                models[place] = _outline(*place, out)
+                models[place] = _without_weights(*place, out)
             if isinstance(job, RunConfig):
                 check_run(job, models[place])
             else:
@@ -88,7 +88,7 @@ def _settings(payload: Mapping[str, Any]) -> RunConfig | Probe | PreflightConfig
     return PreflightConfig.model_validate(payload["preflight"]["settings"])
 
 
-def _outline(name: str, chat_template: str | None, out: Path) -> LanguageModel | None:
+def _without_weights(name: str, chat_template: str | None, out: Path) -> LanguageModel | None:
     """The model without weights; None where that would take a download, an adapter or GGUF file."""
     if Path(name).is_relative_to(out):
         return None

@@ -16,7 +16,7 @@ import sys
 import threading
 from collections.abc import Mapping
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from multiprocessing.context import (
     BaseContext,
     ForkServerContext,
@@ -62,7 +62,7 @@ class Executor(Protocol):
         ...
 
 
-class LocalProcesses:
+class LocalProcesses(AbstractContextManager["LocalProcesses"]):
     """Processes of this machine.
 
     Args:
@@ -97,7 +97,9 @@ class LocalProcesses:
             job = json.dumps(payload), str(folder)
             if is_alone(payload, self._processes):
                 return self._pool.schedule(run_job, args=job)
-            return self._pool.schedule(run_together, args=(*job, self._processes))
+            from epistill.studies.arm_processes import launch  # which imports this module
+
+            return self._pool.schedule(launch, args=(*job, self._processes))
 
     def lost(self, error: BaseException) -> str | None:
         """Whether the process died, or one of several."""
@@ -108,10 +110,6 @@ class LocalProcesses:
     def stop(self) -> None:
         """Kill the processes."""
         self._pool.stop()
-
-    def __enter__(self) -> LocalProcesses:
-        """Use the pool."""
-        return self
 
     def __exit__(self, *_: object) -> None:
         """Wait for the processes to end."""
@@ -205,10 +203,3 @@ def run_job(payload: str, folder: str) -> None:
         gc.collect()
         with suppress(AttributeError):  # another libc has no such function
             ctypes.CDLL(None).malloc_trim(0)
-
-
-def run_together(payload: str, folder: str, processes: int) -> None:
-    """Carry out one run (JSON) by several processes that this one starts and watches."""
-    from epistill.studies.arm_processes import launch
-
-    launch(payload, folder, processes)

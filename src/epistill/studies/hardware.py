@@ -1,7 +1,7 @@
 """What a model costs, from the numbers of its architecture: parameters, bytes, FLOPs. Torch-free.
 
 Enters: an `Architecture` (the keys of its Hugging Face configuration). Leaves: counts per part;
-`study/plan.py` adds them up for a study on a `Hardware`.
+`studies/plan.py` adds them up for a study on a `Hardware`.
 Every formula is held against the real thing by `tests/studies/test_hardware.py`: parameters against
 models on the meta device, activations against what autograd saves, teachers against their tensors.
 """

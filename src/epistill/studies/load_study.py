@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from epistill.errors import EpistillError, did_you_mean
 from epistill.inputs import read_settings
 from epistill.method_import import with_methods_of
-from epistill.settings import first_fault
+from epistill.settings import checked, first_fault
 from epistill.studies.spec import StudySpec
 
 RECIPES = "recipes/"
@@ -42,10 +42,7 @@ def load_study(name: str) -> StudySpec:
             f"no study {name!r}; expected one of {', '.join(shipped_studies())}, or a TOML file"
             f"{did_you_mean(name, shipped_studies())}"
         )
-    try:
-        spec = StudySpec.model_validate(with_methods_of(read_settings(found), found))
-    except ValidationError as error:
-        raise EpistillError(f"study {name!r}: {first_fault(error)}") from error
+    spec = checked(StudySpec, with_methods_of(read_settings(found), found), f"study {name!r}: ")
     for some in (spec, *(spec.with_preset(preset) for preset in spec.presets)):
         for arm in some.arms:
             try:

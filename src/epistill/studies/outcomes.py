@@ -25,7 +25,7 @@ def outcomes_of(store: RunStore) -> dict[str, Any]:
     """Of one finished run."""
     sets: dict[str, Any] = {}
     for name, summary in (store.result or {}).get("evaluations", {}).items():
-        rows = store.read_records("evaluations", f"final-{name}")
+        rows = store.read_evaluation(f"final-{name}")
         if not rows:
             path = store.folder / "evaluations" / f"final-{name}.jsonl"
             raise damaged(path, "it has no records, but the result is of some", store.folder)

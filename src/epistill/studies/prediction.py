@@ -133,16 +133,15 @@ def _add_joint(rows: Sequence[dict[str, Any]]) -> None:
         row["predictions"][JOINT] = value
 
 
-def spearman(x: Floats, y: Floats, clusters: Sequence[str], *, seed: int = 0) -> Estimate:
+def spearman(x: Floats, y: Floats, clusters: Sequence[str]) -> Estimate:
     """Spearman's rho, ties averaged, with a 95 % percentile interval over resampled clusters.
 
     Args:
         x, y: [n].
-        clusters: [n] what is resampled together: each arm, or all arms of a context.
-        seed: Names the resampling. Resamples without variation are left out; with fewer than half
-            of them left there is no interval.
+        clusters: [n] what is resampled together: each arm, or all arms of a context. Resamples
+            without variation are left out; with fewer than half of them left there is no interval.
     """
-    found = np.concatenate([_rho(x[rows], y[rows]) for rows in _draws(tuple(clusters), seed)])
+    found = np.concatenate([_rho(x[rows], y[rows]) for rows in _draws(tuple(clusters))])
     found = found[~np.isnan(found)]
     value, count = float(_rho(x[None], y[None])[0]), len(set(clusters))
     if np.isnan(value) or len(found) < RESAMPLES / 2:
@@ -152,10 +151,10 @@ def spearman(x: Floats, y: Floats, clusters: Sequence[str], *, seed: int = 0) ->
 
 
 @lru_cache(maxsize=4)
-def _draws(clusters: tuple[str, ...], seed: int) -> list[NDArray[np.int64]]:
+def _draws(clusters: tuple[str, ...]) -> list[NDArray[np.int64]]:
     """Rows of every resample, [resamples of one length, length] each, so that ranks are batched."""
     members = [np.flatnonzero(np.array(clusters) == name) for name in dict.fromkeys(clusters)]
-    rng = np.random.default_rng(derive_seed("spearman", seed, len(members)))
+    rng = np.random.default_rng(derive_seed("spearman", 0, len(members)))
     by_length: dict[int, list[NDArray[np.int64]]] = {}
     for drawn in rng.integers(len(members), size=(RESAMPLES, len(members))):
         rows = np.concatenate([members[k] for k in drawn])

@@ -17,6 +17,7 @@ import socket
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ THREADS = 1024
 LOCAL_OBJECTS_BYTES = 80 * 1024**2  # nothing but short strings is ever stored there
 
 
-class RayCluster:
+class RayCluster(AbstractContextManager["RayCluster"]):
     """A Ray cluster, for one study.
 
     Args:
@@ -162,10 +163,6 @@ class RayCluster:
             self._ray.cancel(ref, force=True)
         for group in self._groups:
             self._ray.util.remove_placement_group(group)
-
-    def __enter__(self) -> RayCluster:
-        """Use the cluster."""
-        return self
 
     def __exit__(self, *_: object) -> None:
         """Leave the cluster; a local one ends."""

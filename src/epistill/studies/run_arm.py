@@ -112,9 +112,8 @@ def run(
                 for measure in ("score", "length_tokens", "density_per_1k_tokens"):
                     values = per_problem(problem_outcomes(rows), measure).values()
                     point[f"{chosen.name}/{measure}"] = sum(values) / len(values)
-            curve = store.read_records("evaluations", "curve") or []
-            kept = [row for row in curve if row["step"] < done]
-            store.write_records("evaluations", "curve", [*kept, point])
+            kept = [row for row in store.curve() if row["step"] < done]
+            store.write_evaluation("curve", [*kept, point])
             return point
 
         train_student(config, store, student, grader, servers=servers, on_step=after_step)
@@ -178,7 +177,7 @@ def store_evaluation(
     store: RunStore, name: str, kind: str, rows: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
     """Keep every record of a final evaluation; returns its summary for the result."""
-    store.write_records("evaluations", f"final-{name}", rows)
+    store.write_evaluation(f"final-{name}", rows)
     return summary_of(problem_outcomes(rows), kind)
 
 
@@ -227,10 +226,11 @@ def _save_model(student: LanguageModel, run: Path) -> None:
 def _finish(config: RunConfig, store: RunStore, final: Mapping[str, Any]) -> None:
     """Write the result: whoever sees it finds everything."""
     stopped = next((a for a in store.alarms() if a["action"] == "stop"), None)
-    result = {
-        "steps": config.steps if stopped is None else stopped["step"] + 1,
-        "steps_without_signal": steps_without_signal(store.metrics(), config.method),
-        "stopped_by": stopped,
-        "evaluations": final,
-    }
-    store.finish(result)
+    store.finish(
+        {
+            "steps": config.steps if stopped is None else stopped["step"] + 1,
+            "steps_without_signal": steps_without_signal(store.metrics(), config.method),
+            "stopped_by": stopped,
+            "evaluations": final,
+        }
+    )

@@ -29,7 +29,7 @@ from epistill.studies.check_inputs import check_jobs
 from epistill.studies.executors import Executor, LocalProcesses
 from epistill.studies.jobs import begin_job
 from epistill.studies.spec import Arm, LabWorld, Preflight, Probe, StudySpec, without_analysis
-from epistill.studies.step_lines import silence
+from epistill.studies.step_lines import idle_steps_line
 from epistill.studies.study_summary import report_line, summarise_study
 
 REPORT_EVERY_S = 120.0
@@ -245,7 +245,7 @@ def _run_jobs(
                         ended = len(jobs) - len(running)
                         progress.console.print(f"{name} finished: {ended} of {len(jobs)} runs")
                     found = job.result or {}
-                    if said := silence(found.get("steps_without_signal", {}), job.steps):
+                    if said := idle_steps_line(found.get("steps_without_signal", {}), job.steps):
                         progress.console.print(f"{name}: {said}")
                 if clock.since_start() > next_report:
                     begun, page = clock.since_start(), render()

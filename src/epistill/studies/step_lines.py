@@ -51,7 +51,7 @@ def steps_without_signal(rows: Sequence[Mapping[str, Any]], method: Method) -> d
     )
 
 
-def silence(without: Mapping[str, int], steps: int) -> str | None:
+def idle_steps_line(without: Mapping[str, int], steps: int) -> str | None:
     """What a reader must know of the steps that changed nothing; None where every step did.
 
     Args:

@@ -97,7 +97,9 @@ def with_estimates(report: Mapping[str, Any]) -> dict[str, Any]:
                 for kind in (*KINDS, *HARDER)
                 if (found := _estimates(runs[arm["id"]], kind)) is not None or kind in KINDS
             },
-            "difference_to_baseline": {kind: _differences(arm, kind, runs) for kind in KINDS},
+            "difference_to_baseline": {
+                kind: _differences(arm["id"], arm["baseline"], kind, runs) for kind in KINDS
+            },
             # avg@k, pass@k and maj@k of every evaluation set
             "sets": {
                 str(seed): {n: summary_of(one, one["kind"]) for n, one in run["sets"].items()}
@@ -151,10 +153,7 @@ def _arm(spec: StudySpec, arm: Arm, runs: Mapping[int, RunStore]) -> dict[str, A
         "contexts": [name for name, one in NAMED_CONTEXTS.items() if one == context],
         # The arms of a grid are drawn as a surface, not as lines.
         "curves": {} if spec.grid is not None else _curves(runs),
-        "evaluation_curve": {
-            str(seed): store.read_records("evaluations", "curve") or []
-            for seed, store in sorted(runs.items())
-        },
+        "evaluation_curve": {str(seed): store.curve() for seed, store in sorted(runs.items())},
         "seconds": round(sum(row["rollout_seconds"] + row["update_seconds"] for row in times), 1),
     }
 
@@ -169,13 +168,11 @@ def _estimates(runs: Mapping[int, Mapping[str, Any]], kind: str) -> dict[str, An
     return found or None
 
 
-def _differences(arm: Mapping[str, Any], kind: str, runs: Runs) -> dict[str, Any] | None:
-    """Arm minus its baseline, paired on problems and seeds; None where it has none."""
-    baseline = arm["baseline"]
-    if baseline is None or baseline == arm["id"]:
+def _differences(arm: str, baseline: str | None, kind: str, runs: Runs) -> dict[str, Any] | None:
+    """What is COMPARED, arm minus its baseline; None where it has none, or one is not there yet."""
+    if baseline is None or baseline == arm:
         return None
-    measures = {name: (name, kind) for name in COMPARED}
-    return differences_to_baseline(arm["id"], baseline, measures, runs)
+    return differences_to_baseline(arm, baseline, {name: (name, kind) for name in COMPARED}, runs)
 
 
 def _curves(runs: Mapping[int, RunStore]) -> dict[str, Any]:
@@ -216,19 +213,16 @@ def _probe_table(contexts: list[str], runs: Mapping[int, Mapping[str, Any]]) -> 
 
 def _surface(grid: Grid, runs: Runs, worlds: Mapping[str, Any]) -> dict[str, Any]:
     """Differences of each pair of arms at every grid point whose runs are finished."""
-
-    def compared(name: str, ours: str, theirs: str, measure: str) -> dict[str, Any] | None:
-        found = differences_to_baseline(
-            f"{name}-{ours}", f"{name}-{theirs}", {measure: (measure, "ood")}, runs
-        )
-        return None if found is None else found[measure]
-
     return {
         "dials": {name: list(values) for name, values in grid.dials.items()},
         "pairs": {
             label: [
-                {"nominal": dials, "measured": worlds.get(name := point_id(dials))}
-                | {measure: compared(name, ours, theirs, measure) for measure in COMPARED}
+                {
+                    "nominal": dials,
+                    "measured": worlds.get(name := point_id(dials)),
+                    **dict.fromkeys(COMPARED),
+                    **(_differences(f"{name}-{ours}", f"{name}-{theirs}", "ood", runs) or {}),
+                }
                 for dials in grid.points()
             ]
             for label, (ours, theirs) in grid.pairs.items()
@@ -245,7 +239,7 @@ def _traces(spec: StudySpec, stores: Stores) -> list[dict[str, Any]]:
         result = (store.result if store else None) or {}
         for name, summary in result.get("evaluations", {}).items():
             assert store is not None
-            rows = store.read_records("evaluations", f"final-{name}") or []
+            rows = store.read_evaluation(f"final-{name}") or []
             for row in [row for row in rows if row["text"] is not None][:TRACES_SHOWN]:
                 entry = {"problem_id": row["problem_id"], "set": name, "kind": summary["kind"]}
                 entry = by_problem.setdefault((name, row["problem_id"]), {**entry, "responses": []})

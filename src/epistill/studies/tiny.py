@@ -28,6 +28,7 @@ from epistill.seeds import derive_seed, named_random
 from epistill.store import write_jsonl
 from epistill.studies.hardware import Architecture
 from epistill.studies.spec import StudySpec
+from epistill.thinking import CLOSE, OPEN, split_thinking
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -42,7 +43,6 @@ NEAR = 1.2  # of the loss that cannot be learned away
 LESSON_RATE = 1e-2
 VOCABULARY = 400
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-TAGS = ("<think>", "</think>")
 _CHAT = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
@@ -90,8 +90,13 @@ def tiny_study(spec: StudySpec, out: Path) -> StudySpec:
     def small(settings: dict[str, Any], **changes: Any) -> dict[str, Any]:
         """Settings of a run, an evaluation or a probe."""
         found = {**settings, **changes}
-        if "model" in found:
-            found["model"] = _of(models, found["model"])
+        if (name := found.get("model")) is not None:
+            if name not in models:
+                raise EpistillError(
+                    f"--tiny has no shape for model {name!r}; expected [architectures.{name!r}] in "
+                    "the study"
+                )
+            found["model"] = models[name]
         if "task" in found:
             found["task"] = _task(found["task"], folder).model_dump()
         for name in ("sampling", "eval_sampling"):
@@ -134,15 +139,6 @@ def tiny_study(spec: StudySpec, out: Path) -> StudySpec:
             "It shows that the recipe runs; its numbers mean nothing.",
         }
     )
-
-
-def _of(models: dict[str, str], name: str) -> str:
-    if name not in models:
-        raise EpistillError(
-            f"--tiny has no shape for model {name!r}; expected [architectures.{name!r}] in the "
-            "study"
-        )
-    return models[name]
 
 
 def _task(settings: Any, folder: Path) -> FileTask:
@@ -216,7 +212,6 @@ def _model(
     from epistill.rollouts.prompts import render_prompt
     from epistill.tasks.coverage import load_eval_problems
     from epistill.teacher.context import teacher_messages
-    from epistill.thinking import split_thinking
 
     if not sys.stderr.isatty():
         disable_progress_bar()
@@ -251,7 +246,7 @@ def _model(
     end = tokenizer.eos_token_id
     assert isinstance(end, int)
     for problem, (right, wrong) in lessons:
-        shown = f"{TAGS[0]}\n{right}" if shape.thinking == "opened" else right
+        shown = f"{OPEN}\n{right}" if shape.thinking == "opened" else right
         guided = [
             (teacher_messages(problem, text, Context(source="sibling")), right)
             for text in (shown, split_thinking(shown).answer)
@@ -309,7 +304,7 @@ def _tokenizer(texts: list[str], shape: Architecture) -> PreTrainedTokenizerFast
         show_progress=False,
     )
     core.train_from_iterator(texts, trainer)
-    core.add_tokens([AddedToken(tag, special=False) for tag in TAGS])
+    core.add_tokens([AddedToken(tag, special=False) for tag in (OPEN, CLOSE)])
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
         eos_token="<|im_end|>",

@@ -66,7 +66,8 @@ def train_student(
     resumed = done = resume(store, state, world)
     monitor = RunMonitor(config, store, world)
     try:
-        if not world.on_first(lambda: _evaluated_at(store, done)):
+        # A run may be stopped in an evaluation: then it is not recorded.
+        if not world.on_first(lambda: any(point["step"] == done for point in store.curve())):
             monitor.evaluated(on_step(done, student))
         while done < config.steps and monitor.goes_on:
             started = time.perf_counter()
@@ -97,12 +98,6 @@ def train_student(
         world.stop(f"{error}; the run stopped after {done} steps, with a checkpoint")
     if servers is not None and done > resumed and nowhere_whole(config, world.size):
         save_checkpoint(store, done, state, world)  # the final evaluations need the servers, too
-
-
-def _evaluated_at(store: RunStore, done: int) -> bool:
-    """Whether an evaluation after so many steps is recorded: a run may be stopped in one."""
-    curve = store.read_records("evaluations", "curve") or []
-    return any(point["step"] == done for point in curve)
 
 
 def _batch_metrics(batch: Batch, group_size: int, on_policy: bool) -> dict[str, Any]:

@@ -38,8 +38,7 @@ class RunMonitor:
 
     def _recorded(self) -> list[dict[str, Any]]:
         """What was observed before, in its order."""
-        rows = self._store.metrics()
-        curve = self._store.read_records("evaluations", "curve") or []
+        rows, curve = self._store.metrics(), self._store.curve()
         made = [_after_its_step(point) for point in curve if point["step"] <= len(rows)]
         return sorted([*rows, *made], key=lambda row: row["step"])
 
