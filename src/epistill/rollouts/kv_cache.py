@@ -84,11 +84,6 @@ def holds_everything(cache: Cache) -> bool:
     return bool(cache.layers) and all(isinstance(layer, GrowingLayer) for layer in cache.layers)
 
 
-def key_values(cache: Cache) -> list[tuple[Tensor, Tensor]]:
-    """[B, heads, length, dim] of each layer, of a cache that `holds_everything`."""
-    return [(cast(Any, layer).keys, cast(Any, layer).values) for layer in cache.layers]
-
-
 def decoding_mask(
     cache: Cache, network: PreTrainedModel, dtype: torch.dtype | None
 ) -> Tensor | None:

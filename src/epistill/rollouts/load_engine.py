@@ -112,7 +112,9 @@ def _model_at(url: str, wanted: str, api_key: str | None) -> tuple[str, int | No
     server = Server(url)
     client = Client([server], api_key=api_key, timeout=LISTING_SECONDS)
     try:
-        told = client.patiently(lambda: read_reply(ServedModels, client.call(server, "/v1/models")))
+        told = client.with_retries(
+            lambda: read_reply(ServedModels, client.call(server, "/v1/models"))
+        )
     except UnusableReply as failure:
         server.lost = str(failure)
         raise client.lost_error() from failure

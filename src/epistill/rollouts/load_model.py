@@ -112,15 +112,10 @@ def load_without_weights(name: str, *, chat_template: str | None = None) -> Lang
     source = model_source(name)
     with hub_or_cache(wanted=_needs_hub(source)):
         tokenizer = load_tokenizer(source, name, False, chat_template)
-        try:
+        expected = "a causal LM's config.json beside the tokenizer"
+        with _told(name, "could not be read", expected), torch.device("meta"):
             config = AutoConfig.from_pretrained(source, **dict.fromkeys(ATTENTION_KEYS))
-            with torch.device("meta"):
-                network = _LOADER.from_config(config)
-        except (OSError, ValueError) as error:
-            raise EpistillError(
-                f"model {name!r} could not be read: {first_line(error)}; expected a causal LM's "
-                "config.json beside the tokenizer"
-            ) from error
+            network = _LOADER.from_config(config)
         with suppress(OSError):  # a model need not have one
             network.generation_config = GenerationConfig.from_pretrained(source)
     return LanguageModel(network.eval(), tokenizer, name)

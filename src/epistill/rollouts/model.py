@@ -128,10 +128,6 @@ class LanguageModel:
         assert layer is not None, f"{type(network).__name__} has no output layer"
         return layer
 
-    def input_layer(self) -> nn.Module:
-        """The embedding."""
-        return self.causal_lm().get_input_embeddings()
-
     def head(self) -> Head:
         """The output layer with the model's own scaling."""
         config = self.causal_lm().config

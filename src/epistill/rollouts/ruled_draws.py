@@ -78,7 +78,9 @@ class RuledDraws:
         self._spelled: dict[str, list[int]] = {}
         force = [word_rule("force", text) for text in sampling.force]
         self._forced = [(rule, _place(rule)) for rule in force]
-        self._instead = {i: self._token(rule) for i, rule in enumerate(force)}
+        self._instead = {
+            i: self._token(rule) for i, rule in enumerate(force) if rule.place == "before"
+        }
         self._blocked = [
             (one, re.compile(on_word_boundaries(fold(one.words))), _place(one))
             for rule in (word_rule("block", text) for text in sampling.block)
@@ -164,9 +166,9 @@ class RuledDraws:
         return self._spelled[words]
 
     def _token(self, rule: WordRule) -> frozenset[int]:
-        """What `before` waits for; empty for other places."""
-        if rule.place != "before" or rule.argument == END:
-            return self._ends if rule.place == "before" else frozenset()
+        """What `before` waits for."""
+        if rule.argument == END:
+            return self._ends
         ids = self._ids(rule.argument)
         if len(ids) != 1:
             raise EpistillError(

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from transformers.cache_utils import Cache
 
 from epistill.rollouts.align import align, micro_batches
 from epistill.rollouts.engine import Ids
-from epistill.rollouts.kv_cache import cache_argument, holds_everything, key_values, make_cache
+from epistill.rollouts.kv_cache import cache_argument, holds_everything, make_cache
 from epistill.rollouts.model import LanguageModel
 from epistill.world import current_world
 
@@ -121,10 +122,14 @@ class SharedPrompts:
         if not new:
             return
         found = prefill(model, new, room=0)
+        cached: Any = found.cache.layers
         for row, prompt in enumerate(new):
             layers = [
-                tuple(one[row, :, -len(prompt) :].transpose(0, 1).clone() for one in pair)
-                for pair in key_values(found.cache)
+                tuple(
+                    states[row, :, -len(prompt) :].transpose(0, 1).clone()
+                    for states in (layer.keys, layer.values)
+                )
+                for layer in cached
             ]
             self._kept[prompt] = _Kept(layers, found.last[row])
 

@@ -117,7 +117,7 @@ class Client:
             raise UnusableReply("a compressed reply where none was asked for")
         return content
 
-    def patiently(self, call: Callable[[], Any]) -> Any:
+    def with_retries(self, call: Callable[[], Any]) -> Any:
         """Attempts with growing pauses; the last `UnusableReply` is raised."""
         for attempt in range(self.attempts - 1):
             try:
@@ -128,7 +128,7 @@ class Client:
                 self.sleep(min(pause, MAX_PAUSE_SECONDS))
         return call()
 
-    def each(self, act: Callable[[Server], Any], servers: Sequence[Server]) -> dict[str, Any]:
+    def on_each(self, act: Callable[[Server], Any], servers: Sequence[Server]) -> dict[str, Any]:
         """Do something on several servers at once; those where it fails after retries are lost.
 
         Returns:
@@ -143,7 +143,7 @@ class Client:
         def tried(server: Server) -> None:
             once = server.lost is not None  # one that was lost need not be back
             try:
-                told = act(server) if once else self.patiently(lambda: act(server))
+                told = act(server) if once else self.with_retries(lambda: act(server))
                 found[server.url] = told
             except (Refused, UnusableReply) as failure:
                 server.lost = str(failure)
@@ -215,7 +215,7 @@ class Client:
                 return request.read(reply), after(server)
 
             try:
-                return self.patiently(attempt)
+                return self.with_retries(attempt)
             except (_Lost, Refused, UnusableReply) as failure:
                 failures[server.url] = failure
                 self._count("moved")

@@ -10,7 +10,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -34,7 +34,6 @@ from epistill.rollouts.vllm_api import (
 from epistill.rollouts.vllm_client import Client
 from epistill.rollouts.vllm_server import Server, ServerRequest, ServersLost
 from epistill.rollouts.vllm_weights import (
-    Push,
     check_version,
     probe_ids,
     probe_log_probs,
@@ -93,8 +92,8 @@ class VllmEngine:
         self._handed_over = False
         self._version: int | None = None
         self._probe: tuple[float, ...] | None = None
-        self._pushed: Push | None = None
-        self._begun: _Begun | None = None
+        self._push_gap: float | None = None
+        self._ahead: _Ahead | None = None
         self._scored = True
         self._background = ThreadPoolExecutor(1, thread_name_prefix="ahead")
 
@@ -117,19 +116,19 @@ class VllmEngine:
             ServersLost: No server could answer.
             EpistillError: One refused, or log-probs are not those at the sampling temperature.
         """
-        begun, self._begun = self._begun, None
+        ahead, self._ahead = self._ahead, None
 
         def written() -> list[dict[str, Any]]:
-            if begun is None or begun.asked != (requests, drawing):
+            if ahead is None or ahead.asked != (requests, drawing):
                 found = self._ask(requests, drawing)
             else:
-                assert begun.replies is not None  # of rank 0, which alone is here
-                found = begun.replies.result()
+                assert ahead.replies is not None  # of rank 0, which alone is here
+                found = ahead.replies.result()
             return [rollout_to_json(one) for one in self._rollouts(requests, drawing, found)]
 
         return [rollout_from_json(row) for row in _by_first(written)]
 
-    def begin(self, requests: Sequence[PromptRequest], **drawing: Unpack[Drawing]) -> None:
+    def sample_ahead(self, requests: Sequence[PromptRequest], **drawing: Unpack[Drawing]) -> None:
         """Have responses written while the caller does something else.
 
         The next `sample` with the same arguments waits for them, and raises what went wrong.
@@ -137,7 +136,7 @@ class VllmEngine:
         replies: Future[Any] | None = None
         if current_world().first:
             replies = self._background.submit(self._ask, requests, drawing)
-        self._begun = _Begun((requests, drawing), replies)
+        self._ahead = _Ahead((requests, drawing), replies)
 
     def unscored(self) -> VllmEngine:
         """The same servers for responses whose log-probs nobody reads: filters, rules may be on.
@@ -145,21 +144,21 @@ class VllmEngine:
         The log-probs are NaN. What is being written ahead stays with the first.
         """
         engine = copy.copy(self)
-        engine._begun, engine._scored = None, False
+        engine._ahead, engine._scored = None, False
         return engine
 
     @property
-    def has_begun(self) -> bool:
+    def is_ahead(self) -> bool:
         """Whether responses are being written that nobody has asked for yet."""
-        return self._begun is not None
+        return self._ahead is not None
 
     def _ask(self, requests: Sequence[PromptRequest], drawing: Drawing) -> list[tuple[Any, Any]]:
         """The replies to each request, with the version that wrote them."""
         sampling = drawing["sampling"]
         check_sampling(sampling, self._scored)
-        self._begin()
+        self._before_call()
         if requests and sampling.temperature not in (0.0, 1.0):
-            self.client.each(
+            self.client.on_each(
                 lambda server: check_temperature(
                     self.client, server, self._served_name, requests[0].ids, sampling.temperature
                 ),
@@ -168,9 +167,9 @@ class VllmEngine:
         ask = partial(
             sample_request, self._served_name, ends=self.eos_ids, vocabulary=self._vocabulary
         )
-        return self._answered(
-            server_responses(requests, drawing, self.tokenizer, self.eos_ids, ask, self._run)
-        )
+        found = server_responses(requests, drawing, self.tokenizer, self.eos_ids, ask, self._run)
+        self._handed_over = True
+        return found
 
     def _rollouts(
         self, requests: Sequence[PromptRequest], drawing: Drawing, found: list[tuple[Any, Any]]
@@ -211,8 +210,10 @@ class VllmEngine:
         ]
 
         def ask() -> list[dict[str, Any]]:
-            self._begin()
-            return [reply for reply, _ in self._answered(self._run(asked))]
+            self._before_call()
+            replies = [reply for reply, _ in self._run(asked)]
+            self._handed_over = True
+            return replies
 
         return [
             top_k_scores(
@@ -231,8 +232,8 @@ class VllmEngine:
             self._served_name, ids, start, top_k=top_k, vocabulary=self._vocabulary
         )
 
-    def refresh(self, student: LanguageModel, step: int, *, now: bool = False) -> dict[str, Any]:
-        """Push the student's weights if it is time; what `Push` says of them, if they are there.
+    def refresh(self, student: LanguageModel, step: int, *, now: bool = False) -> float | None:
+        """Push the student's weights if it is time.
 
         Every `push_every` steps, counted from the run's first, whoever pushed in between.
 
@@ -241,16 +242,18 @@ class VllmEngine:
             step: Optimiser batches they have seen.
             now: It is time unless these are there already.
 
+        Returns:
+            If they are there, the largest gap that `push_weights` saw.
+
         Raises:
             ServersLost: No server took them.
         """
         due = self._version is None or now or step % self._push_every == 0
-        if not due or self._version == step:
-            return asdict(self._pushed) if self._pushed and self._version == step else {}
-        self._pushed = self.push_weights(student, step)
-        return asdict(self._pushed)
+        if due and self._version != step:
+            self._push_gap = max(self.push_weights(student, step).values())
+        return self._push_gap if self._version == step else None
 
-    def push_weights(self, student: LanguageModel, version: int) -> Push:
+    def push_weights(self, student: LanguageModel, version: int) -> dict[str, float]:
         """Give every server new weights; servers that were lost and answer again come back.
 
         All processes of a run call it together. What is being written ahead is waited for.
@@ -258,6 +261,9 @@ class VllmEngine:
         Args:
             student: Written to `weights_folder`, adapters merged.
             version: Optimiser steps these weights have seen.
+
+        Returns:
+            By address of each server that has them, its probe's mean gap in nats per token.
 
         Raises:
             EpistillError: No `weights_folder`, no disk, or no server that took them.
@@ -268,8 +274,8 @@ class VllmEngine:
                 "server can read"
             )
         ids = probe_ids(len(self.tokenizer))
-        if self._begun is not None and self._begun.replies is not None:
-            wait([self._begun.replies])
+        if self._ahead is not None and self._ahead.replies is not None:
+            wait([self._ahead.replies])
         write_weights(student, self._folder)
         expected = probe_log_probs(student, ids)
         push = partial(
@@ -283,16 +289,15 @@ class VllmEngine:
         )
 
         def pushed() -> dict[str, float]:
-            if not (gaps := self.client.each(push, self.client.servers)):
+            if not (gaps := self.client.on_each(push, self.client.servers)):
                 raise self.client.lost_error()
             return gaps
 
         self._finished.clear()
         try:
-            gaps: dict[str, float] = _by_first(pushed)
+            return _by_first(pushed)
         finally:
             self._version, self._probe = version, expected
-        return Push(version, tuple(gaps), max(gaps.values()))
 
     def request_counts(self) -> dict[str, int]:
         """Servers in use, and how often requests were repeated or moved, over the run so far."""
@@ -302,7 +307,7 @@ class VllmEngine:
             "requests_moved": self.client.counts["moved"],
         }
 
-    def _begin(self) -> None:
+    def _before_call(self) -> None:
         """Forget the replies of a call that ended well; ask lost servers whether they are back."""
         if self._handed_over:
             self._finished.clear()
@@ -313,7 +318,7 @@ class VllmEngine:
             server.lost, server.tempered = None, False
 
         if self._version is None:  # with pushed weights only a push brings them back
-            self.client.each(ask, [s for s in self.client.servers if s.lost is not None])
+            self.client.on_each(ask, [s for s in self.client.servers if s.lost is not None])
 
     def _run(self, asked: Sequence[ServerRequest]) -> list[tuple[Any, Any]]:
         def version(server: Server) -> int | None:
@@ -321,15 +326,10 @@ class VllmEngine:
 
         return self.client.run(asked, self._finished, version)
 
-    def _answered(self, found: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
-        """The whole call went well: what was kept of it is forgotten when the next one begins."""
-        self._handed_over = True
-        return found
-
 
 @dataclass(frozen=True, slots=True)
-class _Begun:
-    """What `begin` was asked, and on rank 0 what will come of it."""
+class _Ahead:
+    """What `sample_ahead` was asked, and on rank 0 what will come of it."""
 
     asked: tuple[Sequence[PromptRequest], Drawing]
     replies: Future[Any] | None

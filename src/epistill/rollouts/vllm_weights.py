@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
@@ -33,21 +32,6 @@ PROBE_GAP_NATS = 0.05
 PROBE_GAP_SHARE = 0.02
 # Log-probs that moved less than this may read the same on the server.
 PROBE_MOVED_NATS = 1e-3
-
-
-@dataclass(frozen=True, slots=True)
-class Push:
-    """What became of one push of weights.
-
-    Attributes:
-        version: Of the weights.
-        servers: URLs that have them.
-        gap_nats_per_token: Largest mean gap of a server's probe to the trainer's.
-    """
-
-    version: int
-    servers: tuple[str, ...]
-    gap_nats_per_token: float
 
 
 def write_weights(model: LanguageModel, folder: Path) -> None:

@@ -61,20 +61,20 @@ def on_policy_batch(
     Raises:
         ServersLost: An engine outside this process is gone.
     """
-    pushed: dict[str, Any] = {}
-    if servers is not None and not servers.has_begun:
-        pushed = servers.refresh(student, step)
+    push_gap: float | None = None
+    if servers is not None and not servers.is_ahead:
+        push_gap = servers.refresh(student, step)
     asked, drawing = _asked(config, curriculum, step)
     graded = sample_and_grade(servers or InProcessEngine(student), asked, grader, **drawing)
     if servers is not None and _ahead(config) and step + 1 < config.steps:
-        pushed = servers.refresh(student, step) or pushed  # nothing is being written now
+        push_gap = servers.refresh(student, step)  # nothing is being written now
         asked, drawing = _asked(config, curriculum, step + 1)
-        servers.begin(rendered(servers, asked, config.sampling)[1], **drawing)
+        servers.sample_ahead(rendered(servers, asked, config.sampling)[1], **drawing)
     rows, numbers, too_long = _rows(graded, config), {}, 0
     if servers is not None:
         rows, graded, numbers = corrected(student, rows, graded, config, step)
         numbers |= servers.request_counts()
-        numbers["push_gap_nats_per_token"] = pushed.get("gap_nats_per_token")
+        numbers["push_gap_nats_per_token"] = push_gap
     if teacher is not None:
         rows, too_long = with_teacher_prompts(rows, graded, student, teacher, config, grader, step)
     return Batch(rows, graded, too_long, numbers)

@@ -56,7 +56,7 @@ def placement(config: RunConfig, world: World) -> Place:
             part.set_gradient_divide_factor(1.0)
             part.set_force_sum_reduction_for_comms(True)  # gloo has no scaled sum
         if shared:  # a tied head is the embedding: it follows where that went
-            head.weight = model.input_layer().weight
+            head.weight = model.causal_lm().get_input_embeddings().weight
 
     return shard
 
