@@ -7,9 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from epistill.tasks.grading import Grader, grade_choice, grade_math
+from epistill.tasks.grading import Grader, grade_choice
 
 CASES = Path(__file__).parents[1] / "data" / "verdict_cases.jsonl"
+
+
+def grade_math(gold, said, **how):
+    with Grader(workers=1) as grader:
+        return grader.grade([("math", gold, said)], **how)[0]
 
 
 def wrong_verdicts(rows):
@@ -62,7 +67,7 @@ def test_a_response_without_a_frame_says_so_and_the_lenient_search_is_named():
     assert (strict.status.value, strict.frame) == ("unreadable", "")
     assert "no answer in a frame" in strict.reason
     assert (lenient.status.value, lenient.frame) == ("correct", "search")
-    assert grade_math("73", text, cut=True, lenient=True).status.value == "unreadable"
+    assert grade_math("73", text, cut=[True], lenient=True).status.value == "unreadable"
 
 
 @pytest.mark.parametrize(

@@ -30,22 +30,25 @@ MAX_SEARCHED = 50_000
 _DISPLAYS = {"\\[": "\\]", "$$": "$$", "```": "```"}  # what opens a block, and what closes it
 
 
-def frames(text: str, *, cut: bool = False) -> Iterator[Framed]:
+def frames(text: str) -> Iterator[Framed]:
     r"""The frames of a response after its thinking, the one that counts first.
-
-    Of a response that was `cut` at a limit, only a frame that was completed counts.
 
     Example:
         >>> [f.text for f in frames(r"#### 3" "\n" r"No: \boxed{5} and \boxed{8}")]
         ['5, 8', '3']
-        >>> list(frames("The answer is 8", cut=True))
-        []
     """
-    yield from frames_in(readable(text), cut=cut)
+    return frames_in(readable(text))
 
 
 def frames_in(text: str, *, cut: bool = False) -> Iterator[Framed]:
-    """`frames` of a text that went through `readable`."""
+    """`frames` of a text that went through `readable`.
+
+    Of a response that was `cut` at a limit, only a frame that was completed counts.
+
+    Example:
+        >>> list(frames_in("The answer is 8", cut=True))
+        []
+    """
     for found in _found(text, cut):
         yield from (framed for *_, framed in found)
 

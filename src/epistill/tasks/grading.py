@@ -111,14 +111,6 @@ def grade_choice(answer: str, response: str, *, cut: bool = False) -> Grade:
     return _unreadable(response, cut)
 
 
-def grade_math(answer: str, response: str, *, cut: bool = False, lenient: bool = False) -> Grade:
-    """Mathematical equality. Without limits of time and memory; see `Grader`."""
-    from epistill.tasks.math_grading import grade_question
-
-    question = _question(answer, response, cut, lenient)
-    return _explained(grade_question(question), question, response, cut)
-
-
 def _question(answer: str, response: str, cut: bool, lenient: bool) -> Question:
     text = readable(response)
     found = tuple(frames_in(text, cut=cut))
@@ -128,12 +120,6 @@ def _question(answer: str, response: str, cut: bool, lenient: bool) -> Question:
     if line is not None and is_bare(line):
         found = (Framed(line, "whole"),)
     return Question(answer, found, response[-SEARCHED:] if lenient and not cut else "")
-
-
-def _explained(grade: Grade, question: Question, response: str, cut: bool) -> Grade:
-    if grade.status is not GradeStatus.UNREADABLE or question.found:
-        return grade
-    return _unreadable(response, cut)
 
 
 def _unreadable(response: str, cut: bool) -> Grade:
@@ -193,8 +179,9 @@ class Grader:
             else:
                 grades[i] = _IN_PROCESS[grader](answer, response, cut=is_cut)
         verdicts = self._answers([question for _, question, _ in asked.values()])
-        for (i, one), grade in zip(asked.items(), verdicts, strict=True):
-            grades[i] = _explained(grade, one[1], one[0], one[2])
+        for (i, (response, question, is_cut)), grade in zip(asked.items(), verdicts, strict=True):
+            nothing = grade.status is GradeStatus.UNREADABLE and not question.found
+            grades[i] = _unreadable(response, is_cut) if nothing else grade
         if programs:
             with ThreadPoolExecutor(self.workers) as threads:  # each waits for its own process
                 found = threads.map(lambda one: grade_code(*one), programs.values())

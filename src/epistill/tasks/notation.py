@@ -32,12 +32,8 @@ _SCALES: dict[str, int] = _TABLES["scales"]
 SYNONYMS: dict[str, str] = {
     "".join(name.casefold().split()): value for name, value in _TABLES["synonyms"].items()
 }
-_SHARES = {
-    "half": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "seventh": 7,
-    "eighth": 8, "ninth": 9, "tenth": 10, "eleventh": 11, "twelfth": 12, "fifteenth": 15,
-    "sixteenth": 16, "twentieth": 20, "hundredth": 100, "thousandth": 1000,
-}  # fmt: skip
-_MULTIPLES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9}
+_SHARES: dict[str, int] = _TABLES["shares"]
+_MULTIPLES: dict[str, int] = _TABLES["multiples"]
 _RAISED = "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ"
 _LOWERED = "₀₁₂₃₄₅₆₇₈₉₊₋ₙ"
 _PLAIN = "0123456789+-n"
