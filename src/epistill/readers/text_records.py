@@ -13,7 +13,9 @@ import io
 import json
 import re
 import sys
+import tomllib
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -29,20 +31,11 @@ ROLES = ("role", "from")
 # Where LangChain and Pydantic AI say who speaks; other things have such names too.
 _SPEAKERS = {"type": ("human", "ai", "system", "tool"), "kind": ("request", "response")}
 _HEADER = re.compile(r'"?[\w .:@/-]{0,64}"?')
-# Where an object that is a whole file keeps its records, and what a record (but no response) has.
-_HOLDERS = (
-    "results", "samples", "data", "records", "examples", "rows", "items", "instances", "details",
-    "traces", "rollouts", "request_states", "predictions", "responses", "outputs", "generations",
-    "convos", "eval",
-)  # fmt: skip
-_OF_A_RECORD = {
-    "question", "problem", "prompt", "input", "query", "instruction", "messages", "origin_prompt",
-    "doc", "example", "full_prompt", "convo", "instance", "problem_id", "question_id", "task_id",
-    "doc_id", "custom_id", "id", "idx", "uuid", "problem_index", "question_index", "prompt_id",
-    "prompt_index", "group_index", "inputs", "question_content", "answer", "target", "ground_truth",
-    "gt", "gts", "gold", "reference", "reference_answer", "expected_answer", "gold_answer",
-    "labels", "example_id",
-}  # fmt: skip
+FIELD_DATA: dict[str, Any] = tomllib.loads(
+    Path(__file__).with_name("record_fields.toml").read_text(encoding="utf-8")
+)
+_HOLDERS = FIELD_DATA["whole_file"]["holders"]
+_OF_A_RECORD = frozenset(FIELD_DATA["whole_file"]["of_a_record"])
 
 
 class Unusable(Exception):
@@ -155,20 +148,20 @@ def is_chat(value: Any) -> bool:
     return (
         isinstance(value, list)
         and bool(value)
-        and all(isinstance(turn, dict) and speaker(turn) is not None for turn in value)
+        and all(isinstance(turn, dict) and role_of(turn) is not None for turn in value)
     )
 
 
-def speaker(turn: dict[str, Any]) -> Any:
-    """Who speaks, in the words of what saved the turn; None where it is no turn of a chat.
+def role_of(turn: dict[str, Any]) -> str | None:
+    """Who speaks, in lower case; None where it is no turn of a chat.
 
     Example:
-        >>> [speaker(turn) for turn in ({"role": "user"}, {"type": "ai"}, {"type": "text"})]
+        >>> [role_of(turn) for turn in ({"role": "User"}, {"type": "ai"}, {"type": "text"})]
         ['user', 'ai', None]
     """
     for name in ROLES:
         if name in turn:
-            return turn[name] or ""
+            return str(turn[name] or "").lower()
     named = (turn[name] for name, words in _SPEAKERS.items() if turn.get(name) in words)
     return next(named, None)
 

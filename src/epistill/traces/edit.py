@@ -107,7 +107,7 @@ def _traces(
     path: Path, options: GradeOptions, reading: Reading
 ) -> Iterator[tuple[Trace, str | None]]:
     key = problem_key(path, options.response_field, options.problem_field)
-    for number, record in records_of(path, reading):
+    for number, record in records_of(path, reading, key):
         found, _ = fields.traces_of(record, number, options.response_field)
         for trace in found:
             reading.read += 1

@@ -2,8 +2,8 @@
 
 Enters: a record (a JSON object or a parquet row). Leaves: its responses as `Trace`s, and for each
 the problem, sample number, tokens and truncation, with the name of the field that said so. The
-names are data (`record_fields.toml`). A field may lie inside others (`rollout.text`). Beside a list
-of responses, a list of equal length under any other name is read element by element.
+names are data (`readers/record_fields.toml`). A field may lie inside others (`rollout.text`).
+Beside a list of responses, a list of equal length under any other name is read element by element.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import orjson
 
 from epistill.errors import EpistillError
-from epistill.readers.text_records import Unusable, is_chat
+from epistill.readers.text_records import Unusable, is_chat, role_of
 from epistill.thinking import opens_thinking, split_thinking, with_thinking
 from epistill.traces.reply_texts import (
     ASSISTANT,
@@ -35,7 +35,6 @@ from epistill.traces.reply_texts import (
     plain,
     present,
     question_in,
-    role_of,
     shape_of,
     spoken,
 )

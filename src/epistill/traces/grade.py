@@ -120,9 +120,9 @@ def _grade_file(
 ) -> dict[str, Any]:
     key = problem_key(path, options.response_field, options.problem_field)
     totals = _Totals(Reading.begun(key.note))
-    chosen = options.grader or ("math" if lookup is not None else choose_grader(path, options))
+    chosen = options.grader or ("math" if lookup is not None else choose_grader(path, options, key))
     temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
-    records = records_of(path, totals.reading)
+    records = records_of(path, totals.reading, key)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:

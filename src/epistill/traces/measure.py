@@ -3,7 +3,7 @@
 Enters: files and `Options`. Leaves: for each file a `Measured`: what was read, used and skipped,
 which fields said what, the sums of each group, and a sample of traces for the page. Files are cut
 into pieces whatever the number of processes, and pieces are added up in order: the result does not
-depend on `workers`. `traces.summary` turns sums into numbers with intervals.
+depend on `workers`. `measure_summary` turns sums into numbers with intervals.
 """
 
 from __future__ import annotations

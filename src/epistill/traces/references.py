@@ -24,9 +24,9 @@ from epistill.tasks.files import ANSWER_FIELDS, grader_of, load_problems, refere
 from epistill.tasks.linear_patterns import utf8
 from epistill.thinking import SplitResponse
 from epistill.traces import fields
-from epistill.traces.fields import Trace
+from epistill.traces.fields import OTHER_FILTER, Trace
 from epistill.traces.file_counts import Reading
-from epistill.traces.problem_keys import filter_of
+from epistill.traces.problem_keys import ProblemKey, filter_of
 
 REFERENCE_FIELDS, EXTRACTED_FIELDS = fields.NAMES["reference"], fields.NAMES["extracted"]
 _LIMITS = ("max_new_tokens", "max_tokens", "max_completion_tokens", "max_gen_toks")
@@ -79,27 +79,23 @@ def by_problem(problems: Sequence[Problem]) -> Lookup:
     return found
 
 
-def records_of(path: Path, reading: Reading) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Records with their row in the file; lines that hold none are counted as skipped."""
-    first_filter = None
+def records_of(
+    path: Path, reading: Reading, key: ProblemKey
+) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Records with their row in the file; what else stands there is counted as skipped."""
     for number, record in read_records(path):
         reading.rows, reading.records = number, reading.records + 1
-        reason = record if isinstance(record, Unusable) else None
-        if reason is None and isinstance(record, Mapping):
-            first_filter = first_filter or filter_of(record)
-            if filter_of(record) == first_filter:
-                yield number, record
-                continue
-            reason = Unusable(fields.OTHER_FILTER)
+        if not isinstance(record, Unusable) and filter_of(record) == key.filter:
+            yield number, record
+            continue
         reading.read += 1
-        reading.skip(str(reason), number)
+        reading.skip(str(record) if isinstance(record, Unusable) else OTHER_FILTER, number)
 
 
-def choose_grader(path: Path, options: GradeOptions) -> GraderName:
+def choose_grader(path: Path, options: GradeOptions, key: ProblemKey) -> GraderName:
     """The grader "choice" where the references of the first records are such, else "math"."""
-    records = (
-        Trace("", record, row) for row, record in islice(records_of(path, Reading()), PEEKED)
-    )
+    first = islice(records_of(path, Reading(), key), PEEKED)
+    records = (Trace("", record, row) for row, record in first)
     answers = [a for r in records if (a := reference_in(r, options.answer_field)[0]) is not None]
     return grader_of(answers) if answers else "math"
 

@@ -7,22 +7,24 @@ knows which names mean what.
 from __future__ import annotations
 
 import ast
-import tomllib
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import orjson
 
-from epistill.readers.text_records import ROLES, column_stem, is_chat, plain_name, speaker
+from epistill.readers.text_records import (
+    FIELD_DATA,
+    ROLES,
+    column_stem,
+    is_chat,
+    plain_name,
+    role_of,
+)
 from epistill.thinking import split_thinking
 
-FIELD_DATA = tomllib.loads(
-    Path(__file__).with_name("record_fields.toml").read_text(encoding="utf-8")
-)
 NAMES: dict[str, tuple[str, ...]] = {
     name: tuple(found) for name, found in FIELD_DATA.items() if isinstance(found, list)
 }
@@ -113,11 +115,6 @@ def listed(value: Any, *, several: bool = False) -> Any:
             fits = several and found and all(isinstance(one, str | dict) for one in found)
             return found if fits or is_chat(found) else value
     return value
-
-
-def role_of(turn: dict[str, Any]) -> str:
-    """Who speaks, in lower case."""
-    return str(speaker(turn)).lower()
 
 
 def may_be_response(name: str, value: Any, record: Mapping[str, Any]) -> bool:
