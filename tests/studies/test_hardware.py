@@ -17,7 +17,7 @@ from epistill.rollouts.model import with_lora
 from epistill.studies.hardware import GIB, Architecture, adapter_parameters, teacher_bytes
 from epistill.studies.load_study import RECIPES, load_study, shipped_studies
 from epistill.studies.plan import STATE, plan_study
-from epistill.studies.wall_clock import evaluated
+from epistill.studies.wall_clock import evaluation_sizes
 from epistill.teacher.weights import make_teacher
 from tests.helpers.models import make_tiny_model
 from tests.helpers.python import run_epistill
@@ -303,7 +303,10 @@ def test_points_of_the_curve_are_those_that_a_run_makes(steps, points):
         "model": "lab", "task": task, "method": method("grpo"), "steps": steps, "eval_every": 4,
         "evaluations": sets,
     })  # fmt: skip
-    assert list(evaluated(config)) == [(99, 3)] + [(7, 1)] * points + [(5, 2)] + [(5, 1)] * points
+    assert (
+        list(evaluation_sizes(config))
+        == [(99, 3)] + [(7, 1)] * points + [(5, 2)] + [(5, 1)] * points
+    )
 
 
 def test_fewer_gpus_hold_more_each():

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from epistill.evaluation.evaluate import per_problem
+from epistill.evaluation.intervals import Floats
 from epistill.evaluation.stats import Estimate, paired_bootstrap, t_interval
 from epistill.studies.outcomes import Runs
 from epistill.studies.spec import Claim, ClaimComparison
@@ -84,9 +84,9 @@ def compare_arms(test: ClaimComparison, runs: Runs) -> tuple[float, float, Estim
             return None
         mine, other = np.array(values, dtype=np.float64)
         return float(mine.mean()), float(other.mean()), t_interval(mine - other)
-    both = tables(
+    both = aligned_tables(
         [
-            [measured(side[s], test.measure, on) for s in seeds]
+            [pooled(side[s], test.measure, on) for s in seeds]
             for side, on in zip(sides, (test.on, test.versus_on or test.on), strict=True)
         ]
     )
@@ -116,13 +116,13 @@ def differences_to_baseline(
     return found
 
 
-def measured(run: Mapping[str, Any], measure: str, on: str) -> dict[str, float]:
+def pooled(run: Mapping[str, Any], measure: str, on: str) -> dict[str, float]:
     """A measure per problem over all evaluation sets of a kind (or a probe's context)."""
     sets = [found for found in run["sets"].values() if found["kind"] == on]
     return {name: value for one in sets for name, value in per_problem(one, measure).items()}
 
 
-def tables(sides: Sequence[Sequence[Mapping[str, float]]]) -> list[NDArray[np.float64]] | None:
+def aligned_tables(sides: Sequence[Sequence[Mapping[str, float]]]) -> list[Floats] | None:
     """[seeds, problems] of each side, over the problems that all have; None where there are none.
 
     Args:

@@ -28,7 +28,7 @@ from epistill.studies.hardware import (
     teacher_bytes,
 )
 from epistill.studies.spec import Probe, StudySpec
-from epistill.studies.wall_clock import evaluated, one_step_ahead, wall_hours
+from epistill.studies.wall_clock import evaluation_sizes, one_step_ahead, wall_hours
 
 ADAM_MOMENTS = 2
 CHUNK_COPIES = 4  # a chunk's logits of student and teacher, its log-probs, its gradient
@@ -160,7 +160,7 @@ def _tokens(config: RunConfig, lengths: Lengths) -> dict[str, int]:
     response = lengths.response_within(config.sampling.max_new_tokens)
     sequence = lengths.prompt + response
     sampled = method.traces.count if method.traces is not None else rows
-    written = sum(problems * samples for problems, samples in evaluated(config))
+    written = sum(problems * samples for problems, samples in evaluation_sizes(config))
     drawn = config.eval_sampling or config.sampling
     return {
         "sampled": sampled * response if config.steps else 0,

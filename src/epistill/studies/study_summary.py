@@ -15,7 +15,7 @@ from epistill.evaluation.evaluate import MEASURES
 from epistill.evaluation.stats import bootstrap_mean
 from epistill.method_import import without_folders
 from epistill.store import RunStore
-from epistill.studies.claims import differences_to_baseline, judge, measured, tables
+from epistill.studies.claims import aligned_tables, differences_to_baseline, judge, pooled
 from epistill.studies.outcomes import Runs, Stores, outcomes_of, packed, unpacked
 from epistill.studies.prediction import prediction_of
 from epistill.studies.run_arm import summary_of
@@ -162,7 +162,7 @@ def _estimates(runs: Mapping[int, Mapping[str, Any]], kind: str) -> dict[str, An
     """Every measure over the pooled sets of a kind, seeds and problems resampled."""
     found: dict[str, Any] = {}
     for measure in MEASURES:
-        table = tables([[measured(run, measure, kind) for run in runs.values()]])
+        table = aligned_tables([[pooled(run, measure, kind) for run in runs.values()]])
         if table is not None:
             found[measure] = bootstrap_mean(table[0]).as_dict()
     return found or None

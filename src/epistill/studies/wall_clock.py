@@ -65,7 +65,7 @@ def wall_hours(
     moving = moved / (hardware.gather_gb_per_second or math.inf)
     evaluating = sum(
         max(written(problems, samples, config.eval_sampling or config.sampling))
-        for problems, samples in evaluated(config)
+        for problems, samples in evaluation_sizes(config)
     )
     found = {
         "sampling": max(busy, alone) / 3600 if config.steps else 0.0,
@@ -81,7 +81,7 @@ def wall_hours(
     }
 
 
-def evaluated(config: RunConfig) -> Iterator[tuple[int, int]]:
+def evaluation_sizes(config: RunConfig) -> Iterator[tuple[int, int]]:
     """(problems, samples) of every evaluation, those of the learning curve included."""
     # The last step has no point of its own: the whole evaluation follows it.
     points = 0 if config.eval_every is None else max(0, config.steps - 1) // config.eval_every
