@@ -14,7 +14,7 @@ from epistill.axes import Context
 from epistill.errors import EpistillError
 from epistill.records import GradedRollout, Message, Problem
 from epistill.seeds import named_random
-from epistill.thinking import split_thinking
+from epistill.thinking import OPEN, split_thinking
 
 # {question} and {context} are filled in; the closing sentence is SDPO's (2601.20802).
 SUCCESS_THRESHOLD = 0.5  # a rollout above it may be shown; the paper's success threshold
@@ -226,7 +226,7 @@ def _wrong_answers(graded: Sequence[GradedRollout], seed: int) -> list[str | Non
 
 def rollout_as_context(item: GradedRollout) -> str:
     """A rollout as a context: its text, with the opening tag if the template had written it."""
-    return f"<think>\n{item.rollout.text}" if item.opened_thinking else item.rollout.text
+    return f"{OPEN}\n{item.rollout.text}" if item.opened_thinking else item.rollout.text
 
 
 def _groups(graded: Sequence[GradedRollout]) -> list[list[int]]:

@@ -46,7 +46,7 @@ STUDENT, OPTIMIZER = "student/", "optimizer/"
 _NAME = re.compile(r"step-(\d{6,})")
 
 
-def save_checkpoint(store: RunStore, step: int, learner: TrainState, world: World) -> None:
+def save_checkpoint(store: RunStore, step: int, train_state: TrainState, world: World) -> None:
     """Write everything a resumed run needs to go on bit for bit; the oldest beyond KEEP goes.
 
     Raises:
@@ -57,8 +57,8 @@ def save_checkpoint(store: RunStore, step: int, learner: TrainState, world: Worl
     state: dict[str, Any] = {
         "format": FORMAT,
         "step": step,
-        "memory": learner.memory,
-        "skipped_in_a_row": learner.skipped_in_a_row,
+        "memory": train_state.memory,
+        "skipped_in_a_row": train_state.skipped_in_a_row,
         "generators": world.gather(torch.get_rng_state().numpy().tobytes().hex()),
     }
 
@@ -80,7 +80,7 @@ def save_checkpoint(store: RunStore, step: int, learner: TrainState, world: Worl
         world.on_first(lambda: _said(begin, target))
         writer = HuggingFaceStorageWriter(str(temporary), save_distributed=True)
         with _alone_is_meant():
-            save(_tensors(learner), storage_writer=writer, no_dist=world.size == 1)
+            save(_tensors(train_state), storage_writer=writer, no_dist=world.size == 1)
         own = sorted(temporary.glob(f"shard-{world.rank + 1:05d}-*"))
         hashes = world.gather({path.name: sha256_of(path) for path in own})
         state["files"] = dict(ChainMap(*hashes))
@@ -96,7 +96,7 @@ def save_checkpoint(store: RunStore, step: int, learner: TrainState, world: Worl
         world.stop(_could_not(target, cause))
 
 
-def resume(store: RunStore, learner: TrainState, world: World) -> int:
+def resume(store: RunStore, train_state: TrainState, world: World) -> int:
     """Go on from the last checkpoint that is whole, or from the start where there was never one.
 
     Returns:
@@ -115,7 +115,7 @@ def resume(store: RunStore, learner: TrainState, world: World) -> int:
             if problem is not None and world.first:
                 logging.getLogger("epistill").warning("%s; it goes on from %s", problem, name)
             world.on_first(lambda state=state: store.restore(state["logs"]))
-            return load_checkpoint(folder / name, state, learner, world)
+            return load_checkpoint(folder / name, state, train_state, world)
         problem = problem or found
     if problem is not None:
         world.stop(
@@ -181,7 +181,9 @@ def _step(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
 
 
-def load_checkpoint(path: Path, state: dict[str, Any], learner: TrainState, world: World) -> int:
+def load_checkpoint(
+    path: Path, state: dict[str, Any], train_state: TrainState, world: World
+) -> int:
     """Restore all of it in place.
 
     Args:
@@ -200,14 +202,14 @@ def load_checkpoint(path: Path, state: dict[str, Any], learner: TrainState, worl
         for name, found in reader.read_metadata().state_dict_metadata.items()
         if isinstance(found, TensorStorageMetadata)
     }
-    tensors, parameters = _tensors(learner), _trained(learner.trained)
+    tensors, parameters = _tensors(train_state), _trained(train_state.trained)
     for key, found in saved.items():  # a fresh optimiser has no state yet to be read into
         name, _, statistic = key.removeprefix(OPTIMIZER).rpartition("|")
         if key.startswith(OPTIMIZER) and name in parameters:
             like, size = parameters[name].detach(), found.size
             empty = torch.empty(size) if size != like.shape else like
             tensors[key] = torch.zeros_like(empty, dtype=found.properties.dtype)
-            learner.optimizer.state[parameters[name]][statistic] = tensors[key]
+            train_state.optimizer.state[parameters[name]][statistic] = tensors[key]
     wrong = sorted(saved.keys() ^ tensors.keys())
     wrong += [name for name in saved.keys() & tensors if saved[name].size != tensors[name].shape]
     if wrong:
@@ -217,12 +219,12 @@ def load_checkpoint(path: Path, state: dict[str, Any], learner: TrainState, worl
         )
     with _alone_is_meant():
         load(tensors, storage_reader=reader, no_dist=world.size == 1)
-    for role, teacher in learner.teachers().items():
+    for role, teacher in train_state.teachers().items():
         own = {n: t for n, t in tensors.items() if n.startswith(f"{role}/")}
         teacher.load_state({n.removeprefix(f"{role}/"): t for n, t in own.items()})
-    refresh(learner.student, learner.trained)
-    learner.memory = state["memory"]
-    learner.skipped_in_a_row = state["skipped_in_a_row"]
+    refresh(train_state.student, train_state.trained)
+    train_state.memory = state["memory"]
+    train_state.skipped_in_a_row = state["skipped_in_a_row"]
     generators = state["generators"]
     if world.rank < len(generators):  # a process that was not there before keeps its own seed
         numbers = bytearray.fromhex(generators[world.rank])
@@ -230,14 +232,14 @@ def load_checkpoint(path: Path, state: dict[str, Any], learner: TrainState, worl
     return int(state["step"])
 
 
-def _tensors(learner: TrainState) -> dict[str, Any]:
+def _tensors(train_state: TrainState) -> dict[str, Any]:
     """All tensors by role and name; by name, so that parameter order does not matter."""
     found: dict[str, Any] = {}
-    for name, parameter in _trained(learner.trained).items():
+    for name, parameter in _trained(train_state.trained).items():
         found[f"{STUDENT}{name}"] = parameter.detach()
-        for key, value in learner.optimizer.state.get(parameter, {}).items():
+        for key, value in train_state.optimizer.state.get(parameter, {}).items():
             found[f"{OPTIMIZER}{name}|{key}"] = torch.as_tensor(value)
-    for role, teacher in learner.teachers().items():
+    for role, teacher in train_state.teachers().items():
         found |= {f"{role}/{name}": tensor for name, tensor in teacher.state().items()}
     return {name: tensor.contiguous() for name, tensor in found.items()}
 

@@ -8,7 +8,6 @@ gradients are summed, never averaged.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Sequence
 from itertools import compress
 
@@ -59,13 +58,6 @@ def placement(config: RunConfig, world: World) -> Place:
             head.weight = model.causal_lm().get_input_embeddings().weight
 
     return shard
-
-
-def trained_copy(student: LanguageModel, place: Place) -> LanguageModel:
-    """What the optimiser works on: the student itself, or a copy that will be sharded."""
-    if place is whole:
-        return student
-    return student.with_network(copy.deepcopy(student.network))
 
 
 @torch.no_grad()

@@ -20,12 +20,7 @@ import torch
 from torch import Tensor
 
 from epistill.axes import Method
-from epistill.objective import (
-    at_least_float32,
-    clipped_surrogate,
-    tempered,
-    token_log_probs,
-)
+from epistill.objective import at_least_float32, clipped_surrogate, tempered, token_log_probs
 from epistill.objective.fused import head_loss
 from epistill.rollouts.align import align, micro_batches
 from epistill.rollouts.model import Head, LanguageModel

@@ -29,6 +29,7 @@ from epistill.store import TRACES, RunStore
 from epistill.tasks.coverage import Curriculum, in_passes
 from epistill.tasks.grading import Grader
 from epistill.teacher.guided import guided_rollouts
+from epistill.thinking import OPEN
 from epistill.training.batches import Batch
 from epistill.training.edited_traces import edited_traces, said, traces_of_file
 from epistill.training_rows import TrainingRow
@@ -145,7 +146,7 @@ def _own_solutions(
         )
         text = problem.solution
         if prompt.opens_thinking:
-            text = text.removeprefix("<think>").lstrip("\n")
+            text = text.removeprefix(OPEN).lstrip("\n")
         blank = Rollout(problem.id, 0, prompt.ids, (0,), (0.0,), "eos", text)
         grade = Grade(GradeStatus.CORRECT, problem.answer)
         found.append(

@@ -5,6 +5,7 @@ Enters: a `RunConfig` and the loaded student. Leaves: a `TrainState`.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,8 +14,8 @@ import torch
 from epistill.axes import FrozenWeights
 from epistill.config import RunConfig
 from epistill.rollouts.model import LanguageModel
-from epistill.teacher.weights import Teacher, make_teacher
-from epistill.training.sharding import nowhere_whole, placement, trained_copy
+from epistill.teacher.weights import Teacher, make_teacher, whole
+from epistill.training.sharding import nowhere_whole, placement
 from epistill.world import World
 
 
@@ -63,8 +64,9 @@ def make_train_state(config: RunConfig, student: LanguageModel, world: World) ->
         )
     place = placement(config, world)
     student.compute_dtype = torch.bfloat16 if config.precision == "bf16" else None
-    nowhere = nowhere_whole(config, world.size)
-    trained = student if nowhere else trained_copy(student, place)
+    trained = student
+    if place is not whole and not nowhere_whole(config, world.size):
+        trained = student.with_network(copy.deepcopy(student.network))
     teacher = make_teacher(method.teacher, trained, place) if method.needs_teacher else None
     base = None
     if method.needs_start:  # a frozen teacher has these weights already
