@@ -177,12 +177,11 @@ def per_problem(outcomes: Outcomes, measure: str) -> dict[str, float]:
     return {problem: factor * a / b for problem, a, b in zip(*columns, strict=True) if b}
 
 
-def summarise_outcomes(outcomes: Outcomes, *, seed: int = 0) -> dict[str, Estimate]:
+def summarise_outcomes(outcomes: Outcomes) -> dict[str, Estimate]:
     """Every measure that is known, with its interval; `score` is avg@k.
 
     Args:
         outcomes: Of `problem_outcomes`, with at least one problem.
-        seed: Names the bootstrap.
     """
     k = min(outcomes["samples"])
     pairs = zip(outcomes["samples"], outcomes["correct"], strict=True)
@@ -190,14 +189,12 @@ def summarise_outcomes(outcomes: Outcomes, *, seed: int = 0) -> dict[str, Estima
     columns[f"pass@{k}"] = [pass_at_k(n, correct, k) for n, correct in pairs]
     columns[f"maj@{k}"] = list(outcomes["majority"])
     return {
-        name: bootstrap_mean(np.array(column, dtype=np.float64), seed=seed)
+        name: bootstrap_mean(np.array(column, dtype=np.float64))
         for name, column in columns.items()
         if column
     }
 
 
-def summarise_evaluation(
-    rows: Sequence[Mapping[str, Any]], *, seed: int = 0
-) -> dict[str, Estimate]:
+def summarise_evaluation(rows: Sequence[Mapping[str, Any]]) -> dict[str, Estimate]:
     """`summarise_outcomes` of the stored records of one evaluation."""
-    return summarise_outcomes(problem_outcomes(rows), seed=seed)
+    return summarise_outcomes(problem_outcomes(rows))

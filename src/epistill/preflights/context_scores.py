@@ -20,7 +20,7 @@ from epistill.preflights.preflight_config import PreflightConfig
 from epistill.preflights.token_classes import TokenClasses, classify
 from epistill.records import GradedRollout, Message, Problem
 from epistill.rollouts.collect import sample_and_grade
-from epistill.rollouts.engine import Engine, TokenScores
+from epistill.rollouts.engine import Engine, Ids, TokenScores
 from epistill.rollouts.marker_tokens import FirstTokens
 from epistill.rollouts.prompts import RenderedPrompt, render_prompt
 from epistill.seeds import derive_seed
@@ -28,8 +28,6 @@ from epistill.tasks.grading import Grader
 from epistill.teacher.context import NAMED_CONTEXTS, SUCCESS_THRESHOLD, teacher_messages
 from epistill.teacher.guided import contexts_of, guided_chats
 from epistill.thinking import thinking_mode
-
-Ids = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
