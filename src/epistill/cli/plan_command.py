@@ -11,7 +11,7 @@ from rich.table import Column, Table
 
 from epistill.cli.common import Json, command, say, terminal
 from epistill.errors import EpistillError
-from epistill.library.results import Flag, at_least
+from epistill.library.results import Flag, at_least_one
 
 if TYPE_CHECKING:
     from epistill.studies.spec import StudySpec
@@ -55,7 +55,7 @@ def _plan(
     from epistill.studies.load_study import load_study
     from epistill.studies.plan import plan_study
 
-    at_least("--gpus", gpus, 1)
+    at_least_one("--gpus", gpus)
     names = _recipes() if name is None else [name]
     specs = {n: load_study(n) for n in names}
     if calibrate:

@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 from rich.table import Table
 
-from epistill.cli.common import (
-    Json,
-    command,
-    lab,
-    print_evaluations,
-    say,
-    show,
-    terminal,
-    warn,
-)
+from epistill.cli.common import Json, command, lab, print_evaluations, say, show, terminal, warn
 from epistill.library.model_functions import evaluate, method_names, preflight, study, train
-from epistill.library.results import Flag, Result, at_least
+from epistill.library.results import Export, Flag, Result, Seed, as_path, at_least_one
 
 Call = partial[Result]
 # What a model needs to be told, alike in every command that runs one; None leaves the default.
@@ -82,12 +74,8 @@ _PREFLIGHT: dict[str, Any] = {
 def _study(call: Call, *, as_json: Json = False) -> None:
     """Train, compare and report: arms x coverage x seeds. The same command resumes."""
     found = call(console=terminal(stderr=True))
-    for line in found.warnings:
-        warn(line)
-    if as_json:
-        say({"report": str(found.path), "claims": found.summary["claims"]})
-    else:
-        print(found.path)
+    told = {"report": str(found.path), "claims": found.summary["claims"]}
+    show(replace(found, summary=told), as_json, lambda summary: print(summary["report"]))
 
 
 @command(
@@ -238,14 +226,12 @@ def _report(
     folder: Annotated[Path, Flag("A study's folder (with report.json).")],
     *,
     out: Annotated[Path | None, Flag("Default: report.html in the folder.")] = None,
-    export: Annotated[
-        Path | None, Flag("Folder: every table as CSV and parquet, every plot as SVG and PNG.")
-    ] = None,
+    export: Export = None,
 ) -> None:
     """Draw a study's page again from its report.json."""
     from epistill.studies.draw_report import draw_again
 
-    page, missing = draw_again(folder, out, export)
+    page, missing = draw_again(folder, out, as_path(export))
     for line in missing:
         warn(line)
     print(page)
@@ -255,12 +241,12 @@ def _report(
 def _pretrain(
     *,
     out: Annotated[Path, Flag("Folder for the model.")],
-    seed: Annotated[int, Flag("Names every random draw.")] = 0,
+    seed: Seed = 0,
     steps: Annotated[int | None, Flag("Default: the shipped model's.")] = None,
     threads: Annotated[int | None, Flag("Default: all cores.")] = None,
 ) -> None:
     """Train the lab's base model from nothing (under 30 minutes on two cores)."""
-    at_least("--steps", steps, 1)
+    at_least_one("--steps", steps)
     from epistill.lab.pretrain import pretrain_to
 
     pretrain_to(out, seed=seed, steps=steps, threads=threads, say=terminal(stderr=True).print)

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from rich.table import Table
 
 from epistill.cli.common import Json, command, show, terminal
-from epistill.library.results import Flag, Result, at_least
+from epistill.library.results import Flag, Result, at_least_one
 from epistill.library.trace_functions import compare, edit, grade, measure, shift
 from epistill.report.format import (
     bounds_text,
@@ -146,7 +146,7 @@ def _shift(
     top: Annotated[int, Flag("Words to print; all are in --out and --json.")] = 20,
     as_json: Json = False,
 ) -> None:
-    at_least("--top", top, 1)
+    at_least_one("--top", top)
     show(call(), as_json, partial(_print_shift, top=top))
 
 

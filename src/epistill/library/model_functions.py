@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from epistill.library.results import Export, Flag, Place, Result, Seed, as_path, at_least
+from epistill.library.results import Export, Flag, Place, Result, Seed, as_path, at_least_one
 from epistill.number_rows import estimate_rows
 
 if TYPE_CHECKING:
@@ -196,8 +196,8 @@ def study(
     spec = load_study(str(name))
     if preset is not None:
         spec = spec.with_preset(preset)
-    at_least("--workers", workers, 1)
-    at_least("--processes", processes, 1)
+    at_least_one("--workers", workers)
+    at_least_one("--processes", processes)
     check_tracker(track)
     folder = Path(out or Path("runs") / (f"{spec.name}-tiny" if tiny else spec.name))
     if tiny:

@@ -83,10 +83,10 @@ class Result:
         return "".join(f"<p>{escape(line)}</p>" for line in lines) + self.to_polars()._repr_html_()
 
 
-def at_least(flag: str, value: int | None, least: int) -> None:
-    """Refuse a flag below its least value."""
-    if value is not None and value < least:
-        raise EpistillError(f"{flag} is {value}; expected at least {least}")
+def at_least_one(flag: str, value: int | None) -> None:
+    """Refuse a flag that asks for none."""
+    if value is not None and value < 1:
+        raise EpistillError(f"{flag} is {value}; expected at least 1")
 
 
 def interval(estimate: Mapping[str, Any] | None) -> dict[str, float | None]:

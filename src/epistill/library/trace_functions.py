@@ -25,7 +25,7 @@ from epistill.library.results import (
     Workers,
     Written,
     as_path,
-    at_least,
+    at_least_one,
     interval,
 )
 from epistill.number_rows import estimate_rows
@@ -60,7 +60,7 @@ def measure(
 
     Rows: one per file, group and number with an interval.
     """
-    at_least("--workers", workers, 1)
+    at_least_one("--workers", workers)
     from epistill.store import write_json
     from epistill.traces.measure import measure_files
     from epistill.traces.measure_summary import measured_traces, summarise_measured, warnings_of
@@ -114,7 +114,7 @@ def shift(
 
     Rows: one per word.
     """
-    at_least("--workers", workers, 1)
+    at_least_one("--workers", workers)
     from epistill.store import write_json
     from epistill.traces.measure_summary import skipped_of
     from epistill.traces.shift import shift_files
@@ -155,7 +155,7 @@ def grade(
 
     Rows: one per file.
     """
-    at_least("--workers", workers, 1)
+    at_least_one("--workers", workers)
     if not 0 < time_limit < math.inf:
         raise EpistillError(f"--time-limit is {time_limit:g}; expected finite seconds above 0")
     if grader is not None and grader not in (known := ("math", "choice", "exact")):
@@ -274,7 +274,7 @@ def compare(
 
     Rows: one per set and measure (and budget).
     """
-    at_least("-k", k, 1)
+    at_least_one("-k", k)
     from epistill.comparison.compare import CompareOptions, compare_sides
     from epistill.store import write_json
     from epistill.tasks.grading import Grader
