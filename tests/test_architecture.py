@@ -48,7 +48,8 @@ ALLOWED = {
     "interrupts": set(),
     "json_files": {"errors"},
     "integrity": {"errors", "json_files"},
-    "store": {"errors", "records", "integrity", "interrupts", "json_files"},
+    "folder_lock": {"errors", "interrupts"},
+    "store": {"errors", "records", "integrity", "folder_lock", "json_files"},
     "objective": set(),
     "tasks": {"interrupts", "hub", "readers", "records", "config", "errors", "seeds", "thinking"},
     "metrics": {"records", "errors", "thinking", "word_rules"},
@@ -119,7 +120,7 @@ ALLOWED = {
     "preflights": FREE
     | {"store", "json_files", "objective", "tasks", "metrics", "rollouts", "teacher", "evaluation"},
     "inputs": FREE | {"tasks", "preflights.preflight_config", "json_files"},
-    "integrations": FREE | {"store", "metrics", "objective", "rollouts", "tasks"},
+    "integrations": FREE | {"store", "integrity", "metrics", "objective", "rollouts", "tasks"},
     "studies": FREE
     | {
         "store",

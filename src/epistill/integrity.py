@@ -19,13 +19,13 @@ MANIFEST = "manifest.json"
 Mark = Sequence[Any]  # of a file: a number of bytes, and the SHA-256 of that beginning
 
 
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file; Damaged where it cannot be read."""
+def sha256_of(path: Path, folder: Path | None = None) -> str:
+    """The SHA-256 of a file; Damaged where it cannot be read; `folder` is what may be removed."""
     try:
         with open_file(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise damaged(path, why_unread(error)) from error
+        raise damaged(path, why_unread(error), folder) from error
 
 
 def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -75,7 +75,9 @@ def listed_checksum(folder: Path, name: str) -> str | None:
 def check_against_manifest(folder: Path, name: str) -> None:
     """Damaged where a file is listed in the folder's manifest.json and is another one now."""
     listed = listed_checksum(folder, name)
-    if listed is not None and sha256_of(folder / name) != listed:
+    if listed is None or sha256_of(folder / name, folder) == listed:
+        return
+    if listed_checksum(folder, name) == listed:  # else both were written anew in between
         what = f"it is not what was written, whose checksum is in {MANIFEST}"
         raise damaged(folder / name, what, folder)
 

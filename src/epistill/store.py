@@ -23,7 +23,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from epistill.errors import EpistillError, FolderInUse, damaged
+from epistill.errors import EpistillError, damaged
+from epistill.folder_lock import held
 from epistill.integrity import (
     MANIFEST,
     Mark,
@@ -34,7 +35,6 @@ from epistill.integrity import (
     sealed,
     sha256_of,
 )
-from epistill.interrupts import claim
 from epistill.json_files import (
     append_jsonl,
     follow_jsonl,
@@ -65,9 +65,11 @@ class RunStore:
     def __init__(self, folder: Path | str, *, writes: bool = True) -> None:
         self.folder = Path(folder)
         self._writes = writes
+        self._check_lock = _unlocked
 
     def _write(self, write: Callable[[Path, Any], None], name: str, value: Any) -> None:
         if self._writes:
+            self._check_lock()
             write(self.folder / name, value)
 
     # ---- identity
@@ -115,6 +117,10 @@ class RunStore:
         self._write(write_json, "config.json", config)
         self._write(write_json, "environment.json", environment)
 
+    def settle(self, config: Mapping[str, Any]) -> None:
+        """Write the configuration again, with what this run found for its open settings."""
+        self._write(write_json, "config.json", config)
+
     def _version(self) -> str:
         try:
             return self.environment["packages"]["epistill"]
@@ -136,38 +142,16 @@ class RunStore:
         """Hold the directory; a second process is refused.
 
         Raises:
-            FolderInUse: Another process holds it.
+            FolderInUse: Another process holds it, or takes it though it is locked (of a write).
         """
         if not self._writes:
             yield
             return
-        here = self.folder
-        try:
-            import fcntl
-        except ImportError as error:
-            raise EpistillError(
-                "this system has no file locks (fcntl); expected Linux or macOS; on Windows use WSL"
-            ) from error
-        try:
-            here.mkdir(parents=True, exist_ok=True)
-            handle = (here / ".lock").open("w+b", buffering=0)  # a pipe of that name does not wait
-        except OSError as error:
-            name = error.filename or here
-            told = f"could not use {name}: {error.strerror}; make room or choose another folder"
-            raise EpistillError(told) from error
-        with handle:
+        with held(self.folder) as self._check_lock:
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                told = f"{here} is in use by another process; wait for it, or use another folder"
-                raise FolderInUse(told) from error
-            except OSError as error:
-                raise EpistillError(
-                    f"could not lock {here}: {error.strerror}; expected a file system with file "
-                    "locks (of a network file system: mounted with them)"
-                ) from error
-            claim(here)
-            yield
+                yield
+            finally:
+                self._check_lock = _unlocked
 
     # ---- files that are final
 
@@ -182,6 +166,7 @@ class RunStore:
     def write_final(self, write: Callable[[Path, Any], None], name: str, value: Any) -> None:
         """Write one file, and manifest.json with its checksum; a kill leaves no wrong checksum."""
         if self._writes:
+            self._check_lock()
             remove_file(self.folder / MANIFEST)
             write(self.folder / name, value)
             self._write_manifest({name: sha256_of(self.folder / name)})
@@ -321,6 +306,10 @@ class RunStore:
             told = f"it has no checksum of {path.name}"
             raise damaged(self.folder / MANIFEST, told, self.folder)
         return found
+
+
+def _unlocked() -> None:
+    """Nobody holds the directory, so nobody can have taken it."""
 
 
 def _spelled_out(value: Any) -> Any:

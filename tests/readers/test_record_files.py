@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 
 from epistill.errors import EpistillError
 from epistill.readers import record_files as read
-from epistill.readers.record_files import Piece, pieces_of, read_piece
+from epistill.readers.record_files import pieces_of, read_piece
 from epistill.traces.measure import Options, measure_files
 
 
@@ -227,8 +228,9 @@ def test_pieces_hold_every_line_once(tmp_path_factory, lengths, piece_bytes, end
     path.write_bytes(data if ends else data[:-1])
     size = path.stat().st_size
     found = []
+    (whole,) = pieces_of(path)
     for start in range(0, size, piece_bytes):
-        piece = Piece(path, "json lines", start, min(start + piece_bytes, size))
+        piece = replace(whole, start=start, stop=min(start + piece_bytes, size))
         found += [row.record["response"] for rows in read_piece(piece) for row in rows]
     assert found == expected
 

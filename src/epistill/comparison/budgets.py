@@ -16,6 +16,7 @@ from epistill.comparison.responses import Response, Side, walk
 from epistill.comparison.sources import Source
 from epistill.config import EvalSet
 from epistill.metrics.words import WORD
+from epistill.readers.record_files import check_unchanged, pieces_of
 from epistill.records import GraderName
 from epistill.tasks.files import grader_of
 from epistill.tasks.grading import Grader
@@ -123,7 +124,10 @@ def regrade(
     """
     fallback = grader_of(r.reference for r in side.sets[name] if r.reference is not None)
     tokenizer = None if options.tokenizer is None else token_counter_of(options.tokenizer)
-    walked = (trace for _, batch in walk(side.files(name)) for _, trace in batch)
+    files = side.files(name)
+    for path in files:
+        check_unchanged(side.pieces[path], pieces_of(path))
+    walked = (trace for _, batch in walk(files, side.pieces) for _, trace in batch)
     # Without text there is nothing to grade, whether it loops or not.
     texts = (
         pair for pair in zip(side.sets[name], walked, strict=True) if pair[0].looping is not None

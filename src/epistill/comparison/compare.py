@@ -247,7 +247,7 @@ def _describe_side(side: Side) -> dict[str, Any]:
         "files": [
             {
                 "file": str(path),
-                "format": side.formats[path],
+                "format": next((piece.format for piece in side.pieces[path]), "parquet"),
                 "reading": describe_reading(reading),
             }
             for path, reading in side.readings.items()

@@ -8,7 +8,7 @@ are not kept but for the page's sample; what must look at them again walks the f
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import orjson
 from epistill.comparison.sources import Source
 from epistill.errors import EpistillError, did_you_mean
 from epistill.metrics.verification import Checked, checked_response
-from epistill.readers.record_files import pieces_of, read_piece
+from epistill.readers.record_files import Piece, pieces_of, read_piece
 from epistill.records import GraderName
 from epistill.traces import fields
 from epistill.traces.fields import Trace
@@ -85,7 +85,7 @@ class Side:
     settled: Mapping[Path, Options]
     sets: dict[str, list[Response]] = field(default_factory=dict)
     readings: dict[Path, Reading] = field(default_factory=dict)
-    formats: dict[Path, str] = field(default_factory=dict)
+    pieces: dict[Path, list[Piece]] = field(default_factory=dict)
     settings: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     sample: list[tuple[tuple[int, int], Response]] = field(default_factory=list)
 
@@ -102,7 +102,9 @@ class Side:
 
 
 def walk(
-    files: Mapping[Path, Options], readings: dict[Path, Reading] | None = None
+    files: Mapping[Path, Options],
+    pieces: Mapping[Path, Sequence[Piece]],
+    readings: dict[Path, Reading] | None = None,
 ) -> Iterator[tuple[Reading, list[tuple[str, Trace]]]]:
     """The responses of a set with their problems, in batches, in the same order every time.
 
@@ -110,11 +112,12 @@ def walk(
 
     Args:
         files: Of the set, with what `settle` found for each.
+        pieces: Of each file, the same every time.
         readings: Filled with what was read, used and skipped; None where that is there already.
     """
     for path, options in files.items():
         whole = Reading.begun(options.note)
-        for piece in pieces_of(path):
+        for piece in pieces[path]:
             part = Reading()
             for rows in read_piece(piece):
                 # Rows of a piece are counted from its start, rows of a file from 1.
@@ -162,9 +165,9 @@ def read_side(source: Source, settled: Mapping[Path, Options], options: Options)
     side = Side(source, settled)
     for name, files in source.sets.items():
         for path in files:
-            side.formats[path] = next((piece.format for piece in pieces_of(path)), "parquet")
+            side.pieces[path] = pieces_of(path)
         responses = side.sets.setdefault(name, [])
-        for reading, batch in walk(side.files(name), side.readings):
+        for reading, batch in walk(side.files(name), side.pieces, side.readings):
             try:
                 _add(side, name, responses, batch, reading, options)
             except EpistillError as error:

@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from epistill.errors import EpistillError, did_you_mean, first_line
+from epistill.errors import EpistillError, damaged, did_you_mean, first_line
 from epistill.number_rows import number_rows
 from epistill.store import RunStore, read_json, write_json
 
@@ -69,7 +69,7 @@ def mirrored(
     The tracker calls the run `label` and a hash of the folder. `say` is told why it fails.
     """
     marker, store = folder / f".mirrored-{tool}.json", RunStore(folder)
-    told = read_json(marker) if marker.is_file() else {"step": -1, "finished": False}
+    told: dict[str, Any] = {"step": -1, "finished": False}
     new_metrics = store.new_metrics()
     place = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:6]
     name = f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', label)}-{place}"
@@ -103,10 +103,21 @@ def mirrored(
             say(f"{tool} is told no more of {folder}: {first_line(error)}")
 
     try:
+        attempt(lambda: told.update(_told_before(marker)))
         yield lambda: attempt(catch_up)
         attempt(catch_up)
     finally:
         attempt(close)
+
+
+def _told_before(marker: Path) -> dict[str, Any]:
+    """What a marker says; Damaged where it says something else."""
+    if not marker.exists():
+        return {}
+    said = read_json(marker, folder=marker)
+    if type(said.get("step")) is not int or type(said.get("finished")) is not bool:
+        raise damaged(marker, "it names no step", marker)
+    return said
 
 
 def numbers_by_step(

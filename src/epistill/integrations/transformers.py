@@ -25,11 +25,13 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from epistill.alarm_rules import AVG_AT_K, DENSITY, ENTROPY, LOOPING, PASS_AT_K
 from epistill.config import SamplingConfig
 from epistill.errors import EpistillError
 from epistill.integrations.rewards import completion_text
+from epistill.integrity import read_sealed, sealed
 from epistill.metrics.epistemic import density, total_markers
 from epistill.metrics.loops import is_looping
 from epistill.monitor import Alarm, Monitor, Watcher
@@ -39,7 +41,7 @@ from epistill.rollouts.model import LanguageModel
 from epistill.rollouts.prompts import render_prompt
 from epistill.rollouts.sampler import sample
 from epistill.seeds import derive_seed
-from epistill.store import RunStore
+from epistill.store import RunStore, write_json
 
 Reward = Callable[..., Sequence[float | None]]
 Chat = Sequence[Mapping[str, str]]
@@ -228,6 +230,9 @@ class EpistemicMonitor(TrainerCallback):
         self._watcher = Watcher(self._settings)
         self._store = RunStore(Path(str(args.output_dir)) / "monitor")
         if state.is_world_process_zero:
+            mark = _mark_of(args, state)
+            if mark.exists() and self._store.folder.exists():
+                self._store.require(read_sealed(mark)["logs"])
             self._store.rewind(state.global_step + 1 if state.global_step else 0)
         if state.global_step:
             for row in self._store.metrics():
@@ -270,6 +275,13 @@ class EpistemicMonitor(TrainerCallback):
             row = self._sample_row(state.global_step, kwargs["model"], args.seed)
             self._take(row, args, state, control)
 
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Keep in the checkpoint what the rows were: a resumed run has all of them, or says so."""
+        if state.is_world_process_zero and self._store is not None:
+            write_json(_mark_of(args, state), sealed({"logs": self._store.marks()}))
+
     def _take(
         self,
         row: dict[str, Any],
@@ -291,6 +303,12 @@ class EpistemicMonitor(TrainerCallback):
     def _lower(self, args: Any, factor: float) -> None:
         if factor != 1.0:
             args.distillation_weight *= factor
+
+
+def _mark_of(args: TrainingArguments, state: TrainerState) -> Path:
+    """In the checkpoint of this step, with the run's other state."""
+    folder = f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+    return Path(str(args.output_dir)) / folder / "epistill_monitor.json"
 
 
 def _number(score: Any) -> float | None:

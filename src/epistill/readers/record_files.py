@@ -11,6 +11,7 @@ import csv
 import io
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +38,14 @@ class Piece:
         format: "json lines", "json array", "json object", "csv", "gzip", "zstd", "parquet", "zip".
         start, stop: Bytes for JSON lines (lines that begin there), row groups for parquet, entries
             for zip; the whole file for others.
+        state: Of the file when it was cut: which one it is, its bytes, when it was changed.
     """
 
     path: Path
     format: str
     start: int
     stop: int
+    state: tuple[int, int, int] = (0, 0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,11 +110,12 @@ def pieces_of(path: Path) -> list[Piece]:
         EpistillError: Empty or unreadable.
     """
     try:
-        size = path.stat().st_size
+        state = _state(path)
         with path.open("rb") as file:
             head = file.read(text_records.HEAD_BYTES)
     except OSError as error:
         raise EpistillError(f"could not read {path}: {error.strerror}; check the path") from error
+    size = state[1]
     if not head:
         raise EpistillError(f"{path} is empty; expected at least one record")
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
@@ -127,23 +131,54 @@ def pieces_of(path: Path) -> list[Piece]:
         stop, step = len(binary_records.zip_entries(path)), ENTRIES
     elif format == "json lines":
         step = PIECE_BYTES
-    return [Piece(path, format, at, min(at + step, stop)) for at in range(0, stop, step)]
+    return [Piece(path, format, at, min(at + step, stop), state) for at in range(0, stop, step)]
+
+
+def check_unchanged(pieces: Iterable[Piece], again: Iterable[Piece]) -> None:
+    """Refuse files that changed between two cuts: what is read twice would not fit together.
+
+    Raises:
+        EpistillError: Which did.
+    """
+    for before, now in zip_longest(pieces, again):
+        if before != now:
+            raise _changed((before or now).path)
+
+
+def _state(path: Path) -> tuple[int, int, int]:
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _changed(path: Path) -> EpistillError:
+    return EpistillError(
+        f"{path} changed while it was read; expected a file that nothing writes to: wait for its "
+        "writer, or read a copy"
+    )
 
 
 def read_piece(piece: Piece, columns: Iterable[str] | None = None) -> Iterator[list[FileRecord]]:
     """The records of a piece, some BATCH_BYTES at a time; of parquet, some or all `columns`.
 
     Raises:
-        EpistillError: A parquet file that cannot be decoded.
+        EpistillError: A parquet file that cannot be decoded, or a file that is another one since it
+            was cut. JSON lines may have grown: those of then are read.
     """
     rows: list[FileRecord] = []
     size = 0
-    for number, (record, taken) in enumerate(_records(piece, columns), 1):
-        rows.append(FileRecord(number, record))
-        size += taken
-        if size >= BATCH_BYTES or len(rows) >= BATCH_ROWS:
-            yield rows
-            rows, size = [], 0
+    try:
+        for number, (record, taken) in enumerate(_records(piece, columns), 1):
+            rows.append(FileRecord(number, record))
+            size += taken
+            if size >= BATCH_BYTES or len(rows) >= BATCH_ROWS:
+                yield rows
+                rows, size = [], 0
+        now = _state(piece.path)
+    except OSError as error:
+        raise EpistillError(f"could not read {piece.path}: {error.strerror or error}") from error
+    grown = piece.format == "json lines" and now[0] == piece.state[0] and now[1] > piece.state[1]
+    if now != piece.state and not grown:
+        raise _changed(piece.path)
     yield rows
 
 

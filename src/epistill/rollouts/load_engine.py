@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from pydantic import FiniteFloat, TypeAdapter
 
 from epistill.errors import EpistillError, damaged
 from epistill.json_files import read_json, write_json
@@ -133,11 +134,14 @@ def _model_at(url: str, wanted: str, api_key: str | None) -> tuple[str, int | No
 
 def _known(path: Path, probe: Sequence[float]) -> str:
     """Name of the weights with this probe: an earlier one's where they are the same."""
-    known: list[list[float]] = read_json(path, list) if path.exists() else []
-    for earlier in known:
-        if np.shape(earlier) != np.shape(probe):
-            raise damaged(path, "it holds something else than probes")
-        if np.abs(np.array(earlier) - probe).max() <= SAME_CACHE_NATS:
+    read = read_json(path, list) if path.exists() else []
+    try:
+        known = TypeAdapter(list[list[FiniteFloat]]).validate_python(read, strict=True)
+        gaps = [np.abs(np.subtract(earlier, probe)).max() for earlier in known]
+    except ValueError as error:  # of another length, too
+        raise damaged(path, "it holds something else than probes") from error
+    for earlier, gap in zip(known, gaps, strict=True):
+        if gap <= SAME_CACHE_NATS:
             return _name(earlier)
     write_json(path, [*known, list(probe)])
     return _name(probe)

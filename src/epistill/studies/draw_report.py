@@ -5,7 +5,10 @@ Enters: a study's folder. Leaves: its page, and the files of `report/exports.py`
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 from jinja2 import UndefinedError
 
@@ -34,11 +37,21 @@ def draw_again(
         The page, and why no pictures could be exported, where that is to be said.
 
     Raises:
-        EpistillError: No report.json, or none that this version can draw.
+        EpistillError: No report.json, none that this version can draw, one of another study than
+            the folder's, or a page that a study which is running there will draw itself.
     """
     store = RunStore(folder)
     source = report_file(folder)
-    if (folder / "study.json").is_file() and not (folder / MANIFEST).is_file():
+    study = folder / "study.json"
+    with store.locked() if study.is_file() and out is None else nullcontext():
+        return _drawn(store, source, study, out, export)
+
+
+def _drawn(
+    store: RunStore, source: Path, study: Path, out: Path | None, export: Path | None
+) -> tuple[Path, list[str]]:
+    folder = store.folder
+    if study.is_file() and not (folder / MANIFEST).is_file():
         raise EpistillError(
             f"{folder} has no {MANIFEST} to check {source.name} against; `epistill study` writes "
             "both anew"
@@ -46,6 +59,12 @@ def draw_again(
     store.check(source.name)
     data = read_settings(source)
     try:
+        settings = data.get("settings")
+        if settings and study.is_file() and _marks(read_settings(study)) != _marks(settings):
+            raise EpistillError(
+                f"{source} is of another study ({data.get('name')}) than {study.name}; `epistill "
+                "study` writes it anew"
+            )
         if "outcomes" in data:
             before, data = data, with_estimates(data)
             if out is None and data != before and source.suffix != PACKED:
@@ -59,6 +78,12 @@ def draw_again(
             f"{source} is not a report as `epistill study` writes it ({type(error).__name__}: "
             f"{first_line(error)[:120]}); the study's command writes it anew"
         ) from error
+
+
+def _marks(settings: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What no version of epistill writes otherwise, and two studies do not have in common."""
+    arms = [arm["id"] for arm in settings.get("arms", ())]
+    return settings.get("name"), settings.get("seeds"), sorted(arms)
 
 
 def report_file(folder: Path) -> Path:

@@ -82,9 +82,7 @@ def run(
         if config.microbatch_tokens == "auto":
             tokens = fitting_microbatch_tokens(config, student, world)
             config = config.model_copy(update={"microbatch_tokens": tokens})
-            world.on_first(
-                lambda: begin_run(config, store, describe_environment()).microbatch_tokens
-            )
+            world.on_first(lambda: store.settle(config.identity()))
         grader = held.enter_context(Grader())
 
         servers = open_engine(config, student, store.folder)

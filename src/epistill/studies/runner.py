@@ -119,7 +119,8 @@ def run_study(
         EpistillError: The folder holds another study, is in use, or a job failed.
     """
     out = out.resolve()  # a relative and an absolute path name the same study
-    with RunStore(out).locked():
+    store = RunStore(out)
+    with store.locked():
         worlds, jobs = world_jobs(spec, out), jobs_of(spec, out)
         if ray is None:  # a cluster's nodes may have what this machine has not
             check_jobs({job.name: job.payload for job in jobs if job.result is None}, out)
@@ -127,7 +128,7 @@ def run_study(
         clock = _Clock(out)
 
         def render() -> Path:
-            return _render(spec, out, worlds, jobs, clock)
+            return _render(spec, store, worlds, jobs, clock)
 
         def executors(count: int) -> AbstractContextManager[Executor]:
             if ray is None:
@@ -267,7 +268,7 @@ def _steps_done(folder: Path) -> int:
 
 
 def _render(
-    spec: StudySpec, out: Path, worlds: Sequence[Job], jobs: Sequence[Job], clock: _Clock
+    spec: StudySpec, store: RunStore, worlds: Sequence[Job], jobs: Sequence[Job], clock: _Clock
 ) -> Path:
     stores: dict[str, dict[int, RunStore]] = {}
     finished = [job for job in jobs if job.result is not None]
@@ -281,5 +282,5 @@ def _render(
         total=len(jobs),
         seconds=clock.seconds(),
     )
-    RunStore(out).write_final(write_atomic, "report.json", report_line(data))
-    return write_report(data, out / "report.html")
+    store.write_final(write_atomic, "report.json", report_line(data))
+    return write_report(data, store.folder / "report.html")

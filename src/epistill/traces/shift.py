@@ -28,7 +28,7 @@ from epistill.metrics.vocabulary_shift import (
     vocabulary_shift,
 )
 from epistill.metrics.words import WORD, fold
-from epistill.readers.record_files import Piece, find_files, pieces_of
+from epistill.readers.record_files import Piece, check_unchanged, find_files, pieces_of
 from epistill.traces.fields import problem_of
 from epistill.traces.file_counts import Reading
 from epistill.traces.measure import (
@@ -170,9 +170,12 @@ def shift_files(
         _Set({path: settle(path, options) for path in find_files(paths)}, lexicons)
         for paths in (a, b)
     ]
-    seen = [_first_pass(one, options, workers) for one in sets]
+    cut = [one.pieces() for one in sets]
+    seen = [_first_pass(*both, options, workers) for both in zip(sets, cut, strict=True)]
     frame = _frame(seen, lexicons)
-    counted = [_second_pass(one, frame, workers) for one in sets]
+    for one, pieces in zip(sets, cut, strict=True):
+        check_unchanged(pieces, one.pieces())
+    counted = [_second_pass(*both, frame, workers) for both in zip(sets, cut, strict=True)]
     for paths, found in zip((a, b), counted, strict=True):
         if not found.words.sum():
             raise EpistillError(
@@ -194,11 +197,11 @@ def shift_files(
     }
 
 
-def _first_pass(files: _Set, options: Options, workers: int) -> _Seen:
+def _first_pass(files: _Set, pieces: list[Piece], options: Options, workers: int) -> _Seen:
     """Every word that is seen; errors name the first file."""
     listed = frozenset(word for one in files.lexicons for word in one.words)
     whole = _Seen(listed)
-    for found in map_pieces(partial(_see, files=files, listed=listed), files.pieces(), workers):
+    for found in map_pieces(partial(_see, files=files, listed=listed), pieces, workers):
         whole.merge(found)
     first = next(iter(files.settled))
     if not whole.reading.used:
@@ -239,8 +242,8 @@ def _frame(seen: Sequence[_Seen], lexicons: tuple[Lexicon, ...]) -> _Frame:
     )
 
 
-def _second_pass(files: _Set, frame: _Frame, workers: int) -> _Counted:
-    counted = map_pieces(partial(_count, files=files, frame=frame), files.pieces(), workers)
+def _second_pass(files: _Set, pieces: list[Piece], frame: _Frame, workers: int) -> _Counted:
+    counted = map_pieces(partial(_count, files=files, frame=frame), pieces, workers)
     first = next(counted)
     for other in counted:
         first.counts = first.counts + other.counts
