@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import errno
 import multiprocessing
+import os
 from pathlib import Path
 
 import pytest
 
-from epistill.errors import EpistillError
+from epistill import integrity
+from epistill.errors import EpistillError, FolderInUse
 from epistill.store import RunStore, read_jsonl, write_atomic, write_json
 
 
@@ -124,3 +126,72 @@ def test_result_comes_last(tmp_path):
     store.finish({"done": True})
     assert store.result == {"done": True}
     assert read_jsonl(tmp_path / "absent.jsonl") == []
+
+
+def test_a_lock_that_is_granted_to_two_ends_the_first_before_it_writes(tmp_path, monkeypatch):
+    """As on some network file systems, or after somebody removed the lock file."""
+    first, second = RunStore(tmp_path), RunStore(tmp_path)
+    monkeypatch.setattr("fcntl.flock", lambda *_: None)
+    monkeypatch.setattr("time.time_ns", iter(range(9)).__next__)
+    with first.locked():
+        first.append("metrics", {"step": 0})
+        with second.locked():
+            second.append("metrics", {"step": 1})
+            for write in (
+                lambda: first.append("metrics", {"step": 1}),
+                lambda: first.finish({"steps": 2}),
+                lambda: first.write_final(write_json, "report.json", {}),
+            ):
+                with pytest.raises(FolderInUse, match="was taken by another process") as told:
+                    write()
+                assert "\n" not in str(told.value)
+            second.append("metrics", {"step": 2})
+    assert [row["step"] for row in first.metrics()] == [0, 1, 2]
+    assert {p.name for p in tmp_path.iterdir()} == {".lock", "metrics.jsonl"}
+
+
+def test_a_removed_lock_file_stops_nobody_until_another_comes(tmp_path):
+    first, second = RunStore(tmp_path), RunStore(tmp_path)
+    with first.locked():
+        (tmp_path / ".lock").unlink()
+        first.append("metrics", {"step": 0})
+        with second.locked(), pytest.raises(FolderInUse, match="lock file was removed"):
+            first.append("metrics", {"step": 1})
+
+
+def test_whoever_is_refused_leaves_the_holder_alone(tmp_path):
+    first = RunStore(tmp_path)
+    with first.locked():
+        with pytest.raises(FolderInUse, match="is in use"), RunStore(tmp_path).locked():
+            pass
+        first.append("metrics", {"step": 0})
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EIO])
+def test_a_file_system_without_locks_is_one_line(number, tmp_path, monkeypatch):
+    def none(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", none)
+    told = "expected a file system with file locks"
+    with pytest.raises(EpistillError, match=told), RunStore(tmp_path).locked():
+        pass
+    assert {p.name for p in tmp_path.iterdir()} <= {".lock"}
+
+
+def test_a_file_that_is_written_anew_while_it_is_checked_is_no_damage(tmp_path, monkeypatch):
+    """A study renews its report while `epistill report` reads it."""
+    store = RunStore(tmp_path)
+    store.write_final(write_json, "report.json", {"runs": 1})
+    sha256_of, times = integrity.sha256_of, iter([2])
+
+    def renewing(path, folder=None):
+        if next(times, None):
+            store.write_final(write_json, "report.json", {"runs": 2})
+        return sha256_of(path, folder)
+
+    monkeypatch.setattr(integrity, "sha256_of", renewing)
+    store.check("report.json")
+    (tmp_path / "report.json").write_text("{}")
+    with pytest.raises(EpistillError, match=r"report\.json is damaged"):
+        store.check("report.json")

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from epistill.comparison import compare
 from epistill.comparison.compare import CompareOptions, compare_sides
 from epistill.errors import EpistillError
 from epistill.evaluation import maj_at_k, pass_at_k
@@ -50,6 +51,21 @@ def pair(tmp_path):
 
 def row_of(found, name, family="measures"):
     return next(row for row in found["sets"][0][family] if row["measure"] == name)
+
+
+@pytest.mark.parametrize("lines", [0, 1])
+def test_a_file_that_another_writes_before_it_is_graded_is_one_line(lines, pair, monkeypatch):
+    """Grades of the new responses would stand beside the lengths of the old ones."""
+    a, b, _, second = pair
+    regrade = compare.regrade
+
+    def late(*args):
+        write(b, [*reversed(second), *second[:lines]])
+        return regrade(*args)
+
+    monkeypatch.setattr(compare, "regrade", late)
+    with pytest.raises(EpistillError, match=r"b\.jsonl changed while it was read"):
+        compared(a, b)
 
 
 def test_every_number_by_hand(pair):

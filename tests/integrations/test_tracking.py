@@ -12,6 +12,7 @@ from epistill.errors import EpistillError
 from epistill.integrations import tracking
 from epistill.integrations.tracking import check_tracker, mirrored
 from epistill.store import RunStore
+from tests.helpers.damage import EVERY_FILE, JSON, content
 from tests.helpers.python import run_python
 
 ROWS = [
@@ -96,6 +97,24 @@ def test_a_tracker_that_fails_ends_nothing_and_says_it_once(tmp_path, monkeypatc
             catch_up()
     assert said == [f"wandb is told no more of {tmp_path}: no route"]
     assert not (tmp_path / ".mirrored-wandb.json").exists()
+
+
+MARKER = EVERY_FILE | JSON | {"step": content(b'{"step": "2", "finished": false}')}
+HARMLESS = {"another run's", "flipped bit", "last byte lost", "missing"}
+
+
+@pytest.mark.parametrize("told", sorted(MARKER.keys() - HARMLESS))
+def test_a_damaged_marker_ends_no_run_and_tells_nothing_twice(told, tmp_path, monkeypatch):
+    monkeypatch.setitem(tracking.TRACKERS, "wandb", lambda *_: (lambda *_: None, lambda: None))
+    carried_out(tmp_path, "wandb")
+    MARKER[told](tmp_path / ".mirrored-wandb.json", None)
+    monkeypatch.setitem(tracking.TRACKERS, "wandb", lambda *_: pytest.fail("opened"))
+    said = []
+    with mirrored("wandb", tmp_path, "lab", "sdpo seed 0", said.append) as catch_up:
+        catch_up()
+    (line,) = said
+    assert ".mirrored-wandb.json is damaged" in line
+    assert "\n" not in line
 
 
 def test_a_run_that_was_refused_is_not_told(tmp_path, monkeypatch):

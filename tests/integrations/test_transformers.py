@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 
 import pytest
 import torch
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from epistill.alarm_rules import Fall
 from epistill.config import SamplingConfig
@@ -17,6 +19,7 @@ from epistill.metrics.loops import is_looping
 from epistill.monitor import Monitor
 from epistill.rollouts.load_model import load_model
 from epistill.rollouts.sampler import sample
+from tests.helpers.damage import EVERY_FILE, LINES, STEP, one_line
 from tests.helpers.known_answers import sampler_of
 from tests.helpers.trl_steps import dataset, solved, trl_settings
 
@@ -104,6 +107,45 @@ def test_an_alarm_stops_trl_and_a_resumed_run_has_its_rows(tmp_path):
     assert [row["step"] for row in after] == list(range(1, stopped + 2))
     assert after[: stopped - 1] == before[: stopped - 1]
     assert stopped in [a.step for a in again.alarms]  # baseline and window span the two runs
+
+
+def watched(folder, steps, begin=0):
+    """As a trainer calls the callback, a checkpoint after every step; alarms by step and value."""
+    monitor = EpistemicMonitor(Monitor(**EASY))
+    args, control = TrainingArguments(str(folder), report_to=[]), TrainerControl()
+    hook = monitor.reward_hook(lambda **_: [0.0, 1.0])
+
+    def state(step):
+        return TrainerState(global_step=step, is_world_process_zero=True)
+
+    monitor.on_train_begin(args, state(begin), control)
+    for step in range(begin + 1, steps + 1):
+        hook(completions=["so wait", "hmm"], completion_ids=[[1] * (30 - step)] * 2)
+        monitor.on_step_end(args, state(step), control)
+        monitor.on_save(args, state(step), control)
+    return [(alarm.step, alarm.value) for alarm in monitor.alarms]
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "alarms.jsonl"])
+@pytest.mark.parametrize("told", sorted((EVERY_FILE | LINES | STEP).keys()))
+def test_a_resumed_trainer_has_all_its_rows_or_names_the_file(told, name, tmp_path):
+    expected = watched(tmp_path / "other", 10)
+    assert len(expected) > 3
+    watched(tmp_path / "run", 8)
+    assert watched(tmp_path / "run", 10, begin=6) == expected  # rows after the checkpoint go
+    way = (EVERY_FILE | LINES | STEP)[told]
+    way(tmp_path / "run" / "monitor" / name, tmp_path / "other" / "monitor" / name)
+    try:
+        assert watched(tmp_path / "run", 10, begin=8) == expected
+    except EpistillError as error:
+        one_line(error, name)
+
+
+def test_rows_that_were_removed_with_their_folder_begin_again(tmp_path):
+    watched(tmp_path, 8)
+    shutil.rmtree(tmp_path / "monitor")
+    assert watched(tmp_path, 12, begin=8)[0][0] == 12
+    assert [row["step"] for row in rows_of(tmp_path)] == [9, 10, 11, 12]
 
 
 def test_an_alarm_lowers_the_distillation_weight_of_trls_sdpo(tmp_path):

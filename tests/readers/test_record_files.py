@@ -323,3 +323,50 @@ def test_different_texts_without_an_id_are_not_repeated(write):
     same = [{"id": 0, "response": "x" * 120 + str(i) + "y" * 120} for i in range(5)]
     assert reading_of(write("a.jsonl", same)).repeated() == (0, 0)
     assert reading_of(write("b.jsonl", [*same, same[1]])).repeated() == (1, 6)
+
+
+def grown(path):
+    path.write_bytes(path.read_bytes() + lines(*GOOD))
+
+
+def rewritten(path):
+    path.write_bytes(bytes(reversed(path.read_bytes())))
+
+
+def replaced(path):
+    other = path.with_name("other")
+    other.write_bytes(path.read_bytes() * 2)
+    other.replace(path)
+
+
+def shrunk(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+WAYS = {"grown": grown, "rewritten": rewritten, "replaced": replaced, "shrunk": shrunk,
+        "gone": Path.unlink}  # fmt: skip
+
+
+@pytest.mark.parametrize("told", WAYS)
+@pytest.mark.parametrize("name", ["a.jsonl", "array.json", "a.csv", "a.parquet", "a.jsonl.gz", "a.zst"])  # fmt: skip
+def test_a_file_that_changes_while_it_is_read_is_one_line(name, told, write, tmp_path, monkeypatch):
+    monkeypatch.setattr(read, "BATCH_ROWS", 2)
+    path = tmp_path / name
+    if name == "array.json":
+        path.write_text(json.dumps(GOOD))
+    elif name == "a.csv":
+        path.write_text("id,response\n" + "".join(f'1,"Wait, {i}."\n' for i in range(5)))
+    else:
+        path = write(name, GOOD)
+    (piece,) = pieces_of(path)
+    batches = read_piece(piece)
+    found = [row.record["response"] for row in next(batches)]
+    WAYS[told](path)
+    if (name, told) == ("a.jsonl", "grown"):  # a log of a run that goes on: what was there is read
+        found += [row.record["response"] for rows in batches for row in rows]
+        assert found == [row["response"] for row in GOOD]
+        return
+    with pytest.raises(EpistillError, match=r"changed while it was read|could not read") as refused:
+        list(batches)
+    assert "\n" not in str(refused.value)
+    assert path.name in str(refused.value)

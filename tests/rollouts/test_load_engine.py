@@ -21,7 +21,7 @@ from epistill.rollouts import vllm_client, vllm_engine
 from epistill.rollouts.align import align
 from epistill.rollouts.engine import PromptRequest
 from epistill.rollouts.in_process_engine import InProcessEngine
-from epistill.rollouts.load_engine import load_engine
+from epistill.rollouts.load_engine import _known, load_engine
 from epistill.rollouts.load_model import lab_directory, load_without_weights
 from epistill.rollouts.model import LanguageModel
 from epistill.rollouts.prompts import render_prompt
@@ -158,6 +158,25 @@ def test_other_weights_under_the_same_name_are_not_served_from_the_cache(lab_mod
         assert len(names) == 2
         with pytest.raises(EpistillError, match="expected one model under one name"):
             load_engine(config_of(one.url, two.url), tmp_path)
+
+
+PROBE = [-1.25, -2.5, -3.75]
+NO_PROBES = [
+    '[["a", "b", "c"]]', "[[null, null, null]]", "[[[1], [2], [3]]]", "[[1, [2], 3]]", "[1, 2, 3]",
+    '[{"a": 1}]', "[[true, false, true]]", "[[1" + 400 * "0" + ", 1, 2]]", "[[1, 2]]", "[[]]",
+    '[["\\ud800", 1, 2]]',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", NO_PROBES)
+def test_a_file_of_probes_that_holds_none_is_one_line(text, tmp_path):
+    path = tmp_path / "served-models.json"
+    first = _known(path, PROBE)
+    assert _known(path, [value + 1e-4 for value in PROBE]) == first
+    path.write_text(text)
+    with pytest.raises(EpistillError, match=r"served-models\.json is damaged: it holds") as found:
+        _known(path, PROBE)
+    assert "\n" not in str(found.value)
 
 
 def test_the_chat_template_reaches_a_served_model(tmp_path):

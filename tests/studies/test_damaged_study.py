@@ -12,8 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 from epistill.cli import app
-from epistill.errors import EpistillError
-from epistill.store import read_json
+from epistill.errors import EpistillError, FolderInUse
+from epistill.store import RunStore, read_json
 from epistill.studies.draw_report import draw_again
 from epistill.studies.jobs import carry_out
 from epistill.studies.load_study import load_study
@@ -155,6 +155,26 @@ def test_a_damaged_study_file_is_one_line(told, tmp_path):
         load_study(str(path))
     assert "\n" not in str(found.value)
     assert "study.toml" in str(found.value)
+
+
+def test_the_report_of_another_study_is_not_drawn_for_this_one(studies, tmp_path):
+    """Whole in itself, manifest and all."""
+    out = shutil.copytree(studies / "whole", tmp_path / "study")
+    for name in ("report.json", "manifest.json"):
+        shutil.copy(studies / "other" / name, out)
+    with pytest.raises(EpistillError, match=r"report\.json is of another study \(other\)"):
+        draw_again(out)
+    run_study(StudySpec.model_validate(SMALL), out, workers=1)
+    assert numbers_of(out) == numbers_of(studies / "whole")
+
+
+def test_a_page_is_not_drawn_into_a_study_that_is_running(studies, tmp_path):
+    """It would write an older report over a newer one."""
+    out = shutil.copytree(studies / "whole", tmp_path / "study")
+    with RunStore(out).locked():
+        with pytest.raises(FolderInUse):
+            draw_again(out)
+        draw_again(out, tmp_path / "page.html")
 
 
 # ---- drawn again from the outcomes

@@ -176,3 +176,19 @@ def test_a_parquet_file_without_row_groups_is_named(tmp_path):
     pq.ParquetWriter(path, pa.schema([("response", pa.string())])).close()
     with pytest.raises(EpistillError, match=r"none\.parquet has zero rows"):
         shift_files([path], [path], Options(), workers=2)
+
+
+def test_a_file_that_grows_between_its_two_readings_is_one_line(tmp_path, monkeypatch):
+    a, b = (tmp_path / f"{name}.jsonl" for name in "ab")
+    for path in (a, b):
+        path.write_text("".join(f'{{"problem_id": {i}, "response": "so 3"}}\n' for i in range(9)))
+    frame = shifting._frame
+
+    def growing(*seen):
+        with b.open("a") as file:
+            file.write('{"problem_id": 10, "response": "new words"}\n')
+        return frame(*seen)
+
+    monkeypatch.setattr(shifting, "_frame", growing)
+    with pytest.raises(EpistillError, match=r"b\.jsonl changed while it was read"):
+        shift_files([a], [b], Options())

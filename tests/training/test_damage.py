@@ -218,3 +218,12 @@ def json_is_whole(path):
     except ValueError:
         return False
     return True
+
+
+def test_a_new_run_may_begin_in_a_folder_that_holds_something_else(tmp_path):
+    """The output of the command itself, say: `--out runs/x | tee runs/x/log`."""
+    (tmp_path / "log").write_text("step 0")
+    settings = {"steps": 1, "evaluations": (), "eval_every": None, "microbatch_tokens": "auto"}
+    for _ in range(2):
+        run(configuration().model_copy(update=settings), tmp_path, save_model=False)
+    assert isinstance(RunStore(tmp_path).config["microbatch_tokens"], int)
