@@ -129,6 +129,14 @@ def test_a_server_that_keeps_failing_leaves_its_work_to_the_others(fault, expect
 
 def test_a_server_that_dies_in_the_middle(expected):
     with FakeVllm(MODEL, faults=["ok", "die"]) as dying, FakeVllm(MODEL) as other:
+        answer, until = other.complete, time.monotonic() + 60
+
+        def after_the_second_of_the_other(*asked):  # else a quick one might do all the work
+            while len(dying.bodies) < 2 and time.monotonic() < until:
+                time.sleep(0.01)
+            return answer(*asked)
+
+        other.complete = after_the_second_of_the_other
         pool = pool_of(dying, other, in_flight=1)
         assert draw(pool) == expected
         assert [server.lost is None for server in pool.client.servers] == [False, True]
