@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from what_orders_ood import MEASURES
+from what_orders_ood import MEASURES, print_orders
 
 from epistill.config import RunConfig
 from epistill.rollouts.collect import rendered
@@ -27,7 +27,6 @@ from epistill.seeds import derive_seed
 from epistill.store import write_jsonl
 from epistill.studies.jobs import carry_out
 from epistill.studies.load_study import load_study
-from epistill.studies.prediction import spearman
 from epistill.studies.run_arm import run
 from epistill.studies.runner import world_jobs
 from epistill.tasks.coverage import load_eval_problems
@@ -90,12 +89,7 @@ def main(study: str, preset: str, seed: int, out: Path) -> None:
         lines.append({"arm": arm.id, "change": change, **measured, **kl_of(config, folder)})
         print(lines[-1], flush=True)
         write_jsonl(out / "kl.jsonl", lines)
-    print(f"{len(lines)} trained arms; Spearman's rho with the change of the OOD score")
-    changes = np.array([line["change"] for line in lines])
-    for measure in (*MEASURES, "kl_nats_per_token", "kl_nats_per_response"):
-        values = np.array([line[measure] for line in lines])
-        found = spearman(values, changes, [line["arm"] for line in lines])
-        print(f"{measure:24s} {found.value:+.2f} [{found.low:+.2f}, {found.high:+.2f}]")
+    print_orders(lines, (*MEASURES, "kl_nats_per_token", "kl_nats_per_response"))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,9 @@ Usage: python scripts/what_orders_ood.py docs/results/lab-cure docs/results/lab-
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,20 +22,26 @@ from epistill.studies.prediction import spearman
 MEASURES = ("committed_share", "density_per_1k_tokens", "length_tokens", "candidates")
 
 
+def print_orders(arms: Sequence[Mapping[str, Any]], measures: Sequence[str]) -> None:
+    """A line for each measure, of arms that have their name, `change` and the measures."""
+    print(f"{len(arms)} trained arms; Spearman's rho with the change of the OOD score")
+    changes = np.array([arm["change"] for arm in arms])
+    for measure in measures:
+        values = np.array([arm[measure] for arm in arms])
+        found = spearman(values, changes, [arm["arm"] for arm in arms])
+        print(f"{measure:24s} {found.value:+.2f} [{found.low:+.2f}, {found.high:+.2f}]")
+
+
 def main(folders: list[str]) -> None:
     """Print a line for each measure."""
     arms = [
-        (f"{folder} {arm['id']}", change["score"]["value"], arm["evaluations"]["ood"])
+        {"arm": f"{folder} {arm['id']}", "change": change["score"]["value"]}
+        | {measure: arm["evaluations"]["ood"][measure]["value"] for measure in MEASURES}
         for folder in folders
         for arm in read_settings(report_file(Path(folder)))["arms"]
         if (change := arm["difference_to_baseline"].get("ood")) is not None
     ]
-    names = [name for name, _, _ in arms]
-    print(f"{len(arms)} trained arms; Spearman's rho with the change of the OOD score")
-    for measure in MEASURES:
-        values = np.array([after[measure]["value"] for _, _, after in arms])
-        found = spearman(values, np.array([change for _, change, _ in arms]), names)
-        print(f"{measure:24s} {found.value:+.2f} [{found.low:+.2f}, {found.high:+.2f}]")
+    print_orders(arms, MEASURES)
 
 
 if __name__ == "__main__":

@@ -12,9 +12,8 @@ from typer.testing import CliRunner
 
 from epistill.cli import app
 from epistill.errors import EpistillError
-from epistill.inputs import read_settings
 from epistill.report.study_page import write_report
-from epistill.studies.draw_report import draw_again, report_file
+from epistill.studies.draw_report import draw_again
 from epistill.studies.outcomes import packed, unpacked
 from epistill.studies.study_summary import with_estimates
 from tests.helpers.committed import RESULTS, committed
@@ -152,7 +151,7 @@ def test_the_page_is_drawn_from_the_data(tmp_path):
 
 
 def test_a_packed_report_is_read_or_refused_in_one_line(tmp_path):
-    assert read_settings(report_file(RESULTS / "lab-cure"))["name"] == CURE["name"]
+    assert committed("lab-cure")["name"] == CURE["name"]
     bad = {"no gzip": b"{}", "cut": gzip.compress(b'{"a": 1}')[:-6], "no JSON": gzip.compress(b"{")}
     for what, content in (bad | {"a list": gzip.compress(b"[]")}).items():
         (tmp_path / "report.json.gz").write_bytes(content)

@@ -8,19 +8,18 @@ from pathlib import Path
 import pytest
 
 from epistill.evaluation.evaluate import MEASURES
-from epistill.inputs import read_settings
 from epistill.report.format import measure_title
 from epistill.report.panels import PALETTE
 from epistill.report.study_figures import study_plots
 from epistill.report.study_page import write_report
 from epistill.studies.check_names import TRAINING_MEASURES
-from epistill.studies.draw_report import report_file
+from tests.helpers.committed import committed
 
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
 
 
 def report_of(name):
-    return {"preflights": [], **read_settings(report_file(RESULTS / name))}
+    return {"preflights": [], **committed(name)}
 
 
 @pytest.mark.parametrize("name", ["lab", "lab-cure", "smollm2"])
