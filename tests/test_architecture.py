@@ -49,7 +49,7 @@ ALLOWED = {
     "json_files": {"errors"},
     "integrity": {"errors", "json_files"},
     "folder_lock": {"errors", "interrupts"},
-    "store": {"errors", "records", "integrity", "folder_lock", "json_files"},
+    "store": {"environment", "errors", "records", "integrity", "folder_lock", "json_files"},
     "objective": set(),
     "tasks": {"interrupts", "hub", "readers", "records", "config", "errors", "seeds", "thinking"},
     "metrics": {"records", "errors", "thinking", "word_rules"},

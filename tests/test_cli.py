@@ -18,6 +18,8 @@ from epistill.cli import app
 from epistill.errors import EpistillError, did_you_mean, disk_full
 from epistill.inputs import load_run_config
 from epistill.rollouts.load_model import lab_directory, load_model
+from epistill.settings import checked
+from epistill.studies.spec import StudySpec
 from tests.helpers.python import run_epistill
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -211,6 +213,17 @@ def test_an_attention_that_is_not_here_is_one_line(tmp_path):
 def test_train_from_flags_takes_a_limit_for_a_small_model():
     flags = {"model": "lab", "task": "star-search", "method": "sdpo", "max_new_tokens": 96}
     assert load_run_config(None, flags).sampling.max_new_tokens == 96
+
+
+@pytest.mark.parametrize("name", ["steps", "seed", "max_new_tokens", "samples_per_problem"])
+@pytest.mark.parametrize("value", [10**400, 10**5000, -(10**400), 2**63], ids=list("abcd"))
+def test_a_number_of_more_than_64_bits_is_one_line(name, value):
+    flags = {"model": "lab", "task": "star-search:3x2", "method": "sdpo"}
+    with pytest.raises(EpistillError, match=f"'{name}': a number of more than 64 bits") as told:
+        load_run_config(None, {**flags, name: value})
+    assert len(str(told.value)) < 200
+    with pytest.raises(EpistillError, match="'seeds': a number of more than 64 bits"):
+        checked(StudySpec, {"name": "x", "seeds": [0, value]})
 
 
 def test_the_help_of_every_command_shows_an_example_of_it():

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from epistill import integrity
+from epistill.environment import code_of, codes_of
 from epistill.errors import EpistillError, FolderInUse
 from epistill.store import RunStore, read_jsonl, write_atomic, write_json
 
@@ -195,3 +196,38 @@ def test_a_file_that_is_written_anew_while_it_is_checked_is_no_damage(tmp_path, 
     (tmp_path / "report.json").write_text("{}")
     with pytest.raises(EpistillError, match=r"report\.json is damaged"):
         store.check("report.json")
+
+
+OLD = {"packages": {"epistill": "0.1.0", "torch": "2.9.0"}, "commit": "a" * 40}
+NEW = {**OLD, "commit": "b" * 40}
+
+
+def test_a_run_that_goes_on_with_other_code_says_so_once(tmp_path, caplog):
+    store, config = RunStore(tmp_path), {"a": 1}
+    store.begin(config, OLD)
+    store.begin(config, NEW)  # nothing came of it yet: it is all of the new code
+    assert (store.environment, caplog.text) == (NEW, "")
+    store.append("metrics", {"step": 0})
+    store.begin(config, NEW)
+    assert caplog.text == ""
+    for environment in (OLD, OLD, NEW):
+        store.begin(config, environment)
+    store.begin(config, {})  # of somebody who does not run it
+    lines = [record.getMessage() for record in caplog.records]
+    assert [line.partition(" and goes on with ")[2][:22] for line in lines] == [
+        "epistill 0.1.0 at aaaaaaa"[:22], "epistill 0.1.0 at bbbbbbb"[:22]]  # fmt: skip
+    assert all(line.startswith(f"{tmp_path} was begun with epistill 0.1.0") for line in lines)
+    new, old = "bbbbbbb", "aaaaaaa"
+    assert [code[18:25] for code in codes_of(store.environment)] == [new, old, new]
+    store.finish({"steps": 1})
+    store.begin(config, OLD)
+    assert len(caplog.records) == 2
+
+
+def test_other_versions_of_what_computes_are_other_code():
+    packages = {"epistill": "0.1.0", "torch": "2.9.0", "transformers": "5.0.0", "plotly": "6"}
+    told = code_of({"packages": packages, "commit": None})
+    assert told == "epistill 0.1.0 with torch 2.9.0, transformers 5.0.0"
+    for name in packages:
+        other = code_of({"packages": {**packages, name: "9"}, "commit": None})
+        assert (other != told) == (name != "plotly")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Any
 PACKAGES = (
     "epistill torch transformers tokenizers safetensors datasets math-verify polars plotly numpy"
 )
+
+NUMERIC = ("torch", "transformers")  # other versions of these give other numbers
 
 
 def describe_environment() -> dict[str, Any]:
@@ -27,6 +30,27 @@ def describe_environment() -> dict[str, Any]:
         "commit": _git("rev-parse", "HEAD"),
         "uncommitted_changes": None if status is None else bool(status),
     }
+
+
+def code_of(environment: Mapping[str, Any]) -> str:
+    """The code behind a run's numbers, in words, of what `describe_environment` gave.
+
+    Example:
+        >>> code_of({"packages": {"epistill": "0.1.0", "torch": "2.9.0"}, "commit": "9c030de1f2"})
+        'epistill 0.1.0 at 9c030de with torch 2.9.0, transformers unknown'
+    """
+    versions = environment.get("packages", {})
+    found = {name: versions.get(name) or "unknown" for name in ("epistill", *NUMERIC)}
+    commit = environment.get("commit")
+    at = f" at {commit[:7]}" if commit else ""
+    changed = " and changes" if environment.get("uncommitted_changes") else ""
+    others = ", ".join(f"{name} {found[name]}" for name in NUMERIC)
+    return f"epistill {found['epistill']}{at}{changed} with {others}"
+
+
+def codes_of(environment: Mapping[str, Any]) -> list[str]:
+    """The code that began a run, then all that went on with it, of its environment.json."""
+    return [code_of(environment), *environment.get("went_on_with", ())]
 
 
 @cache

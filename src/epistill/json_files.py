@@ -148,6 +148,15 @@ def remove_file(path: Path) -> None:
         raise EpistillError(f"could not remove {path}: {error.strerror}") from error
 
 
+def spelled_out(value: Any) -> Any:
+    """NaN and infinities as the strings "nan", "inf", "-inf"."""
+    if isinstance(value, Mapping):
+        return {key: spelled_out(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [spelled_out(one) for one in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def strict_json(text: str) -> Any:
     """JSON whose numbers are numbers: ValueError at NaN, at Infinity and at 1e400, which is one."""
     return json.loads(text, parse_constant=_number, parse_float=_number)

@@ -30,6 +30,9 @@ _ELSEWHERE = {
 }
 
 
+MOST = 2**63 - 1  # of any whole number: what a tensor, a table and most readers of JSON can hold
+
+
 class Settings(BaseModel):
     """Base of every configuration record: frozen, and an unknown key is an error."""
 
@@ -39,6 +42,10 @@ class Settings(BaseModel):
     @classmethod
     def _keys_are_known(cls, settings: Any) -> Any:
         known = [*cls.model_fields]
+        for key, value in settings.items() if isinstance(settings, dict) else ():
+            several = value if isinstance(value, list | tuple) else (value,)
+            if any(isinstance(one, int) and abs(one) > MOST for one in several):
+                raise ValueError(f"{key!r}: a number of more than 64 bits; expected a smaller one")
         for key in settings if isinstance(settings, dict) else ():
             if key not in known:
                 near = did_you_mean(str(key), known)

@@ -17,12 +17,13 @@ again is checked: a damaged file is an error that names it, never a number.
 from __future__ import annotations
 
 import hashlib
-import math
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from epistill.environment import code_of, codes_of
 from epistill.errors import EpistillError, damaged
 from epistill.folder_lock import held
 from epistill.integrity import (
@@ -42,6 +43,7 @@ from epistill.json_files import (
     read_json,
     read_jsonl,
     remove_file,
+    spelled_out,
     write_atomic,
     write_json,
     write_jsonl,
@@ -105,17 +107,33 @@ class RunStore:
                 ) from error
             different = _differing_keys(there, dict(config))
             # One that failed at its start, before anything came of it, may be begun anew.
-            if different and any(p.name not in _BEFORE_A_RUN for p in self.folder.iterdir()):
+            begun = any(p.name not in _BEFORE_A_RUN for p in self.folder.iterdir())
+            if different and begun:
                 raise EpistillError(
                     f"{self.folder} holds a run of another configuration (differs in "
                     f"{', '.join(different[:5])}); use another folder, or remove this one"
                 )
-            if not different:
+            if not different and begun:
+                self._go_on_with(environment)
                 return
         elif any((self.folder / name).exists() for name in ("checkpoints", "result.json")):
             raise damaged(path, "it is missing, and the folder holds a run")
         self._write(write_json, "config.json", config)
         self._write(write_json, "environment.json", environment)
+
+    def _go_on_with(self, environment: Mapping[str, Any]) -> None:
+        """Say, and write down, that a run which is not finished goes on with other code."""
+        path = self.folder / "environment.json"
+        if not environment or not path.exists() or (self.folder / "result.json").exists():
+            return
+        there, now = self.environment, code_of(environment)
+        if (before := codes_of(there))[-1] != now:
+            logging.getLogger("epistill").warning(
+                "%s was begun with %s and goes on with %s: numbers may differ",
+                *(self.folder, before[-1], now),
+            )
+            told = {**there, "went_on_with": [*before[1:], now]}
+            self._write(write_json, "environment.json", told)
 
     def settle(self, config: Mapping[str, Any]) -> None:
         """Write the configuration again, with what this run found for its open settings."""
@@ -275,7 +293,7 @@ class RunStore:
 
     def write_inspection(self, name: str, value: Any) -> None:
         """Write something for a person to look at; numbers JSON has no word for become text."""
-        self._write(write_json, name, _spelled_out(value))
+        self._write(write_json, name, spelled_out(value))
 
     # ---- end
 
@@ -310,15 +328,6 @@ class RunStore:
 
 def _unlocked() -> None:
     """Nobody holds the directory, so nobody can have taken it."""
-
-
-def _spelled_out(value: Any) -> Any:
-    """NaN and infinities as the strings "nan", "inf", "-inf"."""
-    if isinstance(value, Mapping):
-        return {key: _spelled_out(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_spelled_out(one) for one in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _differing_keys(old: Any, new: Any, prefix: str = "") -> list[str]:

@@ -160,7 +160,8 @@ def joined() -> Iterator[World]:
             raise
         silent = f"was silent for {minutes:g} minutes" if "Timed out" in str(error) else "ended"
         raise LostProcess(
-            f"another process of this run {silent}; the same command goes on from the checkpoint"
+            f"another process of this run {silent}; the same command goes on, from the "
+            "last checkpoint if there is one"
         ) from error
     finally:
         if dist.is_initialized():

@@ -98,7 +98,6 @@ def test_own_lexicons(tmp_path):
     )
     assert count_markers("um, UM, umbrella", load_lexicon(str(path))) == {"um": 2}
     path.write_text("{}")
-    load_lexicon.cache_clear()
     with pytest.raises(EpistillError, match="could not be read"):
         load_lexicon(str(path))
     with pytest.raises(EpistillError, match="no lexicon"):

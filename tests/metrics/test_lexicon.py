@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from importlib import resources
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from epistill.errors import EpistillError
 from epistill.metrics import count_markers, load_lexicon, shipped_lexicons, total_markers
 from epistill.metrics.words import count_words
+from epistill.traces.measure import Options, tabulator
 
 CONTROLS = [("paper-en", "control-en"), ("epistemic-zh", "control-zh")]
 
@@ -95,7 +97,6 @@ def test_an_own_list_that_does_not_fit_is_refused(change, words, tmp_path):
     path = tmp_path / "mine.json"
     good = {"name": "m", "version": 1, "language": "en", "source": "me", "words": ["um"]}
     path.write_text(json.dumps({**good, **change}))
-    load_lexicon.cache_clear()
     with pytest.raises(EpistillError, match=words):
         load_lexicon(str(path))
 
@@ -112,3 +113,14 @@ def test_an_own_list_in_another_encoding_is_refused(tmp_path):
     path.write_text('{"name": "列表"}', encoding="gbk")
     with pytest.raises(EpistillError, match=r"could not be read \(UnicodeDecodeError"):
         load_lexicon(str(path))
+
+
+def test_an_own_list_that_changed_is_read_again(tmp_path):
+    """In one process, as in a notebook; also where it keeps its size and its time."""
+    path = tmp_path / "mine.json"
+    named = {"name": "mine", "version": 1, "source": "me", "language": "en"}
+    for word in ("umm", "err"):
+        path.write_text(json.dumps({**named, "words": [word]}))
+        os.utime(path, (0, 0))
+        assert load_lexicon(str(path)).words == (word,)
+        assert tabulator(Options(lexicons=(str(path),))).lexicons[0].words == (word,)

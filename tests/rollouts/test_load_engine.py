@@ -342,6 +342,7 @@ class Several(FakeVllm):
 
 
 WRONG = {
+    "batch_rows": ({"batch_rows": 8}, "batch_rows is 8 and engine is 'http"),
     "no such name": ({}, "serves base, adapter; expected one model, or one of the name 'lab'"),
     "stop texts": ({"stop": ("so",)}, "stop=['so']: a vLLM server's reply must end"),
     "dtype": ({"dtype": "bfloat16"}, "dtype is 'bfloat16' and engine is"),

@@ -5,15 +5,20 @@ Each case ends in one line that names what is damaged, or in the report of the u
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from epistill.cli import app
+from epistill.environment import describe_environment
 from epistill.errors import EpistillError, FolderInUse
+from epistill.integrity import sealed, unsealed
 from epistill.store import RunStore, read_json
+from epistill.studies import runner
 from epistill.studies.draw_report import draw_again
 from epistill.studies.jobs import carry_out
 from epistill.studies.load_study import load_study
@@ -166,6 +171,29 @@ def test_the_report_of_another_study_is_not_drawn_for_this_one(studies, tmp_path
         draw_again(out)
     run_study(StudySpec.model_validate(SMALL), out, workers=1)
     assert numbers_of(out) == numbers_of(studies / "whole")
+
+
+def test_runs_of_other_code_are_said_and_shown(studies, tmp_path, monkeypatch):
+    out, console = shutil.copytree(studies / "whole", tmp_path / "study"), Console(record=True)
+    page = out / "report.html"
+    assert "of different code" not in page.read_text()
+    shutil.rmtree(out / "runs" / "base" / "seed-1")
+    now = {**describe_environment(), "commit": 40 * "f"}
+    monkeypatch.setattr(runner, "describe_environment", lambda: now)
+    run_study(StudySpec.model_validate(SMALL), out, workers=1, console=console)
+    said = " ".join(console.export_text().split())
+    assert "finished runs are of epistill" in said
+    assert "the others run with epistill 0.1.0 at fffffff" in said
+    manifest = out / "runs/sdpo/seed-0/manifest.json"  # a run that went on with other code
+    environment = manifest.with_name("environment.json")
+    told = json.dumps({**read_json(environment), "went_on_with": ["epistill 9 at <fff>"]})
+    files = unsealed(manifest, read_json(manifest))["files"]
+    files["environment.json"] = hashlib.sha256(told.encode()).hexdigest()
+    environment.write_text(told)
+    manifest.write_text(json.dumps(sealed({"files": files})))
+    run_study(StudySpec.model_validate(SMALL), out, workers=1)
+    assert "of different code" in page.read_text()
+    assert "epistill 9 at &lt;fff&gt;" in page.read_text()
 
 
 def test_a_page_is_not_drawn_into_a_study_that_is_running(studies, tmp_path):

@@ -138,6 +138,7 @@ def evaluate(
     place = {"engine": engine, "dtype": dtype, "device": device, "attention": attention}
     template = None if chat_template is None else str(chat_template)
     settings = checked(EngineSettings, {"model": model, "chat_template": template, **place})
+    settings.check_sampling(drawn)
     from epistill.evaluation.evaluate import (
         evaluate_model,
         self_contained_rows,

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,6 @@ def shipped_lexicons() -> list[str]:
     return sorted(entry.name.removesuffix(".json") for entry in folder.iterdir())
 
 
-@cache
 def load_lexicon(name: str = PAPER) -> Lexicon:
     """Load a shipped list by name, or a JSON file with the same fields by path.
 
@@ -71,16 +71,24 @@ def load_lexicon(name: str = PAPER) -> Lexicon:
         >>> load_lexicon("paper-en").words[:3]
         ('wait', 'hmm', 'perhaps')
     """
+    if name in _shipped():
+        return _shipped()[name]
     path = Path(name)
-    if name in shipped_lexicons():
-        source = resources.files("epistill.metrics") / "lexicons" / f"{name}.json"
-    elif path.is_file():
-        source = path
-    else:
+    if not path.is_file():
         raise EpistillError(
-            f"no lexicon {name!r}; expected one of {', '.join(shipped_lexicons())}, or a JSON file"
-            f"{did_you_mean(name, shipped_lexicons())}"
+            f"no lexicon {name!r}; expected one of {', '.join(_shipped())}, or a JSON file"
+            f"{did_you_mean(name, _shipped())}"
         )
+    return _read(name, path)
+
+
+@cache
+def _shipped() -> dict[str, Lexicon]:
+    folder = resources.files("epistill.metrics") / "lexicons"
+    return {name: _read(name, folder / f"{name}.json") for name in shipped_lexicons()}
+
+
+def _read(name: str, source: Traversable) -> Lexicon:
     try:
         data = json.loads(source.read_text(encoding="utf-8"))
         return Lexicon(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from epistill.config import SamplingConfig, TaskConfig
 from epistill.errors import did_you_mean
@@ -38,6 +38,11 @@ class PreflightConfig(EngineSettings):
     fork_quantile: float = Field(default=0.8, gt=0.0, lt=1.0)
     markers: str = PAPER
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _a_server_can_sample_so(self) -> PreflightConfig:
+        self.check_sampling(self.sampling)
+        return self
 
     @property
     def teacher_sampling(self) -> SamplingConfig:

@@ -6,6 +6,8 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from epistill.config import SamplingConfig
+from epistill.errors import EpistillError
 from epistill.settings import Settings
 
 IN_PROCESS = "inprocess"
@@ -65,3 +67,16 @@ class EngineSettings(Settings):
                     f"where it is started; expected no {name}, or engine inprocess"
                 )
         return self
+
+    def check_sampling(self, sampling: SamplingConfig) -> None:
+        """Refuse what a server would not be told of how responses are drawn.
+
+        Raises:
+            EpistillError: `batch_rows` with servers.
+        """
+        rows = sampling.batch_rows
+        if self.urls and rows != SamplingConfig.model_fields["batch_rows"].default:
+            raise EpistillError(
+                f"batch_rows is {rows} and engine is {self.engine!r}: a vLLM server forms its own "
+                "batches; expected no batch_rows, or engine inprocess"
+            )

@@ -20,6 +20,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from epistill.environment import code_of, codes_of, describe_environment
 from epistill.errors import EpistillError, damaged
 from epistill.inputs import read_settings
 from epistill.method_import import without_folders
@@ -207,6 +208,11 @@ def _run_jobs(
             on_finished(job.name, job.folder)
     if not waiting:
         return
+    finished = (RunStore(job.folder).environment for job in jobs if job not in waiting)
+    now = code_of(describe_environment())
+    if others := {code for one in finished for code in codes_of(one)} - {now}:
+        told = f"finished runs are of {'; '.join(sorted(others))}; the others run with {now}"
+        progress.console.print(f"{told}: numbers may differ")
     overall = progress.add_task("all runs", total=len(jobs), completed=len(jobs) - len(waiting))
     attempts: Counter[str] = Counter()
     bars: dict[str, Any] = {}

@@ -80,6 +80,11 @@ class Probe(EngineSettings):
     sampling: SamplingConfig
     reference: dict[str, dict[str, float]] = Field(default_factory=dict)
 
+    @model_validator(mode="after")
+    def _a_server_can_sample_so(self) -> Probe:
+        self.check_sampling(self.sampling)
+        return self
+
 
 class LabWorld(Settings):
     """A base model made for this study: another model of the lab with its dials turned.

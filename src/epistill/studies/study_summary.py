@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from epistill.environment import describe_environment
+from epistill.environment import codes_of, describe_environment
 from epistill.evaluation.evaluate import MEASURES
 from epistill.evaluation.stats import bootstrap_mean
 from epistill.method_import import without_folders
@@ -80,7 +80,7 @@ def summarise_study(
         "worlds": {name: found["measured"] for name, found in worlds.items() if found is not None},
         "traces": _traces(spec, stores),
         "settings": without_folders(spec.model_dump(mode="json")),
-        "environment": describe_environment(),
+        "environment": {**describe_environment(), "codes": _codes(stores)},
     }
     return with_estimates({**_rounded(summary), "outcomes": packed(runs)})
 
@@ -126,6 +126,12 @@ def with_estimates(report: Mapping[str, Any]) -> dict[str, Any]:
         "surface": grid and _surface(Grid.model_validate(grid), runs, report["worlds"]),
     }
     return {**report, **_rounded(found)}
+
+
+def _codes(stores: Stores) -> list[str]:
+    """Versions of the code that the runs began or went on with."""
+    found = (store.environment for by_seed in stores.values() for store in by_seed.values())
+    return sorted({code for environment in found for code in codes_of(environment)})
 
 
 def _rounded(value: Any) -> Any:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from epistill.errors import EpistillError, did_you_mean
 from epistill.metrics.epistemic import density
+from epistill.metrics.lexicon import Lexicon, load_lexicon
 from epistill.readers.record_files import FileRecord, Piece, find_files, pieces_of, read_piece
 from epistill.readers.text_records import Unusable
 from epistill.thinking import SplitResponse
@@ -128,11 +129,12 @@ def settle(path: Path, options: Options) -> Options:
 
 def tabulator(options: Options) -> Tabulator:
     """The tabulator of these options; each process makes its own once."""
-    return _tabulator(options.lexicons, options.tokenizer, options.opened)
+    lexicons = tuple(load_lexicon(name) for name in options.lexicons)
+    return _tabulator(lexicons, options.tokenizer, options.opened)
 
 
 @cache
-def _tabulator(lexicons: tuple[str, ...], tokenizer: Path | None, opened: bool) -> Tabulator:
+def _tabulator(lexicons: tuple[Lexicon, ...], tokenizer: Path | None, opened: bool) -> Tabulator:
     return Tabulator(lexicons, tokenizer=tokenizer, opened=opened)
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from epistill.errors import EpistillError
 from epistill.evaluation.intervals import Floats
 from epistill.metrics.corrections import correction_episodes, correction_evidence
-from epistill.metrics.lexicon import load_lexicon
+from epistill.metrics.lexicon import Lexicon, load_lexicon
 from epistill.metrics.loops import is_looping
 from epistill.metrics.scan import Hits, Scanner
 from epistill.metrics.verification import checked_response
@@ -62,14 +62,13 @@ class Tabulator:
     """
 
     def __init__(
-        self, lexicons: Sequence[str], *, tokenizer: Path | None = None, opened: bool = False
+        self, lexicons: Sequence[Lexicon], *, tokenizer: Path | None = None, opened: bool = False
     ) -> None:
-        named = [load_lexicon(name) for name in lexicons]
-        controls = [load_lexicon(one.control) for one in named if one.control is not None]
-        self.lexicons = tuple(dict.fromkeys([*named, *controls]))
+        controls = [load_lexicon(one.control) for one in lexicons if one.control is not None]
+        self.lexicons = tuple(dict.fromkeys([*lexicons, *controls]))
         if len({one.name for one in self.lexicons}) < len(self.lexicons):
             raise EpistillError(
-                f"two different lexicons have one name ({', '.join(n.name for n in named)}); "
+                f"two different lexicons have one name ({', '.join(n.name for n in lexicons)}); "
                 "rename one"
             )
         self._scanner = Scanner((*self.lexicons, *map(load_lexicon, RETRACTIONS)))
