@@ -124,8 +124,8 @@ def test_a_process_that_hangs_is_waited_for_so_long_and_no_longer(tmp_path):
     )  # fmt: skip
     assert done.returncode == 1
     assert done.stdout.strip() == (
-        "another process of this run was silent for 0.05 minutes; the same command goes on from "
-        "the checkpoint"
+        "another process of this run was silent for 0.05 minutes; the same command goes on, from the "
+        "last checkpoint if there is one"
     )
 
 
