@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gzip
+import json
 import re
 from pathlib import Path
 
 import pytest
 from markupsafe import escape
+from scipy.stats import spearmanr
 from typer.testing import CliRunner
 
 from epistill.cli import app
@@ -115,6 +117,29 @@ def test_the_table_of_the_cure_is_that_of_the_data(header, report, world):
             curves = arm["curves"]["reward"]["seeds"].values()
             early = sum(sum(curve[:15]) / 15 for curve in curves) / len(curves)
             assert float(cells[9]) == pytest.approx(early, abs=0.00051)
+
+
+def test_the_table_of_the_distance_is_that_of_the_data():
+    """Question (a) of `lab-cure`: rho of each measure with the change of the OOD score."""
+    lines = (RESULTS / "lab-cure-kl.jsonl").read_text().splitlines()
+    arms = [json.loads(line) for line in lines]
+    measures = (
+        "committed_share",
+        "candidates",
+        "length_tokens",
+        "density_per_1k_tokens",
+        "kl_nats_per_token",
+        "kl_nats_per_response",
+    )
+    rows = table_rows((ROOT / "docs" / "lab.md").read_text(), "| rho with the OOD change")
+    assert [row[0] for row in rows] == ["`default`", "`gain`", "`corner`", "all"]
+    for row in rows:
+        chosen = [arm for arm in arms if row[0] in ("all", f"`{arm['world']}`")]
+        assert int(row[1]) == len(chosen)
+        changes = [arm["change"] for arm in chosen]
+        for measure, cell in zip(measures, row[2:], strict=True):
+            rho = spearmanr([arm[measure] for arm in chosen], changes).statistic
+            assert float(cell.split()[0]) == pytest.approx(rho, abs=0.0051)
 
 
 @pytest.mark.parametrize("report", REPORTS, ids=lambda report: report["name"])
