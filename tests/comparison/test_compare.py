@@ -171,6 +171,18 @@ def test_no_common_problem_is_an_error_even_where_differences_are_allowed(tmp_pa
         compared(a, b, replace(OPTIONS, common_problems=True))
 
 
+@pytest.mark.parametrize("field", ["problem_id", "question"])
+def test_one_problem_in_two_spellings_of_unicode_is_one(tmp_path, field):
+    """A letter and its accent, as one character or two."""
+    given = [{**r, "question": f"q{r['problem_id']}"} for r in traces()]
+    a = write(tmp_path / "a.jsonl", ({**r, field: f"caf\u00e9 {r['problem_id']}"} for r in given))
+    b = write(tmp_path / "b.jsonl", ({**r, field: f"cafe\u0301 {r['problem_id']}"} for r in given))
+    options = replace(OPTIONS, reading=replace(OPTIONS.reading, problem_field=field))
+    found = compared(a, b, options).summary
+    assert found["sets"][0]["problems"] == 25
+    assert row_of(found, "avg@k")["difference"]["value"] == 0
+
+
 def test_one_id_for_two_questions_is_refused(tmp_path):
     """AIME24 and AIME25 both number their problems from 0."""
     a = write(tmp_path / "a.jsonl", ({**r, "question": f"a{r['problem_id']}"} for r in traces()))

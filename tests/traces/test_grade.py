@@ -74,14 +74,14 @@ def test_letters_are_choices(write, records):
 def test_answers_from_a_file_of_problems(write, shared_data):
     problems = [
         {"question": "2+2?", "answer": "It is\n#### 4", "id": "p"},
-        {"question": "A?", "answer": "9"},
+        {"question": "\u00c5?", "answer": "9"},
     ]
     source = write("problems.jsonl", problems)
     records = [
         {"problem_id": "p", "response": "answer 4"},
         {
             "messages": [
-                {"role": "user", "content": "A?"},
+                {"role": "user", "content": "A\u030a?"},  # in another spelling of Unicode
                 {"role": "assistant", "content": "answer 9"},
             ]
         },

@@ -220,7 +220,9 @@ def _add(
             answer=answer,
             reference=_reference(trace),
             grader=grader_in(trace, ("grade_grader", "grader")),
-            question=None if question is None else hash64(" ".join(question.split())),
+            question=None
+            if question is None
+            else hash64(" ".join(fields.one_spelling(question).split())),
             words=words,
             tokens=tokens if with_tokens else None,
             markers=own,

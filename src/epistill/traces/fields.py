@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import wraps
@@ -214,8 +215,18 @@ def problem_of(trace: Trace, field: str | None = None) -> tuple[str | None, str 
         field: Where its problem is; BY_QUESTION or BY_STEM as `problem_keys` chose; None looks.
 
     Returns:
-        (key, field); (None, None) where nothing tells.
+        (key, field), the key in one spelling; (None, None) where nothing tells.
     """
+    key, name = _problem_as_written(trace, field)
+    return None if key is None else one_spelling(key), name
+
+
+def one_spelling(key: str) -> str:
+    """Letters with marks composed (NFC): files of two systems write one id in two ways."""
+    return unicodedata.normalize("NFC", key)
+
+
+def _problem_as_written(trace: Trace, field: str | None) -> tuple[str | None, str | None]:
     if field == BY_QUESTION:
         return question_of(trace)
     by_stem = field == BY_STEM

@@ -73,9 +73,10 @@ def by_problem(problems: Sequence[Problem]) -> Lookup:
     """Answers and graders by problem id and by question."""
     found: dict[str, tuple[str, GraderName]] = {}
     for problem in problems:
-        found.setdefault(problem.messages[-1].content, (problem.answer, problem.grader))
+        question = fields.one_spelling(problem.messages[-1].content)
+        found.setdefault(question, (problem.answer, problem.grader))
     for problem in problems:  # an id wins over a question that reads like it
-        found[problem.id] = (problem.answer, problem.grader)
+        found[fields.one_spelling(problem.id)] = (problem.answer, problem.grader)
     return found
 
 
@@ -185,10 +186,11 @@ def reference_of(
         reference, name = reference_in(trace, options.answer_field)
         missing = "reference answer" if options.answer_field is None else options.answer_field
         return reference, grader_in(trace), name or f"no {missing}"
+    question = fields.question_of(trace)[0]
     known = (
         fields.problem_of(trace, options.problem_field)[0],
         fields.problem_of(trace)[0] if options.problem_field == fields.BY_STEM else None,
-        fields.question_of(trace)[0],
+        question and fields.one_spelling(question),
     )
     key = next((key for key in known if key and key in lookup), None) or _asked(known[2], lookup)
     reference, grader = lookup[key] if key is not None else (None, None)
