@@ -186,3 +186,28 @@ def _subclasses(cls: type[Any]) -> Iterator[type[Any]]:
 
 def _refused(message: str) -> PydanticCustomError:
     return PydanticCustomError("choice", "{message}", {"message": message})
+
+
+def differing_keys(old: Any, new: Any, prefix: str = "") -> list[str]:
+    """Dotted names of the settings in which two configurations differ; lists by their ids."""
+    if old == new:
+        return []
+    one, other = _by_id(old), _by_id(new)
+    if not (isinstance(one, dict) and isinstance(other, dict)):
+        return [prefix.rstrip(".") or "everything"]
+    return [
+        name
+        for key in sorted({*one, *other})
+        for name in (
+            differing_keys(one[key], other[key], f"{prefix}{key}.")
+            if key in one and key in other
+            else [f"{prefix}{key}"]
+        )
+    ] or [f"the order of {prefix.rstrip('.')}"]
+
+
+def _by_id(value: Any) -> Any:
+    """A list of settings that have ids, as arms have, by these; anything else as it is."""
+    if isinstance(value, list) and all(isinstance(item, dict) and "id" in item for item in value):
+        return {item["id"]: item for item in value}
+    return value

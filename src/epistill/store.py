@@ -48,6 +48,7 @@ from epistill.json_files import (
     write_json,
     write_jsonl,
 )
+from epistill.settings import differing_keys
 
 LOGS = ("metrics.jsonl", "timing.jsonl", "alarms.jsonl", "evaluations/curve.jsonl")  # they grow
 TRACES = "traces/traces.jsonl"  # of a supervised run
@@ -105,7 +106,7 @@ class RunStore:
                     f"version does not read ({' '.join(str(error).split())[:160]}); finish it "
                     "with that version, or use another folder"
                 ) from error
-            different = _differing_keys(there, dict(config))
+            different = differing_keys(there, dict(config))
             # One that failed at its start, before anything came of it, may be begun anew.
             begun = any(p.name not in _BEFORE_A_RUN for p in self.folder.iterdir())
             if different and begun:
@@ -328,18 +329,3 @@ class RunStore:
 
 def _unlocked() -> None:
     """Nobody holds the directory, so nobody can have taken it."""
-
-
-def _differing_keys(old: Any, new: Any, prefix: str = "") -> list[str]:
-    """Dotted names of the settings in which two configurations differ."""
-    if not (isinstance(old, dict) and isinstance(new, dict)):
-        return [] if old == new else [prefix.rstrip(".") or "everything"]
-    return [
-        name
-        for key in sorted({*old, *new})
-        for name in (
-            _differing_keys(old[key], new[key], f"{prefix}{key}.")
-            if key in old and key in new
-            else [f"{prefix}{key}"]
-        )
-    ]

@@ -108,10 +108,20 @@ def test_an_unfinished_study_goes_on_and_ends_with_the_same_numbers(finished, tm
         assert one == other
 
 
-def test_other_settings_are_refused(finished):
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"seeds": [0]}, "seeds"),
+        ({"arms": SPEC["arms"][:-1]}, "arms.sdpo"),
+        ({"arms": SPEC["arms"][::-1]}, "the order of arms"),
+        ({"arms": [*SPEC["arms"][:2], {**SPEC["arms"][2], "coverage": 1}, SPEC["arms"][3]]}, "arms.grpo-2.coverage"),
+        ({"run": {**SPEC["run"], "steps": 4}}, "run.steps"),
+    ],
+)  # fmt: skip
+def test_other_settings_are_refused_and_named(change, named, finished):
     out, _ = finished
-    changed = StudySpec.model_validate({**SPEC, "seeds": [0]})
-    with pytest.raises(EpistillError, match="a study with other settings"):
+    changed = StudySpec.model_validate({**SPEC, "claims": [], **change})
+    with pytest.raises(EpistillError, match=rf"a study with other settings \(differs in {named}\)"):
         run_study(changed, out)
 
 

@@ -25,6 +25,7 @@ from epistill.errors import EpistillError, damaged
 from epistill.inputs import read_settings
 from epistill.method_import import without_folders
 from epistill.report.study_page import write_report
+from epistill.settings import differing_keys
 from epistill.store import RunStore, read_json, write_atomic, write_json
 from epistill.studies.check_inputs import check_jobs
 from epistill.studies.executors import Executor, LocalProcesses
@@ -149,10 +150,13 @@ def run_study(
 def _claim_folder(spec: StudySpec, out: Path) -> None:
     """Keep the settings in the folder; only what the analysis uses may differ from those there."""
     path = out / "study.json"
-    if path.is_file() and _as_of_now(read_settings(path), out) != _trained(spec):
-        raise EpistillError(
-            f"{out} holds a study with other settings; choose another --out, or remove it"
-        )
+    if path.is_file():
+        different = differing_keys(_as_of_now(read_settings(path), out), _trained(spec))
+        if different:
+            raise EpistillError(
+                f"{out} holds a study with other settings (differs in {', '.join(different[:5])}); "
+                "choose another --out, or remove it"
+            )
     write_json(path, without_folders(spec.model_dump(mode="json")))
 
 
