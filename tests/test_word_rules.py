@@ -36,6 +36,9 @@ def test_rules_are_read(kind, text, expected):
         ("force", "  @start", "is no rule"),
         ("block", "", "is no rule"),
         ("block", "so@after:(", "no regular expression"),
+        ("block", "so@until:.*", "nothing would ever be blocked"),
+        ("force", "0*Wait@start", "is for 0 times"),
+        ("force", "-1*Wait@start", "is for -1 times"),
     ],
 )
 def test_what_is_no_rule_is_refused_in_one_line(kind, text, said):

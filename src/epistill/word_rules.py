@@ -28,7 +28,7 @@ END = "<end>"
 _PLACES = {"force": "start, line, after:PATTERN or before:TOKEN",
            "block": "start, line, after:PATTERN or until:PATTERN"}  # fmt: skip
 _RULE = re.compile(
-    r"(?:(?P<most>\d+)\*)?(?P<words>.+?)(?:@(?P<place>start|line|(?:after|before|until):.+))?",
+    r"(?:(?P<most>[-+]?\d+)\*)?(?P<words>.+?)(?:@(?P<place>start|line|(?:after|before|until):.+))?",
     re.DOTALL,
 )
 
@@ -78,13 +78,20 @@ def word_rule(kind: Literal["force", "inject", "block"], text: str) -> WordRule:
         raise ValueError(f"block {text!r} counts {found['most']} times; {expected}")
     if place in ("after", "until"):
         try:
-            re.compile(argument)
+            pattern = re.compile(argument)
         except re.error as error:
             raise ValueError(
                 f"{kind} {text!r}: {argument!r} is no regular expression ({error}); "
                 "write \\ before a sign that is meant as it is"
             ) from error
+        if place == "until" and pattern.search(""):
+            raise ValueError(
+                f"block {text!r}: {argument!r} matches where nothing is written yet, so nothing "
+                "would ever be blocked; expected a pattern of something that is written"
+            )
     most = None if found["most"] is None else int(found["most"])
+    if most is not None and most < 1:
+        raise ValueError(f"{kind} {text!r} is for {most} times; expected 1* or more, or no number")
     return WordRule(found["words"], place, argument, most)  # pyright: ignore[reportArgumentType]
 
 
