@@ -60,7 +60,11 @@ def _found(text: str, cut: bool) -> tuple[list[Place], list[Place]]:
         *_boxes(text),
         *((*m.span(), Framed(m[1], "boxed")) for m in _READ["unbraced"].finditer(whole)),
         *((*m.span(), Framed(m[1], "tag")) for m in _READ["tagged"].finditer(text)),
-        *((*m.span(), Framed(_member(m), "tag")) for m in _READ["member"].finditer(text)),
+        *(
+            (*m.span(), Framed(_member(m), "tag"))
+            for m in _READ["member"].finditer(text)
+            if _own_object(text, *m.span())
+        ),
         *(
             (*m.span(), Framed(m[1], "hashes"))
             for m in _READ["hashes"].finditer(whole)
@@ -197,6 +201,20 @@ def _member(found: Any) -> str:
         return found[1].replace('\\"', '"').replace("\\\\", "\\")
     value = found[2] or found[3] or found[4] or ""
     return "" if value in ("null", "None") else value
+
+
+def _own_object(text: str, start: int, end: int) -> bool:
+    """Whether an object states the response's own answer: by what holds it, and by its members."""
+    before = text[max(0, start - MAX_LINE) : start]
+    holder = _READ["holder"].search(before)
+    if holder and not _READ["own_object"].match(holder[1]):
+        return False
+    beside = before.rpartition("{")[2], text[end - 1 : end + MAX_LINE].partition("}")[0]
+    return all(
+        bool(m[2]) != bool(_READ["negative"].search(m[1]))
+        for members in beside
+        for m in _READ["judgement"].finditer(members)
+    )
 
 
 def _labels(text: str) -> Iterator[Place]:

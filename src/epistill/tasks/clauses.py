@@ -55,7 +55,8 @@ def values_in(framed: Framed) -> Iterator[str]:
 
 def _stated(clause: str) -> Iterator[str]:
     """The value behind a verb."""
-    if "boxed{" not in clause and (stated := _READ["stated"].match(clause)):
+    stated = _READ["stated"].match(clause) if "boxed{" not in clause else None
+    if stated and not _READ["of_another"].search(clause[: stated.start(1)]):
         yield stated[1]
 
 
@@ -109,7 +110,7 @@ def letter_in(text: str, *, several: bool = False) -> str | None:
     """
     text = _READ["hedged"].sub(r" or \1", _undenied(tidy(text)))
     text = _without_fillers(_READ["refuted"].sub("", text, 1))
-    text = _READ["option"].sub("", text, 1)
+    text = _READ["decoration"].sub("", _READ["option"].sub("", text, 1))
     if several and _READ["letters"].match(text):
         return "".join(sorted({letter for letter in text if letter.isupper()}))
     if whole := _READ["letter"].match(text):

@@ -19,6 +19,7 @@ MAX_FRAMES = 8  # of one response, from its end
 MAX_LINE = 2_000  # characters of a label's line
 MAX_BEFORE = 200  # characters of what stands before a frame
 MAX_BEHIND = 400
+MAX_VERB = 40  # of these, what a verb that governs a box takes
 MAX_CLAUSES = 6  # behind a frame, in which *that is wrong* is said of it
 _SIGNS = " \t\r\n$*_#`.:|\\()[]{}\"',;?!"  # beside a label and its value
 
@@ -88,6 +89,7 @@ def _said_of_all(text: str, place: Place) -> bool:
         _READ["of_others"].search(before)
         or _READ["shown"].search(before)
         or (_READ["told"].search(before) and _READ["told"].search(clause_before(before)))
+        or (framed.frame == "boxed" and _READ["mentioned"].search(before[-MAX_VERB:]))
     ):
         return False
     said = before
@@ -103,6 +105,7 @@ def _said_of_all(text: str, place: Place) -> bool:
                 _READ["would_be"].search(link)
                 and _READ["conditional"].search(_sentence_before(said))
             )
+            or (_READ["label"].match(link) and not _own_subject(link, said_last, said))
         ):
             return False
     if framed.frame == "label" and (
@@ -113,7 +116,24 @@ def _said_of_all(text: str, place: Place) -> bool:
         return False
     inside = framed.frame in ("label", "hashes")
     behind = framed.text if inside else text[end : line_end(text, end)]
-    return not _READ["conditioned"].search(_READ["sentence_end"].split(behind, 1)[0])
+    if not behind.strip(_SIGNS):
+        return True
+    sentence = _READ["sentence_end"].split(behind, 1)[0]
+    source = _READ["attributed"].search(sentence) if "according" in sentence else None
+    own = source is None or _READ["own_work"].match(source[1] or "")
+    return bool(own and not _READ["conditioned"].search(sentence))
+
+
+def _own_subject(link: str, clause: str, before: str) -> bool:
+    """Whether *the answer is* heads a clause of the response's own, and is no part of another."""
+    part = _READ["part_of"].search(clause)
+    if _READ["nobody"].search(clause) or (part and not part[1]):
+        return False
+    if _READ["would_have"].search(link) or (
+        _READ["was"].match(link) and _READ["narrated"].match(_sentence_before(before))
+    ):
+        return False
+    return bool(_READ["led"].search(clause))
 
 
 def _taken_back(text: str, place: Place, until: int) -> bool:
@@ -135,7 +155,23 @@ def _taken_back(text: str, place: Place, until: int) -> bool:
             return True
         if i and any(map(str.isdecimal, clause)) and clause.strip(_SIGNS) not in value:
             break  # it speaks of another value
-    return bool(_READ["retracted"].search(behind))
+    if _READ["retracted"].search(behind):
+        return True
+    inside = framed.frame in ("label", "hashes")
+    after = behind.replace(value, "", 1) if inside else behind
+    return len(behind) < MAX_BEHIND and _corrected(value, after)
+
+
+def _corrected(value: str, behind: str) -> bool:
+    """*Wait, .. so it is 9* at the end, behind another number that is not named again."""
+    opened = _READ["interrupted"].search(behind)
+    values = _READ["number"].findall(value) if opened else ()
+    if opened is None or len(values) != 1:
+        return False
+    rest = behind[opened.end() :]
+    if values[0] in _READ["number"].findall(rest) or _READ["content"].search(rest):
+        return False
+    return _READ["restated"].search(rest) is not None
 
 
 def _is_withdrawal(clause: str) -> bool:
@@ -143,8 +179,9 @@ def _is_withdrawal(clause: str) -> bool:
     said = _READ["opening"].sub("", clause, 1)
     if _READ["taken_back"].match(said) or _READ["taken_back_elsewhere"].match(said):
         return True
-    about = _READ["about_it"].match(said)
-    rest = said[about.end() :] if about else ""
+    if not (about := _READ["about_it"].match(said)):
+        return False
+    rest = said[about.end() :]
     return bool(_READ["untrue"].match(rest) or _READ["of_others_after"].match(rest))
 
 
