@@ -28,7 +28,11 @@ check = partial(beartype, conf=BeartypeConf(is_pep484_tower=True))
 
 
 class _TypesToo(MetaPathFinder):
-    """Modules that are checked begin with what they import for annotations alone."""
+    """Modules that are checked begin with what they import for annotations alone.
+
+    Their code is compiled here: while jaxtyping's own loader carries out a module, whatever that
+    one imports, torch and transformers too, does not find its compiled code either.
+    """
 
     def __init__(self, checked):
         self._checked = checked
@@ -36,17 +40,18 @@ class _TypesToo(MetaPathFinder):
     def find_spec(self, fullname, path=None, target=None):
         spec = self._checked.find_spec(fullname, path, target)
         if spec is not None:
-            run = spec.loader.exec_module
+            loader = spec.loader
 
             def exec_module(module):
-                tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8"))
-                for node in tree.body:
-                    if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-                        code = compile(ast.Module(node.body, []), module.__file__, "exec")
-                        exec(code, vars(module))
-                run(module)
+                source = loader.get_data(module.__file__)
+                if b"TYPE_CHECKING" in source:
+                    for node in ast.parse(source).body:
+                        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+                            code = compile(ast.Module(node.body, []), module.__file__, "exec")
+                            exec(code, vars(module))
+                exec(loader.source_to_code(source, module.__file__), vars(module))
 
-            spec.loader.exec_module = exec_module
+            loader.exec_module = exec_module
         return spec
 
 

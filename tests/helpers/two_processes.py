@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import socket
 import subprocess
 from contextlib import suppress
 
+from epistill.studies.runner import jobs_of
 from tests.helpers.python import Program
 
 
@@ -38,6 +40,23 @@ def run_two(*arguments, **options):
     finally:
         for program in both:
             program.kill()
+
+
+RUN = """
+import sys
+from epistill.interrupts import ended_before_finalization
+from epistill.studies.executors import run_job
+from epistill.world import joined
+with ended_before_finalization(), joined():
+    run_job(*sys.argv[1:])
+"""
+
+
+def run_by_two(spec, out):
+    """Carry out the runs of a study, each by two processes that nobody disturbs."""
+    for job in jobs_of(spec, out):
+        for done in run_two("-c", RUN, json.dumps(job.payload), job.folder):
+            assert done.returncode == 0, done.stderr
 
 
 def on_two(driver, *arguments):

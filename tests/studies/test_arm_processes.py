@@ -5,15 +5,11 @@ from __future__ import annotations
 import io
 import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from rich.console import Console
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
-import epistill
 from epistill.errors import EpistillError, LostProcess
 from epistill.store import RunStore
 from epistill.studies.arm_processes import _why, launch
@@ -21,8 +17,9 @@ from epistill.studies.executors import workers_at_once
 from epistill.studies.runner import jobs_of, run_study
 from epistill.studies.spec import Resources, StudySpec
 from tests.helpers.killed import kill_when
+from tests.helpers.python import run_python
 from tests.helpers.toy_study import SPEC
-from tests.helpers.two_processes import run_two
+from tests.helpers.two_processes import run_by_two
 
 STEPS = 12
 TWO = {
@@ -38,21 +35,9 @@ TWO = {
 }
 
 
-UNDISTURBED = """
-import sys
-from epistill.interrupts import ended_before_finalization
-from epistill.studies.executors import run_job
-from epistill.world import joined
-with ended_before_finalization(), joined():
-    run_job(*sys.argv[1:])
-"""
-
-
 def test_one_of_two_processes_of_one_of_two_arms_is_killed(tmp_path):
     spec, said = StudySpec.model_validate(TWO), io.StringIO()
-    for job in jobs_of(spec, tmp_path / "quiet"):
-        for done in run_two("-c", UNDISTURBED, json.dumps(job.payload), job.folder):
-            assert done.returncode == 0, done.stderr
+    run_by_two(spec, tmp_path / "quiet")
     folder = tmp_path / "study" / "runs" / "sdpo" / "seed-0"
     killer = kill_when(7, folder, "epistill.studies.arm_processes", folder, "\0RANK=1\0")
     run_study(spec, tmp_path / "study", workers=2, console=Console(file=said, width=300))
@@ -97,10 +82,15 @@ def test_the_cause_is_told_from_what_it_did_to_the_others(statuses, kind, told):
     assert told in str(found)
 
 
+# They wait for each other's imports, which on a busy machine take longer than a hang may.
 SILENT = """
-import os, signal
+import os, signal, time
+from pathlib import Path
 from epistill.errors import LostProcess
 from epistill.world import joined
+Path("ready-" + os.environ["RANK"]).touch()
+while len(list(Path().glob("ready-*"))) < 2:
+    time.sleep(0.01)
 try:
     with joined() as world:
         world.gather(world.rank)
@@ -113,15 +103,21 @@ except LostProcess as error:
 """
 
 
+# Between SIGTERM and SIGKILL torchrun waits 30 s, for which it has no setting.
+TORCHRUN = """
+from torch.distributed.elastic.multiprocessing.api import PContext
+from torch.distributed.run import main
+PContext.close.__defaults__ = (None, 1)
+main()
+"""
+
+
 def test_a_process_that_hangs_is_waited_for_so_long_and_no_longer(tmp_path):
     """The other one ends by itself; then torchrun ends the one that does not answer."""
     (tmp_path / "silent.py").write_text(SILENT)
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "silent.py"],
-        cwd=tmp_path, capture_output=True, text=True, timeout=300,
-        env={**os.environ, "EPISTILL_HANG_MINUTES": "0.05", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "1",
-             "PYTHONPATH": str(Path(epistill.__file__).parents[1])},
-    )  # fmt: skip
+    arguments = ("--standalone", "--nproc-per-node=2", "silent.py")
+    environment = {**os.environ, "EPISTILL_HANG_MINUTES": "0.05"}
+    done = run_python("-c", TORCHRUN, *arguments, cwd=tmp_path, env=environment)
     assert done.returncode == 1
     assert done.stdout.strip() == (
         "another process of this run was silent for 0.05 minutes; the same command goes on, from the "

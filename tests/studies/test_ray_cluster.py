@@ -18,11 +18,12 @@ from epistill.studies.runner import run_study
 from epistill.studies.spec import StudySpec
 from tests.helpers.killed import kill_when
 from tests.helpers.python import LIMIT_S, run_epistill
+from tests.helpers.two_processes import run_by_two
 
 ray = pytest.importorskip("ray", reason="the extra 'ray' is not installed")
 
 TASK = {"type": "star_search", "arms": 3, "depth": 2}
-STEPS = 160  # of some 50 ms: a node takes a second to be gone, and its arm must not end before
+STEPS = 50  # from step 7 on a node is killed, and its arm must not end before it is gone
 SPEC = {
     "name": "ray",
     "question": "The same?",
@@ -57,6 +58,9 @@ def two_nodes():
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     # Else whatever runs beside the tests goes first.
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - so Ray spells it
+    # A worker looks every second whether its node is there, the cluster every third.
+    os.environ["RAY_raylet_death_check_interval_milliseconds"] = "20"  # noqa: SIM112
+    os.environ["RAY_health_check_period_ms"] = "200"  # noqa: SIM112
     small = {"num_cpus": 1, "object_store_memory": 80 * 1024**2}
     cluster = Cluster(initialize_head=True, head_node_args={**small, "include_dashboard": False})
     other = cluster.add_node(**small)
@@ -75,7 +79,11 @@ def equal_runs(one, other):
 def test_mistakes_are_one_line_and_nobody_waits_for_a_node_that_never_comes(two_nodes, tmp_path):
     cluster, _ = two_nodes
     wrong = StudySpec.model_validate(
-        {**SPEC, "run": {**SPEC["run"], "model": str(tmp_path / "no")}}
+        {
+            **SPEC,
+            "run": {**SPEC["run"], "model": str(tmp_path / "no")},
+            "arms": SPEC["arms"][:1],
+        }
     )
     with pytest.raises(EpistillError, match="no such directory") as found:
         run_study(wrong, tmp_path / "wrong", ray=cluster.address)
@@ -133,9 +141,9 @@ def test_an_arm_lies_over_both_nodes_and_one_of_its_processes_is_killed(two_node
     cluster.add_node(num_cpus=1, object_store_memory=80 * 1024**2)  # one was killed above
     arm = {**SPEC["arms"][1]}
     spec = StudySpec.model_validate(
-        {**SPEC, "arms": [arm], "run": {**SPEC["run"], "steps": 20}, "resources": {"processes": 2}}
+        {**SPEC, "arms": [arm], "run": {**SPEC["run"], "steps": 12}, "resources": {"processes": 2}}
     )
-    run_study(spec, tmp_path / "quiet", workers=1)
+    run_by_two(spec, tmp_path / "quiet")
     folder, said = tmp_path / "study" / "runs" / "sdpo" / "seed-0", io.StringIO()
     killer = kill_when(7, folder, "_carry_out", "\0RANK=1\0")
     console = Console(file=said, width=300)

@@ -8,7 +8,9 @@ import subprocess
 import sys
 
 import pytest
+from typer.testing import CliRunner
 
+from epistill.cli import app
 from epistill.errors import EpistillError
 from epistill.inputs import load_run_config
 from epistill.methods import METHODS
@@ -254,8 +256,9 @@ def test_the_command_line_does_what_is_missing(tmp_path):
     found = read_json(missing)
     shutil.rmtree(missing.parent)
     again = ("recipes/chemistry-qwen3-8b", "--tiny", "--workers", "1", "--out", folder)
-    done = run_epistill("study", *again)
-    assert done.returncode == 0, done.stderr
+    # In this process: its workers are forked from the process that those of other tests are.
+    done = CliRunner().invoke(app, ["study", *map(str, again)])
+    assert done.exit_code == 0, done.output
     assert read_json(missing)["evaluations"] == found["evaluations"]  # the same numbers again
     assert kept.stat().st_mtime_ns == before
 
@@ -300,7 +303,8 @@ def test_a_configuration_that_is_none_is_one_line(text, said, tmp_path):
     assert "\n" not in str(refused.value)
 
 
-def test_a_toy_has_an_attention_of_the_cpu(tmp_path):
+def test_a_toy_has_an_attention_of_the_cpu(tmp_path, monkeypatch):
+    know_toy_answers(monkeypatch)  # its models need not be taught
     flash = {"attention": "flash_attention_2"}
     spec = load_study("recipes/math-ds-7b")
     probes = tuple(probe.model_copy(update=flash) for probe in spec.probes)
