@@ -119,6 +119,8 @@ def _said_of_all(text: str, place: Place) -> bool:
     if not behind.strip(_SIGNS):
         return True
     sentence = _READ["sentence_end"].split(behind, 1)[0]
+    if _READ["would"].match(sentence) and _READ["conditional"].search(_sentence_before(before)):
+        return False
     source = _READ["attributed"].search(sentence) if "according" in sentence else None
     own = source is None or _READ["own_work"].match(source[1] or "")
     return bool(own and not _READ["conditioned"].search(sentence))
@@ -179,10 +181,9 @@ def _is_withdrawal(clause: str) -> bool:
     said = _READ["opening"].sub("", clause, 1)
     if _READ["taken_back"].match(said) or _READ["taken_back_elsewhere"].match(said):
         return True
-    if not (about := _READ["about_it"].match(said)):
-        return False
-    rest = said[about.end() :]
-    return bool(_READ["untrue"].match(rest) or _READ["of_others_after"].match(rest))
+    subjects = {m.end() for name in ("about_it", "it") if (m := _READ[name].match(said))}
+    rests = [said[end:] for end in subjects]
+    return any(_READ["untrue"].match(r) or _READ["of_others_after"].match(r) for r in rests)
 
 
 def _one_of_two_cases(text: str, place: Place, then: Place) -> bool:
