@@ -22,7 +22,7 @@ from epistill.tasks.meant import (
     meant,
 )
 
-_READ, _rewrite = patterns("meant") | patterns("answers"), rewriter("answers")
+_READ, _rewrite = patterns("meant", "answers"), rewriter("answers")
 
 MAX_PLAIN = 64
 # An answer stands at the end; this many characters are looked at, so a 1 MB response costs nothing.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib import resources
 from typing import Any, cast
@@ -28,11 +28,21 @@ def linear_pattern(pattern: str) -> re.Pattern[str]:
     return cast("re.Pattern[str]", re2.compile(pattern))
 
 
-@cache
-def patterns(module: str) -> dict[str, re.Pattern[str]]:
-    """The named patterns of `answer_patterns.toml` that a module uses."""
-    named = {name: p for name, p in SOURCE[module].items() if name != "rewrites"}
-    return {name: linear_pattern("".join(parts)) for name, parts in named.items()}
+class Patterns(dict[str, re.Pattern[str]]):
+    """Patterns by name, compiled when first used: most commands that import them grade nothing."""
+
+    def __init__(self, written: Mapping[str, str | list[str]]) -> None:
+        super().__init__()
+        self._written = written
+
+    def __missing__(self, name: str) -> re.Pattern[str]:
+        self[name] = compiled = linear_pattern("".join(self._written[name]))
+        return compiled
+
+
+def patterns(*modules: str) -> Patterns:
+    """The named patterns of `answer_patterns.toml` that modules use."""
+    return Patterns({name: p for module in modules for name, p in SOURCE[module].items()})
 
 
 def rewriter(module: str) -> Callable[[str], str]:
@@ -41,14 +51,19 @@ def rewriter(module: str) -> Callable[[str], str]:
     One that names literals is tried only on texts with one of them. Which of the others apply, one
     pass over the text says, as fast as a single one that does not.
     """
-    rules = [(linear_pattern(old), new, some) for old, new, *some in SOURCE[module]["rewrites"]]
-    others = [number for number, (*_, literals) in enumerate(rules) if not literals]
-    found = re2.Set.SearchSet()
-    for number in others:
-        found.Add(rules[number][0].pattern)
-    found.Compile()
+    written = SOURCE[module]["rewrites"]
+    others = [number for number, (_, _, *literals) in enumerate(written) if not literals]
+
+    @cache
+    def compiled() -> tuple[list[tuple[re.Pattern[str], str, list[str]]], Any]:
+        found = re2.Set.SearchSet()
+        for number in others:
+            found.Add(written[number][0])
+        found.Compile()
+        return [(linear_pattern(old), new, some) for old, new, *some in written], found
 
     def rewrite(text: str) -> str:
+        rules, found = compiled()
         given, done = f"\n{text}", -1
         named = [i for i, (*_, some) in enumerate(rules) if any(map(given.__contains__, some))]
         while later := [  # in no order
