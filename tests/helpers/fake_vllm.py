@@ -79,6 +79,8 @@ class FakeVllm:
         with self.lock:
             self.bodies.append(body)
             fault = self.faults.pop(0) if self.faults else self.always
+            if fault == "die":  # who comes before it is gone gets no answer either
+                self.faults, self.always = [], "drop"
             self.now += 1
             self.most = max(self.most, self.now)
         status, data = self.complete(handler, body, fault)

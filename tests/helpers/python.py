@@ -8,6 +8,7 @@ What tests the imports themselves, or another environment, needs a Python of its
 from __future__ import annotations
 
 import atexit
+import gc
 import multiprocessing
 import os
 import resource
@@ -91,6 +92,7 @@ def run_epistill(*arguments, **options):
 def _become(arguments, files, cwd, environment, *, new_session, most_bytes):
     if sys.platform == "linux":
         assert len(os.listdir(f"/proc/{os.getppid()}/task")) == 1, "a fork loses threads"
+    gc.freeze()  # what was imported before is no garbage, and need not be looked through for it
     if new_session:
         os.setsid()
     for number, name in ((1, "stdout"), (2, "stderr")):

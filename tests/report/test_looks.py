@@ -82,7 +82,8 @@ def pages(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def seen(pages):
-    return looked_at(pages, SCRIPT, WIDTHS, SCHEMES)
+    wide, narrow = ([(width, scheme, SCRIPT) for scheme in SCHEMES] for width in WIDTHS)
+    return looked_at(pages, [*wide, (PAPER_PX, "print", PAPER), *narrow])
 
 
 @needs_chromium
@@ -109,13 +110,11 @@ def test_what_is_looked_for_would_be_seen(seen):
 @needs_chromium
 def test_a_plot_is_drawn_again_in_another_width(pages):
     drawn = {name: page for name, page in pages.items() if name in ("study", "compare")}
-    found = looked_at(drawn, DRAWN_AGAIN, (1400,), ("light",))
+    found = looked_at(drawn, [(1400, "light", DRAWN_AGAIN)])
     assert list(found.values()) == [[], []]
 
 
 @needs_chromium
-def test_on_paper_nothing_is_cut_and_what_is_chosen_stands_there(pages):
-    printed = looked_at(pages, PAPER, (PAPER_PX,), ("print",))
-    assert set(printed) == {(name, PAPER_PX, "print") for name in pages}
-    for case, found in printed.items():
-        assert found == {"cut": [], "broken": [], "hidden": 0}, case
+def test_on_paper_nothing_is_cut_and_what_is_chosen_stands_there(pages, seen):
+    for name in pages:
+        assert seen[name, PAPER_PX, "print"] == {"cut": [], "broken": [], "hidden": 0}, name

@@ -35,6 +35,14 @@ from tests.helpers.served import serving, stop, widen_heads
 AGREE = 1e-3  # nats per token, from the issue
 
 
+@pytest.fixture(autouse=True, scope="module")
+def impatient():
+    """Requests are tried again at once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vllm_client, "MAX_PAUSE_SECONDS", 0.0)
+        yield
+
+
 def config_of(*urls, **more):
     return PreflightConfig(
         model="lab",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 
 import pytest
 import torch
@@ -20,7 +19,7 @@ from epistill.studies.run_arm import run
 from epistill.tasks.grading import Grader
 from epistill.training.loop import train_student
 from tests.helpers.known_answers import know_star_answers
-from tests.helpers.python import run_epistill
+from tests.helpers.python import run_epistill, run_python
 from tests.helpers.two_processes import run_two
 
 TOML = """
@@ -53,9 +52,7 @@ def configuration(**changes):
     )  # fmt: skip
 
 
-TORCHRUN = (
-    sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m",
-)  # fmt: skip
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m")
 
 
 # ---- steps that are no number
@@ -217,8 +214,8 @@ def test_under_torchrun_the_first_process_alone_speaks_and_holds_the_lock(tmp_pa
     assert first.returncode == other.returncode == 2
     assert "in use by another process" in first.stderr
     assert not other.stderr
-    command = [*TORCHRUN, "epistill", "train", folder.parent / "run.toml", "--out", folder]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=240)
+    train = ("epistill", "train", folder.parent / "run.toml", "--out", folder)
+    done = run_python(*TORCHRUN, *train)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count(str(folder)) == 1
     assert RunStore(folder).result is not None

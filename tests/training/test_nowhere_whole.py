@@ -38,7 +38,7 @@ def settings(kind, url, **changes):
         "sampling": {"max_new_tokens": 24},
         "steps": 3, "problems_per_step": 3, "samples_per_problem": 4, "updates_per_batch": 2,
         "learning_rate": 1e-3, "checkpoint_every": 2, "eval_every": 1, "evaluations": [TEST],
-        "eval_sampling": {"max_new_tokens": 24, "temperature": 0.6, "top_p": 0.9},
+        "eval_sampling": {"max_new_tokens": 8, "temperature": 0.6, "top_p": 0.9},
         "rollouts": {"engine": "vllm", "urls": [url], "model": "m", "attempts": 2},
         **KINDS[kind], **changes,
     }  # fmt: skip
@@ -52,7 +52,7 @@ def trained(tmp_path_factory):
         for kind in KINDS:
             run(RunConfig.model_validate(settings(kind, server.url)), folder / f"one-{kind}")
         two = [(folder / f"two-{kind}", settings(kind, server.url)) for kind in KINDS]
-        stopped = {"max_new_tokens": 24, "stop": ["gold"]}
+        stopped = {"max_new_tokens": 8, "stop": ["gold"]}
         two.append((folder / "two-stopped", settings("grpo", server.url, eval_sampling=stopped)))
         job = folder / "job.json"
         sharded = [[str(path), config | {"parallel": "shard"}] for path, config in two]
