@@ -14,14 +14,14 @@ const contrast = (one, other) => {
   const [light, dark] = [luminance(one), luminance(other)].sort((x, y) => y - x);
   return (light + 0.05) / (dark + 0.05);
 };
+const grounds = new Map();
 function behind(node) {
-  const layers = [];
-  for (let at = node; at instanceof Element; at = at.parentElement) {
-    const colour = rgb(getComputedStyle(at).backgroundColor);
-    if (colour.a) layers.push(colour);
-    if (colour.a === 1) break;
+  if (!(node instanceof Element)) return {r: 255, g: 255, b: 255, a: 1};
+  if (!grounds.has(node)) {
+    const colour = rgb(getComputedStyle(node).backgroundColor);
+    grounds.set(node, colour.a === 1 ? colour : over(colour, behind(node.parentElement)));
   }
-  return layers.reverse().reduce((under, top) => over(top, under), {r: 255, g: 255, b: 255, a: 1});
+  return grounds.get(node);
 }
 // Corners of a text as it is drawn, turned ones too.
 function corners(node) {
