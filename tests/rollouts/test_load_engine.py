@@ -49,8 +49,8 @@ def config_of(*urls, **more):
         engine=",".join(urls) or "inprocess",
         task=StarSearchTask(arms=3, depth=2, split="preflight-test"),
         contexts=("sibling", "answer"),
-        problems=3,
-        samples=4,
+        problems=2,
+        samples=3,
         sampling=SamplingConfig(max_new_tokens=32),
         **more,
     )
