@@ -20,6 +20,8 @@ from epistill.rollouts import vllm_client
 from epistill.rollouts.engine import PromptRequest
 from epistill.rollouts.sampler import filter_log_probs, sample
 
+GENERATE = "/inference/v1/generate"
+
 
 class FakeVllm:
     """One server in a thread.
@@ -27,9 +29,15 @@ class FakeVllm:
     `faults` is used up from the front, one per completion request: "ok", "429", "500", "garbage",
     "few_choices", "few_tokens", "no_logprobs", "nan", "drop" (the connection), "slow" (no answer
     until the server stops), "die" (the server goes away). When it is used up, `always` holds.
+    With `cache` it scores from a prefix cache of that many tokens per block; `cut` leaves out the
+    entries of cached tokens, as one of vLLM's model runners does, where the other's hold anything.
     """
 
-    def __init__(self, model, *, faults=(), always="ok", raw=False, retry_after=None, port=0):
+    def __init__(
+        self, model, *, faults=(), always="ok", raw=False, retry_after=None, port=0,
+        cache=None, cut=False, details=True,
+    ):  # fmt: skip
+        self.block, self.cut, self.details, self.cached = cache, cut, details, set()
         self.model, self.faults, self.always = model, list(faults), always
         self.raw, self.retry_after = raw, retry_after
         self.bodies, self.paths = [], []
@@ -72,7 +80,7 @@ class FakeVllm:
     def handle(self, handler, body):
         with self.lock:
             self.paths.append(handler.path)
-        if handler.path != "/v1/completions":
+        if handler.path not in ("/v1/completions", GENERATE):
             status, reply = self.control(handler.path, body)
             self.send(handler, status, json.dumps(reply).encode())
             return
@@ -102,8 +110,9 @@ class FakeVllm:
         if fault == "garbage":
             return 200, b'{"choices": ['
         with self.lock:  # one model
-            reply = self.answer(body)
-        spoil(reply, fault)
+            reply = self.generate(body) if handler.path == GENERATE else self.answer(body)
+        if handler.path != GENERATE:
+            spoil(reply, fault)
         return 200, json.dumps(reply).encode()
 
     def send(self, handler, status, data):
@@ -127,6 +136,8 @@ class FakeVllm:
             return 200, {"success": True}
         if path == "/v1/models":
             return 200, {"data": [{"id": "m", "max_model_len": 512}]}
+        if path == "/openapi.json":
+            return 200, {"paths": {} if self.block is None else {GENERATE: {}}}
         if path == "/weight_info":
             return 200, {"weight_version": self.version}
         return 200, {}
@@ -139,6 +150,28 @@ class FakeVllm:
         assert set(missing) <= {"lm_head.weight"}
 
     # ---- the model
+
+    def generate(self, body):
+        """Scores of what the cache does not hold; below it there is anything."""
+        ids, how = tuple(body["token_ids"]), body["sampling_params"]
+        assert how["detokenize"] is how["skip_reading_prefix_cache"] is False  # the real one ends
+        ends = range(self.block, len(ids), self.block)
+        known = [(body["cache_salt"], ids[:end]) for end in ends]
+        hits = 0
+        while hits < len(known) and known[hits] in self.cached:
+            hits += 1
+        self.cached.update(known)
+        held = hits * self.block
+        entries = self.scores(ids, how)
+        if self.cut:
+            entries = [None, *entries[held + 1 :]]
+        else:
+            anything = {str(-(2**31)): {"logprob": 3e38, "rank": -7}}
+            entries[1 : held + 1] = [anything] * held
+        usage = {"prompt_tokens": len(ids)}
+        if self.details:
+            usage["prompt_tokens_details"] = {"cached_tokens": held}
+        return {"prompt_logprobs": entries, "usage": usage}
 
     def answer(self, body):
         ids = tuple(body["prompt"])

@@ -84,6 +84,7 @@ def serving(model: Path, log: Path) -> Iterator[tuple[str, subprocess.Popen[byte
         # On a CPU vLLM 0.32 ends when the prompt of a seeded request is cut into chunks ("CPU
         # Generator does not use offset").
         "--no-enable-chunked-prefill",
+        "--enable-scale-out", "--enable-prefix-caching", "--enable-prompt-tokens-details",
     ]  # fmt: skip
     variables = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")} | {
         "HF_HUB_OFFLINE": "1",

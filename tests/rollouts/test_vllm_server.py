@@ -180,6 +180,45 @@ def test_scores_agree_and_the_truncated_list_bounds_the_mass(server, lab_model):
         assert (truth <= score.mass + score.mass_slack + AGREE).all()
 
 
+def test_scores_of_a_long_prompt_come_from_the_cache(server, lab_model):
+    """Computed, read, read with another completion, and not where the completion is in the cache."""
+    draw = torch.Generator().manual_seed(0)
+    prompt = tuple(torch.randint(lab_model.vocabulary, (300,), generator=draw).tolist())
+    # A block is 128 tokens on a CPU, so that the cache holds 256 of the prompt, or 384 with these.
+    said = torch.randint(lab_model.vocabulary, (6, 150), generator=draw).tolist()
+    said = [tuple(row) for row in said]
+
+    def scored(completions, prompt=prompt):
+        pool = pool_on([server[0]], lab_model, top_k=20)
+        prompts = [prompt] * len(completions)
+        found = pool.score(prompts, completions, mass_of=[5])
+        expected = score_completions(lab_model, prompts, completions)
+        for one, mine in zip(found, expected, strict=True):
+            assert (one.log_probs - mine.log_probs).abs().max() < AGREE
+            assert (one.entropies <= mine.entropies + AGREE).all()
+            assert (mine.entropies <= one.entropies + one.entropy_slack + AGREE).all()
+        return pool.client.counts["answered"], pool.client.counts["given_up"]
+
+    # A reply whose unwritten memory is no number is not sent: such a row is scored plainly.
+    assert scored(said[:3])[0] >= 1
+    fresh = [said[3:], [row[::-1] for row in said[:3]], [row[::-1] for row in said[3:]]]
+    assert sum(scored(rows)[0] for rows in fresh) >= 2  # the prompt was there before
+    assert scored(said[:3]) == (0, 3)  # and so were these completions
+    twin = said[0][1:]
+    assert scored([twin, *((*twin[:100], *row[:50]) for row in said[:2])])[1] >= 2
+    # A prompt of whole blocks: what predicts its first response token is not computed again.
+    assert scored(said[:3], prompt=prompt[:256])[1] >= 2
+    # What the server sampled is in its cache too, and is not read.
+    drawn = pool_on([server[0]], lab_model).sample(
+        [PromptRequest("p", prompt[1:], 0)],
+        samples=4,
+        sampling=SamplingConfig(max_new_tokens=200),
+        seed=0,
+    )
+    assert scored([r.completion_ids for r in drawn], prompt=prompt[1:])[0] >= 1
+    assert server[1].poll() is None
+
+
 def test_pushed_weights_answer(server, folder, wide, tmp_path):
     """Every kind of weight is moved, the tied head too: a reload that forgets one is seen."""
     pool = pool_on([server[0]], wide, weights_folder=tmp_path)

@@ -23,8 +23,15 @@ from pydantic import (
 
 from epistill.config import SamplingConfig
 from epistill.errors import EpistillError
-from epistill.rollouts.vllm_client import COMPLETIONS, Client
-from epistill.rollouts.vllm_server import Refused, Server, ServerRequest, UnusableReply, shown_reply
+from epistill.rollouts.vllm_client import Client
+from epistill.rollouts.vllm_server import (
+    COMPLETIONS,
+    Refused,
+    Server,
+    ServerRequest,
+    UnusableReply,
+    shown_reply,
+)
 
 NEUTRAL = {
     "top_p": 1.0,
@@ -240,22 +247,39 @@ def score_request(
         positions = scored.prompt_logprobs
         if len(positions) != len(ids):
             raise UnusableReply(f"{len(positions)} scored positions for {len(ids)} tokens")
-        found: dict[str, list[Any]] = {"log_probs": [], "top_ids": [], "top_log_probs": []}
-        for place in range(start, len(ids)):
-            listed = positions[place] or {}
-            if ids[place] not in listed:
-                raise UnusableReply(f"position {place} came without the log-prob of its token")
-            ranked = sorted((one.rank, token, one.logprob) for token, one in listed.items())
-            top = [(token, nats) for rank, token, nats in ranked if rank <= top_k][:top_k]
-            if len(top) < top_k:
-                told = f"position {place} came with {len(top)} of {top_k} likely tokens"
-                raise UnusableReply(told)
-            found["log_probs"].append(listed[ids[place]].logprob)
-            found["top_ids"].append([token for token, _ in top])
-            found["top_log_probs"].append([nats for _, nats in top])
-        return found
+        return _found(positions[start:], ids, start, top_k)
 
-    return ServerRequest(body, read, _most_bytes(len(ids) * (top_k + 2)))
+    return ServerRequest(body, read, score_bytes(len(ids), top_k))
+
+
+def score_bytes(tokens: int, top_k: int) -> int:
+    """Longest reply with scores."""
+    return _most_bytes(tokens * (top_k + 2))
+
+
+def read_scores(
+    content: bytes, ids: Sequence[int], start: int, *, top_k: int, vocabulary: int
+) -> dict[str, Any]:
+    """What `score_request` reads, from the entries of the tokens from `start` on alone."""
+    return _found(read_reply(_Scored, content, vocabulary).prompt_logprobs, ids, start, top_k)
+
+
+def _found(
+    entries: Sequence[dict[int, _Listed] | None], ids: Sequence[int], start: int, top_k: int
+) -> dict[str, Any]:
+    found: dict[str, list[Any]] = {"log_probs": [], "top_ids": [], "top_log_probs": []}
+    for place, entry in zip(range(start, len(ids)), entries, strict=True):
+        listed = entry or {}
+        if ids[place] not in listed:
+            raise UnusableReply(f"position {place} came without the log-prob of its token")
+        ranked = sorted((one.rank, token, one.logprob) for token, one in listed.items())
+        top = [(token, nats) for rank, token, nats in ranked if rank <= top_k][:top_k]
+        if len(top) < top_k:
+            raise UnusableReply(f"position {place} came with {len(top)} of {top_k} likely tokens")
+        found["log_probs"].append(listed[ids[place]].logprob)
+        found["top_ids"].append([token for token, _ in top])
+        found["top_log_probs"].append([nats for _, nats in top])
+    return found
 
 
 def check_temperature(

@@ -31,7 +31,6 @@ from epistill.rollouts.vllm_server import (
     shown_reply,
 )
 
-COMPLETIONS = "/v1/completions"
 API_KEY = "EPISTILL_VLLM_API_KEY"  # environment variable
 MAX_PAUSE_SECONDS = 60.0
 CONNECT_SECONDS = 10.0
@@ -50,7 +49,8 @@ class Client:
         api_key: Sent as a bearer token; None for none.
         keeps: Whether finished replies are found again by the next process.
         sleep: Waits so many seconds (a test passes its own).
-        counts: Requests that were retried, moved to another server, or reused, so far.
+        counts: Requests that were retried, moved to another server, or reused, and optional ones
+            that were answered or given up, so far.
     """
 
     servers: list[Server]
@@ -206,13 +206,12 @@ class Client:
     ) -> tuple[Any, Any]:
         """The request on one server after another; not begun once another one failed for good."""
         failures: dict[str, Exception] = {}
-        while not failed and (server := self._take(failures)) is not None:
+        while not failed and (server := self._take(failures, request.near)) is not None:
 
             def attempt(server: Server = server) -> tuple[Any, Any]:
                 if failed or server.lost is not None:  # another request found out meanwhile
                     raise _Lost(server.lost)
-                reply = self.call(server, COMPLETIONS, request.body, most_bytes=request.most_bytes)
-                return request.read(reply), after(server)
+                return self._read_from(server, request), after(server)
 
             try:
                 return self.with_retries(attempt)
@@ -227,11 +226,29 @@ class Client:
                     self._lock.notify_all()
         raise self.lost_error(failures)
 
-    def _take(self, tried: Mapping[str, Exception]) -> Server | None:
-        """The least busy server that was not tried yet, as soon as it has room; None without."""
+    def _read_from(self, server: Server, request: ServerRequest) -> Any:
+        """What is kept of one attempt's reply; None of an optional one's that will not do."""
+        try:
+            content = self.call(server, request.path, request.body, most_bytes=request.most_bytes)
+            kept = request.read(content)
+        except (Refused, UnusableReply) as failure:
+            if not request.optional or (isinstance(failure, UnusableReply) and failure.silent):
+                raise
+            self._count("given_up")
+            return None
+        if request.optional:
+            self._count("answered")
+        return kept
+
+    def _take(self, tried: Mapping[str, Exception], near: int | None) -> Server | None:
+        """The least busy server that was not tried yet, as soon as it has room; None without.
+
+        With `near` the one of that number, whether it is busy or not.
+        """
         with self._lock:
             while free := [s for s in self.alive if s.url not in tried]:
-                server = min(free, key=lambda s: s.busy)
+                least = min(free, key=lambda s: s.busy)
+                server = least if near is None else free[near % len(free)]
                 if server.busy < self.in_flight:
                     server.busy += 1
                     return server

@@ -32,6 +32,7 @@ from epistill.rollouts.vllm_api import (
     score_request,
 )
 from epistill.rollouts.vllm_client import Client
+from epistill.rollouts.vllm_prefix import run_scores
 from epistill.rollouts.vllm_server import Server, ServerRequest, ServersLost
 from epistill.rollouts.vllm_weights import (
     check_version,
@@ -196,6 +197,8 @@ class VllmEngine:
     ) -> list[TokenScores]:
         """Log-probs of given completions, with the bounds of `top_k_scores`.
 
+        A long prompt of several is computed once where the servers let it (`run_scores`).
+
         Raises:
             ServersLost: No server could answer.
             EpistillError: One refused, or an empty prompt or completion.
@@ -204,14 +207,12 @@ class VllmEngine:
             raise EpistillError(
                 "an empty prompt or completion to score; expected at least one token in each"
             )
-        asked = [
-            self._score_request((*prompt, *completion), len(prompt), self._top_k)
-            for prompt, completion in zip(prompts, completions, strict=True)
-        ]
 
         def ask() -> list[dict[str, Any]]:
             self._before_call()
-            replies = [reply for reply, _ in self._run(asked)]
+            how: Any = {"vocabulary": self._vocabulary, "salt": f"scores of {self._version}"}
+            how |= {"model": self._served_name, "top_k": self._top_k}
+            replies = run_scores(self.client, self._run, prompts, completions, **how)
             self._handed_over = True
             return replies
 
@@ -226,11 +227,6 @@ class VllmEngine:
             )
             for tokens, reply in zip(completions, _by_first(ask), strict=True)
         ]
-
-    def _score_request(self, ids: Ids, start: int, top_k: int) -> ServerRequest:
-        return score_request(
-            self._served_name, ids, start, top_k=top_k, vocabulary=self._vocabulary
-        )
 
     def refresh(self, student: LanguageModel, step: int, *, now: bool = False) -> float | None:
         """Push the student's weights if it is time.
@@ -283,7 +279,7 @@ class VllmEngine:
             self.client,
             folder=self._folder,
             version=version,
-            probe=self._score_request(ids, 1, 0),
+            probe=score_request(self._served_name, ids, 1, top_k=0, vocabulary=self._vocabulary),
             expected=expected,
             expected_before=self._probe,
         )
@@ -315,7 +311,7 @@ class VllmEngine:
 
         def ask(server: Server) -> None:
             self.client.call(server, "/health", seconds=5)
-            server.lost, server.tempered = None, False
+            server.lost, server.tempered, server.by_prefix = None, False, None
 
         if self._version is None:  # with pushed weights only a push brings them back
             self.client.on_each(ask, [s for s in self.client.servers if s.lost is not None])

@@ -17,6 +17,7 @@ import httpx
 
 from epistill.errors import EpistillError, first_line
 
+COMPLETIONS = "/v1/completions"
 MAX_REPLY_BYTES = 2**24  # of a reply that does not grow with its request
 
 
@@ -50,6 +51,7 @@ class Server:
         version: Of the weights that were pushed to it; None before the first push.
         tempered: Whether its log-probs were seen to be those at the sampling temperature.
         probe: Log-probs of a fixed sequence after the last push.
+        by_prefix: Whether it scores from its prefix cache; None until it was asked.
     """
 
     url: str
@@ -58,6 +60,7 @@ class Server:
     version: int | None = None
     tempered: bool = False
     probe: tuple[float, ...] | None = None
+    by_prefix: bool | None = None
 
     def __post_init__(self) -> None:
         expected = "expected http://HOST:PORT"
@@ -75,14 +78,21 @@ class ServerRequest:
     """One request.
 
     Attributes:
-        body: Of `POST /v1/completions`.
+        body: Of the POST.
         read: Checks the reply and returns what is kept of it (JSON); raises `UnusableReply`.
         most_bytes: Longest reply that can be an answer.
+        path: Where it is posted.
+        optional: There is another way: where a server answers, but not with what is needed, None is
+            kept and nobody is asked again.
+        near: Requests of one number go to the same server while it is there; None to any.
     """
 
     body: Mapping[str, Any]
     read: Callable[[bytes], Any]
     most_bytes: int = MAX_REPLY_BYTES
+    path: str = COMPLETIONS
+    optional: bool = False
+    near: int | None = None
 
     @property
     def key(self) -> str:

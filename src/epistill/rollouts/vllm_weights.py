@@ -19,8 +19,15 @@ from epistill.objective import token_log_probs
 from epistill.rollouts.align import align
 from epistill.rollouts.model import LanguageModel
 from epistill.rollouts.vllm_api import WeightInfo, read_reply
-from epistill.rollouts.vllm_client import COMPLETIONS, Client
-from epistill.rollouts.vllm_server import Refused, Server, ServerRequest, UnusableReply, shown_reply
+from epistill.rollouts.vllm_client import Client
+from epistill.rollouts.vllm_server import (
+    COMPLETIONS,
+    Refused,
+    Server,
+    ServerRequest,
+    UnusableReply,
+    shown_reply,
+)
 from epistill.rollouts.weights_file import WEIGHTS, merged_tensors, write_model
 from epistill.seeds import named_random
 from epistill.world import current_world
