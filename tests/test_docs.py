@@ -34,7 +34,7 @@ def test_recipes_cost_what_their_page_says():
     names = [name for name in shipped_studies() if name.startswith(RECIPES)]
     for name in names:
         found = plan_study(load_study(name))
-        most = max(row["training_bytes"] for row in found["arms"].values())
+        most = max(row["peak_bytes"] for row in found["arms"].values())
         row = next(line for line in text.splitlines() if line.startswith(f"| {name} |"))
         assert row.split("|")[4:6] == [
             f" {most / 2**30:.0f} ",

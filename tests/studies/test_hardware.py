@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from epistill.studies.load_study import RECIPES, load_study, shipped_studies
 from epistill.studies.plan import STATE, plan_study
 from epistill.studies.wall_clock import evaluation_sizes
 from epistill.teacher.weights import make_teacher
+from epistill.training import train_state
+from epistill.world import World
 from tests.helpers.models import make_tiny_model
 from tests.helpers.python import run_epistill
 
@@ -442,6 +445,15 @@ def test_the_tables_of_scale_are_what_plan_says():
         ahead = (plan["arms"]["sdpo"]["ahead"][f"hours_{part}"] for plan in plans.values())
         assert f" | {' | '.join(printed(one, 1) for one in ahead)} |" in SCALE
     assert plans[512]["arms"]["sdpo"]["wall_hours"]["idle_sampling_share"] == 0.5
+    turns = {
+        n: plan_study(load_study("recipes/math-qwen3-8b-think"), gpus=n) for n in (128, 255, 256)
+    }
+    clocks = [plan["arms"]["sdpo"]["wall_hours"] for plan in (*turns.values(), plans[512])]
+    assert [f"{clock['sampling']:.3f}" for clock in clocks] == ["3.641"] * 2 + ["2.844"] * 2
+    bounds = [clock["sampling_bound"] for clock in clocks]
+    assert bounds == ["throughput"] * 2 + ["longest response"] * 2
+    assert round(256 * 8 * 20_480 / 2500 / (20_480 / 200)) == 164
+    assert "3.641 h from 128 to 255 GPUs and 2.844 h from 256 on" in SCALE
 
 
 def test_where_servers_write_all_responses_no_gpu_holds_the_copy_that_samples():
@@ -503,3 +515,64 @@ def test_a_plan_finds_the_micro_batch_that_a_run_would():
         assert tokens(room * 0.999, **short) == size // 2
     assert tokens(10_000, **short) == 16_384
     assert tokens(10_000) == 20_480 + load_study("recipes/math-qwen3-8b-no-think").lengths.prompt
+
+
+SERVED = {"rollouts": {"engine": "vllm", "urls": ["http://x"], "model": "m"}}
+SNAPSHOT = {"teacher": {"type": "snapshot"}}
+
+
+def parameters_alive() -> int:
+    """Bytes of every parameter in memory."""
+    gc.collect()
+    parameters = [one for one in gc.get_objects() if type(one) is torch.nn.Parameter]
+    return sum({one.data_ptr(): one.nbytes for one in parameters}.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "chosen", "changes"),
+    [
+        ("grpo", {}, SERVED),
+        ("sdpo", {}, {}),
+        ("sdpo", SNAPSHOT, {**SERVED, "lora": {"rank": 4}}),
+    ],
+    ids=["GRPO, servers", "SDPO", "SDPO, snapshot of an adapter, servers"],
+)
+def test_the_start_has_the_whole_networks_that_are_there(name, chosen, changes, monkeypatch):
+    """Counted whenever one is laid out over processes, which here leaves nothing of it."""
+    changes = {"parallel": "shard", **changes}
+    spec = changed(**changes)
+    arm = spec.arms[1].model_copy(update={"method": name, "method_settings": chosen})
+    plan = plan_study(spec.model_copy(update={"arms": (arm,)}), gpus=512)
+    start = plan["arms"][arm.id]["memory"]["start"]
+    before = parameters_alive()
+    model = make_tiny_model()
+    one, seen = parameters_alive() - before, []
+
+    def place(laid_out):
+        seen.append((parameters_alive() - before) / one)
+        for parameter in laid_out.network.parameters():
+            parameter.data = parameter.data[:0].clone()
+
+    monkeypatch.setattr(train_state, "placement", lambda *_: place)
+    settings = {"model": "lab", "task": {"type": "star_search"}, "method": method(name, **chosen)}
+    config = RunConfig.model_validate({**settings, **changes})
+    student = model if config.lora is None else with_lora(model, config.lora)
+    train_state.make_train_state(config, student, World(0, 2))
+    whole = ARCHITECTURES["Qwen/Qwen3-8B"].parameters * 4
+    assert round(max(seen)) == round(start / whole) <= 2
+
+
+def test_a_start_that_needs_more_than_a_step_decides():
+    spec = changed(**SERVED)
+    for room, fits in ((62.0, True), (40.0, False)):  # a step needs 36.8 of SDPO, the start 61
+        machine = spec.hardware.model_copy(update={"memory_gib": room})
+        row = plan_study(spec.model_copy(update={"hardware": machine}), gpus=8)["arms"]["sdpo"]
+        assert row["training_bytes"] < 40 * GIB < row["memory"]["start"] == row["peak_bytes"]
+        assert row["fits"] == fits
+    # Two whole float32 networks, and here, where the process samples, the teacher's shares too.
+    row, whole = plan_study(changed(), gpus=8)["arms"]["sdpo"], 8_190_735_360 * 4
+    assert row["memory"]["start"] == 2 * whole + whole // 8
+    assert row["peak_bytes"] == row["training_bytes"]
+    # An adapter's averages are whole until it is sharded.
+    row = plan_study(changed(lora={"rank": 4}), gpus=8)["arms"]["sdpo-ema"]
+    assert row["memory"]["start"] == pytest.approx(2 * whole + 8 * row["memory"]["teacher"])

@@ -104,7 +104,7 @@ def _print_recipes(
     )
     for name, found in plans.items():
         machine, arms = found["hardware"], found["arms"]
-        most = max(row["training_bytes"] for row in arms.values())
+        most = max(row["peak_bytes"] for row in arms.values())
         table.add_row(
             name,
             ", ".join(specs[name].architectures),
@@ -141,13 +141,13 @@ def _print_plan(found: Mapping[str, Any], console: Console) -> None:
 def _memory_table(found: Mapping[str, Any]) -> Table:
     room = found["hardware"]["memory_gib"]
     table = Table(
-        Column("arm", no_wrap=True), *PARTS, "sum", "cache/sequence", "at once",
+        Column("arm", no_wrap=True), *PARTS, "sum", "start", "cache/sequence", "at once",
         "without checkpointing", "dense logits",
         title=f"{found['study']}: GiB on each GPU (of {room:g})",
     )  # fmt: skip
     for name, row in found["arms"].items():
         memory = row["memory"]
-        cells = [*(memory[part] for part in PARTS), row["training_bytes"]]
+        cells = [*(memory[part] for part in PARTS), row["training_bytes"], memory["start"]]
         fits = "" if row["fits"] else " (does not fit)"
         table.add_row(
             name,

@@ -151,22 +151,32 @@ def _adapted(architecture: Architecture, lora: Lora) -> list[tuple[int, int]]:
     ]
 
 
+def copied_networks(method: Method, lora: Lora | None) -> int:
+    """How many whole networks a method copies from the student when training starts."""
+    weights = method.teacher
+    if lora is not None:  # frozen: the adapter is switched off; EMA: its change is averaged
+        return int(_moves(method) and not weights.averages)
+    return (method.needs_teacher and not weights.is_student) + (
+        method.needs_start and not (method.needs_teacher and weights.stays)
+    )
+
+
+def _moves(method: Method) -> bool:
+    return method.needs_teacher and not (method.teacher.is_student or method.teacher.stays)
+
+
 def teacher_bytes(
     architecture: Architecture, method: Method, lora: Lora | None, weight_bytes: int
 ) -> int:
     """What a method keeps besides the student: copies of it, and averages in float32."""
-    weights, copy = method.teacher, architecture.parameters * weight_bytes
-    moves = method.needs_teacher and not (weights.is_student or weights.stays)
-    if lora is not None:
-        # Frozen: the adapter is switched off. EMA: a dense float32 delta of the adapted layers.
-        dense = sum(a * b for a, b in _adapted(architecture, lora)) * FLOAT32_BYTES
-        own = architecture.num_hidden_layers * dense if weights.averages else copy
-        return own if moves else 0
-    copies = (method.needs_teacher and not weights.is_student) + (
-        method.needs_start and not (method.needs_teacher and weights.stays)
-    )
-    average = architecture.parameters * FLOAT32_BYTES if moves and weights.averages else 0
-    return copies * copy + average
+    copies = copied_networks(method, lora) * architecture.parameters * weight_bytes
+    if not (_moves(method) and method.teacher.averages):
+        return copies
+    averaged = architecture.parameters
+    if lora is not None:  # dense, of the adapted layers
+        inside = sum(a * b for a, b in _adapted(architecture, lora))
+        averaged = architecture.num_hidden_layers * inside
+    return copies + averaged * FLOAT32_BYTES
 
 
 class Hardware(Settings):

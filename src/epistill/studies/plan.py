@@ -25,6 +25,7 @@ from epistill.studies.hardware import (
     Hardware,
     Lengths,
     adapter_parameters,
+    copied_networks,
     teacher_bytes,
 )
 from epistill.studies.spec import Probe, StudySpec
@@ -118,7 +119,8 @@ def plan_study(
             "parameters": shape.parameters,
             "memory": memory,
             "training_bytes": training,
-            "fits": training <= room and free >= cache,
+            "peak_bytes": (peak := max(training, memory["start"])),
+            "fits": peak <= room and free >= cache,
             # None: servers elsewhere write every response.
             "sequences_at_once": max(0, free // cache) if cache else None,
             "tokens": tokens,
@@ -206,9 +208,12 @@ def _memory(
     in the computing dtype and whole while they are computed with: two blocks (one is fetched
     ahead), the embedding, the heads; not sharded, copies of all weights where they are kept in
     another dtype. activations: of one micro-batch; logits: of one chunk (the fused head), with the
-    head's float32 gradient. Not in the sum: logits_dense (whole logits of a micro-batch instead),
-    activations_whole (without checkpointing), cache_per_sequence (keys and values of one at its
-    full length, while sampling; 0 where servers write all responses). microbatch_tokens is no
+    head's float32 gradient. Not in the sum: start (before the first step, a peak of its own: where
+    state is sharded, the loaded model whole and one copy of it, which are sharded one after the
+    other, beside the teachers that are sharded already), logits_dense
+    (whole logits of a micro-batch instead), activations_whole (without checkpointing),
+    cache_per_sequence (keys and values of one at its full length, while sampling; 0 where servers
+    write all responses). microbatch_tokens is no
     memory: of "auto", what a plan's machine has room for.
     """
     from epistill.objective.fused import LOGITS_PER_CHUNK
@@ -234,6 +239,12 @@ def _memory(
         "gradients": trained * number // shards if config.steps else 0,
         "optimizer": ADAM_MOMENTS * trained * number // shards if config.steps else 0,
     }
+    copies = copied_networks(config.method, config.lora)
+    # An adapter's averages are whole until it is sharded; a last teacher, while it is copied.
+    beside = state["teacher"] if copies else state["teacher"] * shards
+    if served and copies == 1:
+        beside = 0
+    wholes = 1 if not sharded or (served and not copies) else 2
     # A micro-batch holds at least one sequence; a teacher's is longer but keeps no activations.
     one = min(lengths.prompt + config.sampling.max_new_tokens, limit)
     tokens = config.microbatch_tokens
@@ -259,6 +270,7 @@ def _memory(
     }
     return {
         **state,
+        "start": wholes * parameters * number + beside,
         "microbatch_tokens": tokens if config.steps else 0,
         **(of_training if config.steps else dict.fromkeys(of_training, 0)),
         "cache_per_sequence": 0 if served else shape.cache_bytes(min(longest, limit), computed),

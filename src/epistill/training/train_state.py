@@ -64,14 +64,16 @@ def make_train_state(config: RunConfig, student: LanguageModel, world: World) ->
         )
     place = placement(config, world)
     student.compute_dtype = torch.bfloat16 if config.precision == "bf16" else None
-    trained = student
-    if place is not whole and not nowhere_whole(config, world.size):
-        trained = student.with_network(copy.deepcopy(student.network))
+    samples = place is not whole and not nowhere_whole(config, world.size)
+    # Its own network comes last: never more than two whole ones at a time.
+    trained = student.with_network(student.network) if samples else student
     teacher = make_teacher(method.teacher, trained, place) if method.needs_teacher else None
     base = None
     if method.needs_start:  # a frozen teacher has these weights already
         stays = teacher is not None and method.teacher.stays
         base = teacher if stays else make_teacher(FrozenWeights(), trained, place)
+    if samples:
+        trained.network = copy.deepcopy(student.network)
     place(trained)
     if teacher is not None:
         teacher.student_laid_out()
