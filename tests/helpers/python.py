@@ -105,6 +105,8 @@ def _become(arguments, files, cwd, environment, *, new_session, most_bytes):
     os.environ.update(environment)
     os.chdir(cwd)
     if most_bytes is not None:
+        # Bytecode cut short there would be every later Python's.
+        sys.dont_write_bytecode = True
         resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
     status = 0
     try:

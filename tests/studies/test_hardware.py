@@ -375,7 +375,7 @@ def test_throughput_is_stated_and_scales_the_hours():
     assert once["total_gpu_hours"] == pytest.approx(2 * twice["total_gpu_hours"])
     assert once["assumed"] == {"sampling_tokens_per_second": 1000.0, "utilisation": 0.2}
     silent = spec.hardware.model_copy(update={"sampling_tokens_per_second": None})
-    with pytest.raises(EpistillError, match="states no throughput; pass --tokens-per-second"):
+    with pytest.raises(EpistillError, match="states no throughput; pass --calibrate"):
         plan_study(spec.model_copy(update={"hardware": silent}))
     with pytest.raises(EpistillError, match="between 0 and 1"):
         plan_study(spec, utilisation=1.5)

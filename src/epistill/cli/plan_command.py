@@ -111,7 +111,7 @@ def _print_recipes(
             str(len(arms)),
             f"{machine['gpus']} x {machine['gpu']}",
             f"{most / GIB:.0f} of {machine['memory_gib']:g}",
-            f"{found['total_gpu_hours']:,.0f}",
+            _figure(found["total_gpu_hours"]),
         )
     console.print(table)
     console.print(
@@ -122,17 +122,23 @@ def _print_recipes(
     )
 
 
+def _figure(value: float, places: int = 0) -> str:
+    """With so many decimals, or as many as two digits need: what is small is not nothing."""
+    return f"{value:,.{places}f}" if not value or value >= 10 ** (1 - places) else f"{value:.2g}"
+
+
 def _print_plan(found: Mapping[str, Any], console: Console) -> None:
     for table in (_memory_table(found), _cost_table(found)):
         console.print(table)
     machine, assumed = found["hardware"], found["assumed"]
     console.print(
-        f"{found['total_gpu_hours']:,.0f} GPU hours for {found['seeds']} seed(s), "
-        f"{found['total_wall_hours']:,.0f} hours if arms run one after another, on "
+        f"{_figure(found['total_gpu_hours'])} GPU hours for {found['seeds']} seed(s), "
+        f"{_figure(found['total_wall_hours'])} hours if arms run one after another, on "
         f"{machine['gpus']} x {machine['gpu']}, "
         f"{'measured here' if machine['measured'] else 'stated, not measured'}: "
-        f"{assumed['sampling_tokens_per_second']:,.0f} sampled tokens/s per GPU and "
-        f"{assumed['utilisation']:.0%} of {machine['peak_tflops']:g} TFLOP/s in training",
+        f"{_figure(assumed['sampling_tokens_per_second'])} sampled tokens/s per GPU and "
+        f"{_figure(100 * assumed['utilisation'])}% of "
+        f"{machine['peak_tflops']:g} TFLOP/s in training",
     )
     for source in (machine["source"], found["lengths"]["source"]):
         console.print(source)
@@ -164,20 +170,22 @@ def _cost_table(found: Mapping[str, Any]) -> Table:
     parts = ("sampled", "trained", "scored", "evaluated")
     table = Table(
         Column("arm", no_wrap=True), *(f"{part}, M tokens" for part in parts),
-        "GPU h sampling", "training", "evaluation", "sum", "hours", "bound by", title="one seed",
+        "GPU h sampling", "training", "evaluation", "sum", "hours", "bound by",
+        "one step ahead, hours without evaluation", title="one seed",
     )  # fmt: skip
     for name, row in found["arms"].items():
         hours = row["gpu_hours"]
         table.add_row(
             name,
-            *(f"{row['tokens'][part] / 1e6:,.1f}" for part in parts),
-            *(f"{hours[part]:,.1f}" for part in ("sampling", "training", "evaluation", "total")),
-            f"{(clock := row['wall_hours'])['total']:,.1f}",
+            *(_figure(row["tokens"][part] / 1e6, 1) for part in parts),
+            *(_figure(hours[part], 1) for part in ("sampling", "training", "evaluation", "total")),
+            _figure((clock := row["wall_hours"])["total"], 1),
             ", ".join(clock[f"{part}_bound"] for part in ("sampling", "training") if hours[part]),
+            _figure(ahead["hours_ahead"], 1) if (ahead := row["ahead"]) else "",
         )
     for name, row in found["probes"].items():
         table.add_row(
-            f"probe {name}", f"{row['tokens'] / 1e6:,.1f}", "", "", "",
-            f"{row['gpu_hours']:,.1f}", "", "", f"{row['gpu_hours']:,.1f}", "", "",
+            f"probe {name}", _figure(row["tokens"] / 1e6, 1), "", "", "",
+            _figure(row["gpu_hours"], 1), "", "", _figure(row["gpu_hours"], 1), "", "",
         )  # fmt: skip
     return table

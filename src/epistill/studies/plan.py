@@ -74,8 +74,8 @@ def plan_study(
     share = hardware.utilisation if share is None else share
     if rate is None or share is None:
         raise EpistillError(
-            f"study {spec.name!r} states no throughput; pass --tokens-per-second and "
-            "--utilisation, or set them in its [hardware]"
+            f"study {spec.name!r} states no throughput; pass --calibrate, which measures it, or "
+            "--tokens-per-second and --utilisation, or set them in its [hardware]"
         )
     if not 0 < share <= 1 or rate <= 0:
         raise EpistillError(
