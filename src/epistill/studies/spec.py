@@ -21,9 +21,8 @@ from epistill.methods import method
 from epistill.preflights.preflight_config import Preflight
 from epistill.rollouts.engine_settings import EngineSettings
 from epistill.settings import Settings, first_fault, merged
+from epistill.studies.copies import WORLD, written_out
 from epistill.studies.hardware import Architecture, Hardware, Lengths
-
-WORLD = "world:"  # an arm's model "world:ID" is one of the study's own worlds
 
 # Of a study and its items: text, comparisons, where it runs, what only a plan or a preset reads.
 ANALYSIS = {
@@ -221,8 +220,10 @@ class StudySpec(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _expand_grid(cls, settings: Any) -> Any:
-        """Write the grid out as worlds and arms, once."""
+    def _write_out(cls, settings: Any) -> Any:
+        """Copies as arms and claims, the grid as worlds and arms, once."""
+        if isinstance(settings, dict) and settings.get("copies"):
+            settings = written_out(settings)
         if not isinstance(settings, dict) or not settings.get("grid") or settings.get("worlds"):
             return settings
         try:
