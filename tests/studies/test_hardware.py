@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import gc
+import itertools
 import json
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from epistill.rollouts.model import with_lora
 from epistill.studies.hardware import GIB, Architecture, adapter_parameters, teacher_bytes
 from epistill.studies.load_study import RECIPES, load_study, shipped_studies
 from epistill.studies.plan import STATE, plan_study
-from epistill.studies.wall_clock import evaluation_sizes
+from epistill.studies.wall_clock import evaluation_sizes, one_step_ahead, wall_hours
 from epistill.teacher.weights import make_teacher
 from epistill.training import train_state
 from epistill.world import World
@@ -422,53 +424,131 @@ def test_flags_that_make_no_sense_are_one_line(flags, said):
 
 
 SCALE = (Path(__file__).resolve().parents[2] / "docs" / "scale.md").read_text(encoding="utf-8")
+SERVED = {"rollouts": {"engine": "vllm", "urls": ["http://x"], "model": "m"}}
 
 
 def printed(value: float, digits: int) -> str:
     return f"{value:,.{digits}f}".removeprefix("0") if digits else f"{value:,.0f}"
 
 
-def test_the_tables_of_scale_are_what_plan_says():
-    """docs/scale.md: what a study costs at 8, 64, 512 GPUs, and what sampling ahead brings."""
-    plans = {n: plan_study(load_study("recipes/math-qwen3-8b-think"), gpus=n) for n in (8, 64, 512)}
-    for n, plan in plans.items():
-        row, hours = plan["arms"]["sdpo"], plan["total_wall_hours"]
-        clock = row["wall_hours"]
+def test_the_numbers_of_scale_are_what_plan_says():
+    """docs/scale.md: what a study costs at 8, 64, 512 GPUs, where it stops, what ahead brings."""
+    spec = load_study("recipes/math-qwen3-8b-think")
+    served = spec.model_copy(update={"run": {**spec.run, **SERVED}})
+    plans = {n: plan_study(spec, gpus=n) for n in (8, 64, 128, 255, 256, 512)}
+    sdpo = {n: plan["arms"]["sdpo"] for n, plan in plans.items()}
+    clocks = {n: row["wall_hours"] for n, row in sdpo.items()}
+    sizes = (8, 64, 512)
+    said = []
+    for n in sizes:
+        hours, clock = plans[n]["total_wall_hours"], clocks[n]
         line = [
             f"{n}", printed(hours, 0), printed(n * hours, 0),
-            printed(plan["total_gpu_hours"] / n / hours, 2),
+            printed(plans[n]["total_gpu_hours"] / n / hours, 2),
             *(printed(clock[part], 1) for part in ("sampling", "training", "evaluation")),
-            clock["sampling_bound"], printed(row["training_bytes"] / GIB, 0),
+            clock["sampling_bound"], printed(sdpo[n]["training_bytes"] / GIB, 0),
         ]  # fmt: skip
-        assert f"| {' | '.join(line)} |" in SCALE
-    for part in ("in_process", "in_turn", "ahead"):
-        ahead = (plan["arms"]["sdpo"]["ahead"][f"hours_{part}"] for plan in plans.values())
-        assert f" | {' | '.join(printed(one, 1) for one in ahead)} |" in SCALE
-    assert plans[512]["arms"]["sdpo"]["wall_hours"]["idle_sampling_share"] == 0.5
-    turns = {
-        n: plan_study(load_study("recipes/math-qwen3-8b-think"), gpus=n) for n in (128, 255, 256)
+        said.append(f"| {' | '.join(line)} |")
+    ahead = {
+        part: [sdpo[n]["ahead"][f"hours_{part}"] for n in sizes]
+        for part in ("in_process", "in_turn", "ahead")
     }
-    clocks = [plan["arms"]["sdpo"]["wall_hours"] for plan in (*turns.values(), plans[512])]
-    assert [f"{clock['sampling']:.3f}" for clock in clocks] == ["3.641"] * 2 + ["2.844"] * 2
-    bounds = [clock["sampling_bound"] for clock in clocks]
-    assert bounds == ["throughput"] * 2 + ["longest response"] * 2
-    assert round(256 * 8 * 20_480 / 2500 / (20_480 / 200)) == 164
-    assert "3.641 h from 128 to 255 GPUs and 2.844 h from 256 on" in SCALE
+    said += [f" | {' | '.join(printed(h, 1) for h in hours)} |" for hours in ahead.values()]
+    of_turns = [printed(a / b, 2) for a, b in zip(ahead["ahead"], ahead["in_turn"], strict=True)]
+    said.append("to {}, {} and {} of the time".format(*of_turns))
+    assert [a < b for a, b in zip(ahead["ahead"], ahead["in_process"], strict=True)] == [
+        clocks[n]["sampling_bound"] == "longest response" for n in sizes
+    ]
+
+    run, hardware, arms = spec.config_of(spec.arms[2], 0), spec.hardware, plans[512]["arms"]
+    rate, alone = hardware.sampling_tokens_per_second, hardware.sequence_tokens_per_second
+    limit, rows = run.sampling.max_new_tokens, run.problems_per_step * run.samples_per_problem
+    said += [
+        f"{rate:,.0f} sampled tokens a second", f"{alone:.0f} of a sequence alone",
+        f"{hardware.utilisation:.0%} of the peak".replace("%", " %"),
+        f"at {hardware.gather_gb_per_second:.0f} GB/s", f"limit of {limit:,} tokens",
+        f"{run.problems_per_step} problems x {run.samples_per_problem}",
+        f"A response of {limit:,} tokens takes {limit / alone:.0f} s",
+        f"by throughput alone {rows * limit / rate / (limit / alone):.0f}",
+    ]  # fmt: skip
+    assert [clocks[n]["sampling_bound"] == "throughput" for n in (128, 255, 256, 512)] == [
+        True, True, False, False
+    ]  # fmt: skip
+    few, many = clocks[128]["sampling"], clocks[512]["sampling"]
+    assert (clocks[255]["sampling"], clocks[256]["sampling"]) == (few, many)
+    said.append(f"{few:.3f} h from 128 to 255 GPUs and {many:.3f} h from 256 on")
+    assert clocks[512]["idle_sampling_share"] == 0.5  # "half get no problem at all"
+    assert rows // run.updates_per_batch == 2 * 512  # "two rows of an update"
+
+    def bound(gather: float) -> str:
+        slow = hardware.model_copy(update={"gather_gb_per_second": gather})
+        found = plan_study(spec.model_copy(update={"hardware": slow}), gpus=512)
+        return found["arms"]["sdpo"]["wall_hours"]["training_bound"]
+
+    # "a sixteenth": as long as computing where it is sixteen times as slow.
+    assert [bound(400 / slower) for slower in (16, 17)] == ["FLOPs", "gathering weights"]
+    shares = (arms[arm]["wall_hours"] for arm in ("sdpo", "grpo"))
+    said.append(
+        "{:.0f} % of SDPO's time there and {:.0f} % of GRPO's".format(
+            *(100 * clock["training"] / clock["total"] for clock in shares)
+        )
+    )
+    slowest = max(row["wall_hours"]["total"] for row in plans[128]["arms"].values())
+    assert len(plans[128]["arms"]) == 4
+    said.append(f"four arms of 128 GPUs each take {slowest:.1f} hours in all")
+
+    copies, without, starts, starts_served = set(), [], [], []
+    for n in sizes:
+        with_copy, other = sdpo[n], plan_study(served, gpus=n)["arms"]["sdpo"]
+        copies.add(copy := with_copy["memory"]["student"])
+        assert with_copy["training_bytes"] - other["training_bytes"] == copy
+        assert other["sequences_at_once"] is None
+        assert other["fits"]
+        assert other["peak_bytes"] == other["memory"]["start"]  # "is then the peak"
+        without.append(printed(other["training_bytes"] / GIB, 0))
+        starts.append(printed(with_copy["memory"]["start"] / GIB, 0))
+        starts_served.append(printed(other["memory"]["start"] / GIB, 0))
+    assert (len(copies), len(set(starts_served))) == (1, 1)  # "however many GPUs"
+    peaks = [sdpo[n]["peak_bytes"] == sdpo[n]["memory"]["start"] for n in sizes]
+    assert peaks == [False, True, True]  # "the peak from 64 GPUs on"
+    said += [
+        f"weights that samples, {copies.pop() / GIB:.1f} GiB in each process",
+        "need {}, {} and {} GiB at 8, 64 and 512".format(*without),
+        f"the start needs {starts_served[0]} GiB with a teacher",
+        "the processes sample it needs {}, {} and {}".format(*starts),
+    ]
+    page = " ".join(SCALE.split())
+    assert [one for one in said if one not in page] == []
 
 
-def test_where_servers_write_all_responses_no_gpu_holds_the_copy_that_samples():
+def test_sampling_ahead_is_found_as_if_every_split_was_tried():
     spec = load_study("recipes/math-qwen3-8b-think")
-    servers = {"rollouts": {"engine": "vllm", "urls": ["http://x"], "model": "m"}}
-    served = spec.model_copy(update={"run": {**spec.run, **servers}})
-    gib = []
-    for gpus in (8, 64, 512):
-        with_copy, without = (plan_study(s, gpus=gpus)["arms"]["sdpo"] for s in (spec, served))
-        copy = with_copy["memory"]["student"]
-        assert with_copy["training_bytes"] - without["training_bytes"] == copy > 30 * GIB
-        assert without["sequences_at_once"] is None
-        assert without["fits"]
-        gib.append(printed(without["training_bytes"] / GIB, 0))
-    assert f"{gib[0]}, {gib[1]} and {gib[2]} GiB at 8, 64 and 512" in SCALE
+    shape, config = ARCHITECTURES["Qwen/Qwen3-8B"], spec.config_of(spec.arms[2], 0)
+    best = set()
+    for problems, samples, gather, alone, seconds in itertools.product(
+        (1, 2, 3, 7, 12), (1, 4), (None, 20.0, 400.0), (None, 50.0), (1e3, 1e5, 1e7)
+    ):
+        sizes = {"problems_per_step": problems, "samples_per_problem": samples}
+        rates = {"gather_gb_per_second": gather, "sequence_tokens_per_second": alone}
+        run = config.model_copy(update={**sizes, "updates_per_batch": 1})
+        machine = spec.hardware.model_copy(update=rates)
+        hours = functools.cache(
+            functools.partial(
+                wall_hours, run, shape, machine, spec.lengths,
+                rate=2500.0, update_seconds=seconds, microbatch_tokens=22_528,
+            )
+        )  # fmt: skip
+        for gpus in (2, 3, 5, 13, 29):
+            splits = [
+                (k, hours(gpus=k)["sampling"], hours(gpus=gpus - k)["training"])
+                for k in range(1, gpus)
+            ]
+            servers, *parts = min(splits, key=lambda one: max(one[1:]))
+            found = one_step_ahead(hours, gpus, problems)
+            assert (found["servers"], found["hours_ahead"]) == (servers, max(parts))
+            assert found["hours_in_turn"] == min(sum(one[1:]) for one in splits)
+            best.add((servers == 1, servers == gpus - 1))
+    assert len(best) == 4
 
 
 def test_a_clock_stops_at_the_longest_response_and_at_whole_rows():
@@ -517,7 +597,6 @@ def test_a_plan_finds_the_micro_batch_that_a_run_would():
     assert tokens(10_000) == 20_480 + load_study("recipes/math-qwen3-8b-no-think").lengths.prompt
 
 
-SERVED = {"rollouts": {"engine": "vllm", "urls": ["http://x"], "model": "m"}}
 SNAPSHOT = {"teacher": {"type": "snapshot"}}
 
 

@@ -126,7 +126,7 @@ def plan_study(
             "tokens": tokens,
             "gpu_hours": {**hours, "total": sum(hours.values())},
             "wall_hours": clock(gpus=hardware.gpus),
-            "ahead": one_step_ahead(clock, hardware.gpus)
+            "ahead": one_step_ahead(clock, hardware.gpus, config.problems_per_step)
             if config.steps and config.method.traces is None
             else None,
         }

@@ -102,12 +102,15 @@ def _moved_bytes(config: RunConfig, shape: Architecture, rounds: int) -> float:
     return shape.parameters * (rounds * (passes * computed + reduced) + sampler)
 
 
-def one_step_ahead(hours: Callable[..., dict[str, Any]], gpus: int) -> dict[str, Any] | None:
+def one_step_ahead(
+    hours: Callable[..., dict[str, Any]], gpus: int, problems: int
+) -> dict[str, Any] | None:
     """What it brings to sample the next batch on servers while this one trains.
 
     Args:
         hours: `wall_hours` on so many GPUs.
         gpus: All of them: some sample, the others train.
+        problems: Of a step.
 
     Returns:
         servers (the best number of GPUs that sample), hours_ahead, hours_in_turn (on the same
@@ -116,10 +119,13 @@ def one_step_ahead(hours: Callable[..., dict[str, Any]], gpus: int) -> dict[str,
     """
     if gpus == 1:
         return None
-    parts = [hours(gpus=k) for k in range(1, gpus)]
+    # Problems are dealt whole, so more servers are worth trying where the fullest gets fewer of
+    # them. A single GPU that trains gathers nothing, which may be better than two.
+    worth = {math.ceil(problems / dealt) for dealt in range(1, problems + 1)} | {gpus - 1}
     splits = [
-        (k, some["sampling"], others["training"])
-        for k, (some, others) in enumerate(zip(parts, reversed(parts), strict=True), 1)
+        (k, hours(gpus=k)["sampling"], hours(gpus=gpus - k)["training"])
+        for k in sorted(worth)
+        if k < gpus
     ]
     servers, sampling, training = min(splits, key=lambda split: max(split[1:]))
     together = hours(gpus=gpus)
