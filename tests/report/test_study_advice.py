@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import tomllib
+from pathlib import Path
+
 import pytest
 
-from epistill.report.study_advice import GROUPS, study_advice
+from epistill.report.study_advice import DISPUTES, GROUPS, disputed, study_advice
+
+ADVICE = Path(__file__).resolve().parents[2] / "docs" / "advice.md"
 
 
 def arm(name, inside, ood):
@@ -37,3 +42,32 @@ def test_the_best_on_ood_sets_comes_first_and_arms_without_both_kinds_are_left_o
     ((_, found),) = study_advice({"arms": [untrained, alone, *arms]})
     assert [one["id"] for one in found] == ["more", "some"]
     assert study_advice({"arms": [untrained, alone]}) == []
+
+
+def test_a_contradiction_of_the_literature_stands_beside_the_arms_that_bear_on_it():
+    def trained(name, method, contexts=()):
+        return {**arm(name, change(0, 1), change(0, 1)), "method": method, "contexts": [*contexts]}
+
+    arms = [
+        trained("antisd", "antisd"),
+        trained("masked", "sdpo", ["sibling"]),
+        trained("other", "sdpo", ["other-sibling"]),
+        trained("plain", "sdpo", ["sibling"]),
+    ]
+    weights = [{"type": "importance_clip"}, {"type": "marker_probability"}]
+    asked = [{"id": one["id"]} for one in arms]
+    asked[1]["method_settings"] = {"token_weights": weights}
+    asked[3]["method_settings"] = {"teacher": {"type": "frozen"}}
+    found = disputed({"arms": arms, "settings": {"arms": asked}})
+    assert [[one["id"] for one in some] for _, some in found] == [["antisd", "masked"], ["other"]]
+    untrained = {"id": "base", "method": None, "contexts": [], "difference_to_baseline": {}}
+    assert disputed({"arms": [untrained], "settings": {"arms": [{"id": "base"}]}}) == []
+
+
+def test_the_page_of_advice_has_the_same_contradictions():
+    section = ADVICE.read_text().split("## Where the literature contradicts itself\n")[1]
+    rows = [line.strip("| ").split(" | ") for line in section.split("\n\n")[0].splitlines()[2:]]
+    known = tomllib.loads(DISPUTES.read_text())["disputes"]
+    assert [row[:3] for row in rows] == [
+        [row["question"], row["one_side"], row["other_side"]] for row in known
+    ]

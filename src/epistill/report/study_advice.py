@@ -1,13 +1,18 @@
 """What a study advises for its own model and data: which arm gains what, and what it risks.
 
 Enters: the arms of report.json. Leaves: groups of arms with their changes against the untrained
-model, decided by intervals. docs/advice.md sets them beside other models and the literature.
+model, decided by intervals; and where papers contradict each other about what an arm does, that
+beside the arm. docs/advice.md sets them beside other models.
 """
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Mapping
+from importlib.resources import files
 from typing import Any
+
+DISPUTES = files("epistill.report") / "disputes.toml"
 
 MARGIN = 0.02  # score points that count as nothing, as in the verdicts on claims
 GROUPS = (
@@ -42,6 +47,39 @@ def _group(inside: Mapping[str, float], ood: Mapping[str, float]) -> str:
     if inside["low"] <= 0:
         return GROUPS[3]
     return GROUPS[0] if ood["low"] > -MARGIN else GROUPS[1]
+
+
+def disputed(report: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], list[Mapping[str, Any]]]]:
+    """Contradictions between papers that arms of this study bear on, with those arms.
+
+    Returns:
+        (row of disputes.toml, trained arms with an OOD change); [] where there are none.
+    """
+    asked = {arm["id"]: arm.get("method_settings") for arm in report["settings"].get("arms", ())}
+    trained = [a for a in report["arms"] if a["difference_to_baseline"].get("ood")]
+    found = []
+    for row in tomllib.loads(DISPUTES.read_text(encoding="utf-8"))["disputes"]:
+        arms = [arm for arm in trained if _bears_on(row, arm, asked.get(arm["id"]))]
+        if arms:
+            found.append((row, arms))
+    return found
+
+
+def _bears_on(row: Mapping[str, Any], arm: Mapping[str, Any], settings: Any) -> bool:
+    return (
+        arm["method"] in row.get("methods", ())
+        or bool({*arm["contexts"]} & {*row.get("contexts", ())})
+        or bool(_types(settings) & {*row.get("types", ())})
+    )
+
+
+def _types(settings: Any) -> set[str]:
+    """Every `type` that is named somewhere in a method's settings."""
+    if isinstance(settings, Mapping):
+        inner = set().union(*map(_types, settings.values())) if settings else set()
+        named = settings.get("type")
+        return inner | {named} if isinstance(named, str) else inner
+    return set().union(*map(_types, settings)) if isinstance(settings, list) and settings else set()
 
 
 def _ood(arm: Mapping[str, Any]) -> float:

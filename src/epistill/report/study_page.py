@@ -27,7 +27,7 @@ from epistill.report.format import (
     measure_title,
 )
 from epistill.report.panels import Plot
-from epistill.report.study_advice import study_advice
+from epistill.report.study_advice import disputed, study_advice
 from epistill.report.study_figures import study_plots
 from epistill.store import write_atomic
 
@@ -58,6 +58,7 @@ def write_report(report: Mapping[str, Any], path: Path) -> Path:
         study_plots(report),
         report=report,
         advice=study_advice(report),
+        disputes=disputed(report),
         traces=_marked_traces(report),
     )
 
