@@ -8,7 +8,6 @@ import torch
 from epistill.rollouts.align import align
 from epistill.rollouts.scoring import score_completions
 from epistill.rollouts.shared_prompts import SharedPrompts
-from epistill.world import World
 from tests.helpers.families import tiny_model
 from tests.helpers.models import make_tiny_model
 from tests.helpers.plain_flash import FLASH, use_plain_flash
@@ -79,13 +78,16 @@ def test_read_whole_where_little_is_saved():
     assert calls == [4 * 15]
 
 
-def test_read_whole_where_processes_call_a_network_together(monkeypatch):
-    monkeypatch.setattr("epistill.rollouts.shared_prompts.current_world", lambda: World(0, 2))
-    prompts, completions = ROWS["equally long"]
+def test_a_row_beyond_those_that_were_named_is_not_kept():
+    """Of another process, so that this one calls a network as often."""
+    prompts, completions = ROWS["in turn"]
     model = make_tiny_model()
-    calls = read_tokens(model)
-    SharedPrompts(prompts, completions, most_tokens=100).hidden(model, prompts, completions)
-    assert calls == [5 * 16]
+    shared = SharedPrompts(prompts[::2], completions[::2], most_tokens=100)
+    shared.hidden(model, prompts[::2], completions[::2])
+    found = shared.hidden(model, prompts[1:2], completions[1:2])
+    expected = plain(model, prompts[1:2], completions[1:2])
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert not shared._kept
 
 
 def test_read_whole_where_a_layer_keeps_something_else():

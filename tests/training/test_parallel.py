@@ -21,7 +21,7 @@ from epistill.methods import method
 from epistill.store import RunStore
 from epistill.studies.run_arm import run
 from epistill.world import World
-from tests.helpers.drivers.steps import write_step
+from tests.helpers.drivers.steps import GUIDED, QUESTION, write_step
 from tests.helpers.known_answers import known_where_watched
 from tests.helpers.python import LIMIT_S
 from tests.helpers.two_processes import on_two, start_two
@@ -221,6 +221,8 @@ CASES = {
     "untied-snapshot": {"method": "sdpo", "untied": True, "axes": {"teacher": {"type": "snapshot", "every": 2}}},
     "lora-frozen": {"method": "sdpo", "lora": "fresh", "axes": {"teacher": {"type": "frozen"}}},
     "lora-ema": {"method": "sdpo", "lora": "moved", "axes": {"teacher": {"type": "ema", "rate": 0.2}}},
+    "group-live": {"method": "sdpo", "group": True, "axes": {"teacher": {"type": "live"}}},
+    "group-start-weights": {"method": "sdpg", "group": True},
     "bf16": {"method": "grpo", "run": {"precision": "bf16"}},
     "bf16-lora-frozen": {"method": "sdpo", "lora": "fresh", "axes": {"teacher": {"type": "frozen"}}, "run": {"precision": "bf16"}},
     "bf16-lora-ema": {"method": "sdpo", "lora": "moved", "axes": {"teacher": {"type": "ema", "rate": 0.2}}, "run": {"precision": "bf16"}},
@@ -266,6 +268,22 @@ def test_gradients_are_those_of_one_process_also_where_one_has_no_row_to_distil(
     assert second["sharded"] == (layout == "shard")
     assert first["distilled_rows"] == second["distilled_rows"]
     assert second["loss"] == pytest.approx(first["loss"], abs=5e-3 if rough else 1e-6)
+
+
+def test_whole_networks_read_a_prompt_once_in_each_process_and_sharded_ones_with_every_row(stepped):
+    """Five rows of 15 completion tokens; a sixth, of one, keeps the second process in step."""
+
+    def read(layout, case):
+        return json.loads((stepped / f"{layout}-{case}.json").read_text())["scored_tokens"]
+
+    question, guided = len(QUESTION), len(GUIDED)
+    for case, prompts in {"live": [guided], "start-weights": [question, guided]}.items():
+        found = [read(layout, f"group-{case}") for layout in ("one", *LAYOUTS)]
+        once, of_two, whole = (
+            [readings * prompt + more for prompt in prompts]
+            for readings, more in ((1, 15 - 5), (2 + 1, 15 - 5), (5 + 1, 15 + 1))
+        )
+        assert found == [sum(once), sum(of_two), sum(whole)]
 
 
 def test_recomputing_activations_changes_no_number(stepped):

@@ -40,7 +40,10 @@ def score_completions(
     lengths = [len(p) + len(c) for p, c in zip(prompts, completions, strict=True)]
     most = world.batch_tokens(lengths, microbatch_tokens)
     batches = list(micro_batches(lengths, max_tokens=most, packed=model.packs))
-    shared = SharedPrompts(prompts, completions, most_tokens=microbatch_tokens)
+    own = [i for batch in world.share(batches) for i in batch]
+    shared = SharedPrompts(
+        [prompts[i] for i in own], [completions[i] for i in own], most_tokens=microbatch_tokens
+    )
     head = model.head()
     wanted = torch.tensor(mass_of or (), dtype=torch.long, device=model.device)
     width = 2 if mass_of is None else 3

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.utils.rnn import pad_sequence
 from transformers.cache_utils import Cache
 
@@ -21,7 +22,6 @@ from epistill.rollouts.align import align, micro_batches
 from epistill.rollouts.engine import Ids
 from epistill.rollouts.kv_cache import cache_argument, holds_everything, make_cache
 from epistill.rollouts.model import LanguageModel
-from epistill.world import current_world
 
 # Of all tokens of a pass, what must be saved: below it the second forward pass costs more.
 LEAST_SAVED = 0.1
@@ -64,11 +64,12 @@ class SharedPrompts:
     """The prompts of one pass without gradients, each read once while rows with it are to come.
 
     Rows are read whole, as ever, where few tokens would be saved, where the model's layers hold
-    more than keys and values, and where several processes must call the network equally often.
-    What follows prompts that were read is padded, of a model that packs too.
+    more than keys and values, and where it is sharded: its blocks are gathered by all processes
+    together, which must call it equally often, and how often prompts are read depends on the rows
+    that a process has. What follows prompts that were read is padded, of a model that packs too.
 
     Args:
-        prompts: Of every row of the pass.
+        prompts: Of every row of the pass that this process has.
         completions: As many.
         most_tokens: Of prompts that are kept for later micro-batches: as many as one may have.
     """
@@ -80,7 +81,7 @@ class SharedPrompts:
         once = sum(map(len, self._to_come))
         prompt_tokens = sum(map(len, prompts))
         tokens = prompt_tokens + sum(map(len, completions))
-        self._pays = prompt_tokens - once >= LEAST_SAVED * tokens and current_world().size == 1
+        self._pays = prompt_tokens - once >= LEAST_SAVED * tokens
         self._most = most_tokens
         self._kept: dict[tuple[int, ...], _Kept] = {}
 
@@ -89,7 +90,9 @@ class SharedPrompts:
         self, model: LanguageModel, prompts: Sequence[Ids], completions: Sequence[Ids]
     ) -> Tensor:
         """[N, H]: what predicts each completion token of a micro-batch, row after row."""
-        if not (self._pays and model.packs):
+        if not self._pays or any(isinstance(one, FSDPModule) for one in model.network.modules()):
+            return align(model, prompts, completions).hidden(model)
+        if not model.packs:
             return self._hidden(model, prompts, completions)
         found: dict[int, Tensor] = {}
         lengths = [len(p) + len(c) for p, c in zip(prompts, completions, strict=True)]
@@ -102,11 +105,9 @@ class SharedPrompts:
     def _hidden(
         self, model: LanguageModel, prompts: Sequence[Ids], completions: Sequence[Ids]
     ) -> Tensor:
-        cache = None
-        if self._pays:
-            width, room = max(map(len, prompts)), max(map(len, completions))
-            cache = make_cache(model.network.config, width, room)
-        if cache is None or not holds_everything(cache):
+        width, room = max(map(len, prompts)), max(map(len, completions))
+        cache = make_cache(model.network.config, width, room)
+        if not holds_everything(cache):
             return align(model, prompts, completions).hidden(model)
         assert all(map(len, prompts))
         begun = [tuple(prompt) for prompt in prompts]
@@ -171,7 +172,7 @@ class SharedPrompts:
         """What no row is to come for, and what there is no room for."""
         room = self._most
         for prompt in list(self._kept):
-            if self._to_come[prompt] and len(prompt) <= room:
+            if self._to_come[prompt] > 0 and len(prompt) <= room:
                 room -= len(prompt)
             else:
                 del self._kept[prompt]

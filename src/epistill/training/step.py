@@ -104,8 +104,7 @@ def accumulate_gradients(
         settings = {"temperature": temperature, "microbatch_tokens": microbatch_tokens}
         scores = gather_scores(rows, method, student, teacher, base, **settings)
     coefficients = plan_coefficients(rows, scores, method, progress)
-    shared = _shared_prompts(rows, coefficients, method, microbatch_tokens)
-    step = _Step(student, method, temperature, rows, coefficients, scores, shared)
+    step = _Step(student, method, temperature, rows, coefficients, scores)
     world = current_world()
     padded = real = 0
     for distilled in (True, False):
@@ -116,6 +115,9 @@ def accumulate_gradients(
         widest = sum(len(batch) * max(lengths[k] for k in batch) for batch in batches)
         padded += sum(lengths) if student.packs else widest
         real += sum(lengths)
+        if distilled:
+            own = [rows[chosen[k]] for batch in world.share(batches) for k in batch]
+            step.shared = _shared_prompts(own, method, microbatch_tokens)
         for batch, step.counted in world.deal(batches):
             step.micro_batch([chosen[k] for k in batch], teacher if distilled else None, base)
     step.sums = world.sum_numbers(step.sums)
@@ -127,7 +129,7 @@ class _Step:
     """State of one step: what it works on, and the running sums of its numbers.
 
     Attributes:
-        shared: Prompts that several distilled rows begin with, by view.
+        shared: Prompts that several distilled rows of this process begin with, by view.
         counted: False for a micro-batch that only keeps this process in step with the others.
     """
 
@@ -137,7 +139,7 @@ class _Step:
     rows: Sequence[TrainingRow]
     coefficients: Sequence[TokenCoefficients]
     scores: Sequence[PreStepScores]
-    shared: Mapping[str, SharedPrompts]
+    shared: Mapping[str, SharedPrompts] = field(default_factory=dict[str, SharedPrompts])
     sums: dict[str, float] = field(default_factory=dict[str, float])
     counted: bool = True
 
@@ -308,13 +310,9 @@ class _Step:
 
 
 def _shared_prompts(
-    rows: Sequence[TrainingRow],
-    coefficients: Sequence[TokenCoefficients],
-    method: Method,
-    most_tokens: int,
+    distilled: Sequence[TrainingRow], method: Method, most_tokens: int
 ) -> dict[str, SharedPrompts]:
-    """Of the distilled rows, by view of the target."""
-    distilled = [row for row, c in zip(rows, coefficients, strict=True) if c.active and c.distils]
+    """By view of the target."""
     completions = [row.completion_ids for row in distilled]
     return {
         view: SharedPrompts(

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from epistill.config import Lora, RunConfig
 from epistill.interrupts import ended_before_finalization
@@ -30,6 +32,8 @@ COMPLETIONS = [(20, 21, 22), (23, 24, 25, 26, 27), (28,), (29, 30), (31, 32, 33,
 ADVANTAGES = [0.5, -0.5, 0.0, 0.25, -0.25]
 # The only row with a context: one of two processes has nothing to distil.
 CONTEXTS = [None, None, (10, 11, 50), None, None]
+# Of a case with "group": all rows answer one question, and have one context.
+QUESTION, GUIDED = tuple(range(5, 16)), (*range(50, 54), *range(5, 16))
 
 
 def student_of(case):
@@ -56,16 +60,20 @@ def step(case, world):
     config = RunConfig.model_validate(settings)
     student = student_of(case)
     state = make_train_state(config, student, world)
+    prompts, contexts = PROMPTS, CONTEXTS
+    if case.get("group"):
+        prompts, contexts = [QUESTION] * len(PROMPTS), [GUIDED] * len(PROMPTS)
     rows = [
         TrainingRow(p, c, tuple(-3.0 for _ in c), a, t)
-        for p, c, a, t in zip(PROMPTS, COMPLETIONS, ADVANTAGES, CONTEXTS, strict=True)
+        for p, c, a, t in zip(prompts, COMPLETIONS, ADVANTAGES, contexts, strict=True)
     ]
     state.trained.network.train()
     calls = []
     block = next(m for n, m in state.trained.network.named_modules() if n.endswith("layers.0"))
     inner = block.self_attn.forward  # a module's own hooks do not see what is computed again
     block.self_attn.forward = lambda *args, **kwargs: (calls.append(1), inner(*args, **kwargs))[1]
-    result = gradients_of_step(config, state, rows, None, 0)
+    with counted_tokens() as read:
+        result = gradients_of_step(config, state, rows, None, 0)
     parameters = dict(state.trained.network.named_parameters())
     sum_gradients(parameters.values(), world)
     found = {
@@ -73,7 +81,22 @@ def step(case, world):
         for name, p in parameters.items()
         if p.grad is not None
     }
-    return found, {**asdict(result), **layout_of(state), "block_calls": len(calls)}
+    numbers = {**asdict(result), **layout_of(state), "block_calls": len(calls)}
+    return found, {**numbers, "scored_tokens": world.sum_numbers({"read": sum(read)})["read"]}
+
+
+@contextmanager
+def counted_tokens():
+    """Tokens that networks read without a gradient, call by call."""
+    read = []
+
+    def count(module, args):
+        if isinstance(module, torch.nn.Embedding) and not torch.is_grad_enabled():
+            read.append(args[0].numel())
+
+    handle = register_module_forward_pre_hook(count)
+    yield read
+    handle.remove()
 
 
 def layout(tensor):
