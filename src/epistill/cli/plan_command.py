@@ -138,7 +138,7 @@ def _print_plan(found: Mapping[str, Any], console: Console) -> None:
         f"{'measured here' if machine['measured'] else 'stated, not measured'}: "
         f"{_figure(assumed['sampling_tokens_per_second'])} sampled tokens/s per GPU and "
         f"{_figure(100 * assumed['utilisation'])}% of "
-        f"{machine['peak_tflops']:g} TFLOP/s in training",
+        f"{machine['peak_tflops']:.4g} TFLOP/s in training",
     )
     for source in (machine["source"], found["lengths"]["source"]):
         console.print(source)

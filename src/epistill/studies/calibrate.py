@@ -6,11 +6,13 @@ Enters: a study with a model that can be loaded here. Leaves: the same study, wh
 what one process measured: tokens per second of many sequences and of one alone, and the share of
 the peak that a training step reaches. The step is that of the first arm that trains: rows in which
 every token counts, as many as fill a micro-batch. Sampling is in process, also where the file has
-servers.
+servers. What the study does not state is read here: the machine's memory, the model's shape from
+its own configuration, the length of prompts from the task; responses have no length but the limit.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import statistics
 import time
@@ -26,12 +28,16 @@ from epistill.errors import EpistillError
 from epistill.records import Rollout
 from epistill.rollouts.engine import PromptRequest
 from epistill.rollouts.in_process_engine import InProcessEngine
+from epistill.rollouts.load_model import load_without_weights
+from epistill.rollouts.prompts import render_prompt
 from epistill.seeds import named_random
-from epistill.studies.hardware import Hardware, Lengths
+from epistill.settings import checked, merged
+from epistill.studies.hardware import GIB, Architecture, Hardware, Lengths
 from epistill.studies.plan import context_length, training_flops
 from epistill.studies.run_arm import load_student
-from epistill.studies.spec import StudySpec
-from epistill.training.microbatch import fitting_microbatch_tokens
+from epistill.studies.spec import Arm, StudySpec, world_of
+from epistill.tasks.coverage import make_curriculum
+from epistill.training.microbatch import fitting_microbatch_tokens, whole_bytes
 from epistill.training.optimiser_steps import gradients_of_step
 from epistill.training.train_state import make_train_state
 from epistill.training_rows import TrainingRow
@@ -42,42 +48,95 @@ REPEATS = 3  # the median counts
 
 
 def calibrated(spec: StudySpec) -> StudySpec:
-    """The study with measured throughputs; its `hardware` says on what.
+    """The study with measured throughputs, and all that a plan needs; it says from where.
 
     Raises:
-        EpistillError: No arm trains, or the study lacks what a plan needs.
+        EpistillError: No arm trains, or its model or task cannot be read or reckoned with.
     """
-    hardware, lengths = spec.hardware, spec.lengths
-    configs = (spec.config_of(arm, spec.seeds[0]) for arm in spec.arms)
-    config = next((one for one in configs if one.steps), None)
-    known = config is not None and config.model in spec.architectures
-    if hardware is None or lengths is None or config is None or not known:
+    trained = ((arm, spec.config_of(arm, spec.seeds[0])) for arm in spec.arms)
+    arm, config = next((pair for pair in trained if pair[1].steps), (None, None))
+    if arm is None or config is None:
         raise EpistillError(
-            f"study {spec.name!r} cannot be calibrated: expected [hardware], [lengths], an arm "
-            "that trains, and [architectures] with its model"
+            f"study {spec.name!r} cannot be calibrated: none of its arms trains; expected one"
         )
-    many, alone, tflops = _measured(config, spec, lengths)
-    on_cpu = config.device == "cpu"
+    shapes = _shapes(spec)
+    lengths = spec.lengths or _lengths(config, _base(spec, arm))
+    spec = spec.model_copy(update={"architectures": shapes, "lengths": lengths})
+    many, alone, tflops = _measured(
+        config.model_copy(update={"model": _base(spec, arm)}), shapes[config.model], lengths
+    )
+    on_cpu, hardware = config.device == "cpu", spec.hardware
     where = describe_environment()["processor"] if on_cpu else torch.cuda.get_device_name()
+    stated = {
+        "gpus": spec.resources.processes,
+        "memory_gib": round(whole_bytes(torch.device(config.device)) / GIB, 1),
+        "peak_tflops": tflops,
+    }
+    if hardware is not None:
+        stated = hardware.model_dump()
     found: dict[str, Any] = {
+        **stated,
         "gpu": where,
         "sampling_tokens_per_second": many,
         "sequence_tokens_per_second": alone,
-        "utilisation": tflops / hardware.peak_tflops,
+        "utilisation": tflops / stated["peak_tflops"],
         "measured": True,
         "source": f"measured by one process on {where}, responses of at most {MOST_TOKENS} tokens: "
-        f"{many:,.4g} tokens/s, {alone:,.4g} of one sequence, {tflops:,.3g} TFLOP/s in training",
+        f"{many:,.4g} tokens/s, {alone:,.4g} of one sequence, {tflops:,.3g} TFLOP/s in training"
+        + (", which stand for its peak, unstated" if hardware is None else ""),
     }
     if found["utilisation"] > 1:
         raise EpistillError(
             f"training reached {tflops:.3g} TFLOP/s, more than hardware.peak_tflops "
-            f"({hardware.peak_tflops:g}); expected the peak of {where}"
+            f"({stated['peak_tflops']:g}); expected the peak of {where}"
         )
-    measured = Hardware.model_validate({**hardware.model_dump(), **found})
-    return spec.model_copy(update={"hardware": measured})
+    return spec.model_copy(update={"hardware": Hardware.model_validate(found)})
 
 
-def _measured(config: RunConfig, spec: StudySpec, lengths: Lengths) -> tuple[float, float, float]:
+def _base(spec: StudySpec, arm: Arm) -> str:
+    """A model of the arm's shape that is there before the study ran: a world's is its start's."""
+    settings = merged(spec.run, arm.changes)
+    made = (one.start for one in spec.worlds if one.id == world_of(settings))
+    return next(made, settings["model"])
+
+
+def _shapes(spec: StudySpec) -> dict[str, Architecture]:
+    """Of every arm's model: as the study states it, else from the model's own configuration."""
+    shapes, read = dict(spec.architectures), functools.cache(_shape)
+    for arm in spec.arms:
+        name = spec.config_of(arm, spec.seeds[0]).model
+        if name not in shapes:
+            shapes[name] = read(_base(spec, arm))
+    return shapes
+
+
+def _shape(name: str) -> Architecture:
+    network: Any = load_without_weights(name).network
+    config = network.config.to_dict()
+    known = {key: config[key] for key in Architecture.model_fields if key in config}
+    shape = checked(Architecture, {**known, "source": "config.json"}, f"model {name!r}: ")
+    counted = sum(one.numel() for one in network.parameters())
+    if shape.parameters != counted:
+        raise EpistillError(
+            f"model {name!r} has {counted:,} parameters, a plain {shape.model_type} of its sizes "
+            f"{shape.parameters:,}; expected a model without additions, or [architectures.{name!r}]"
+        )
+    return shape
+
+
+def _lengths(config: RunConfig, model: str) -> Lengths:
+    """Of the prompts of the first step, in tokens; of responses only the limit is known."""
+    tokenizer = load_without_weights(model, chat_template=config.chat_template).tokenizer
+    curriculum = make_curriculum(config.task, config.coverage, config.seed)
+    problems, thinking = curriculum.at(0, config.problems_per_step), config.sampling.thinking
+    tokens = [len(render_prompt(tokenizer, p.messages, thinking=thinking).ids) for p in problems]
+    source = f"prompts: mean of {len(tokens)} problems of the task; responses: at their limit"
+    return Lengths(prompt=round(statistics.mean(tokens)), source=source)
+
+
+def _measured(
+    config: RunConfig, shape: Architecture, lengths: Lengths
+) -> tuple[float, float, float]:
     """Tokens per second of a batch and of one sequence; TFLOP/s of a training step."""
     student = load_student(config, config.device)
     if config.microbatch_tokens == "auto":
@@ -124,7 +183,7 @@ def _measured(config: RunConfig, spec: StudySpec, lengths: Lengths) -> tuple[flo
     trained = sum(len(row.prompt_ids) + len(row.completion_ids) for row in rows)
     scored = extra_forwards(config.method) * (trained + len(rows) * len(context))
     tokens = {"trained": trained, "scored": scored}
-    flops = training_flops(config, spec.architectures[config.model], tokens, short)
+    flops = training_flops(config, shape, tokens, short)
     return many, alone, flops / seconds / 1e12
 
 

@@ -65,7 +65,7 @@ def plan_study(
     if hardware is None or lengths is None:
         raise EpistillError(
             f"study {spec.name!r} has no [hardware] or no [lengths]; expected both, as in "
-            "`recipes/math-qwen3-8b-think`"
+            "`recipes/math-qwen3-8b-think`, or --calibrate, which finds them on this machine"
         )
     if gpus is not None:
         hardware = hardware.model_copy(update={"gpus": gpus})

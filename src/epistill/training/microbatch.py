@@ -105,6 +105,14 @@ def free_bytes(device: torch.device) -> int:
     return int(free * min(1.0, torch.get_num_threads() / (os.cpu_count() or 1)))
 
 
+def whole_bytes(device: torch.device) -> int:
+    """Of a GPU, or of the machine or container, in use or not."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min(machine, _number(CGROUP / "memory.max", r"(\d+)") or machine)
+
+
 def _number(path: Path, pattern: str) -> int | None:
     try:
         found = re.search(pattern, path.read_text(encoding="ascii"))
