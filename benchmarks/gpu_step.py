@@ -2,24 +2,33 @@
 
     python benchmarks/gpu_step.py [--tokens 4096 8192 20480] [--repeats 5]
         [--attention flash_attention_2] [--out FILE.json]
-    python benchmarks/gpu_step.py --tiny         # two small layers on the CPU: only that it runs
+    python benchmarks/gpu_step.py --trl [--responses 4] ...   # Qwen3-1.7B's, beside TRL with Liger
+    python benchmarks/gpu_step.py [--trl] --tiny    # two small layers on the CPU: only that it runs
 
 The weights are random and never trained: this measures time and memory, nothing else. One response
 of the given length, full-vocabulary JSD, bf16, activation checkpointing on both sides; student,
 gradients and a frozen teacher are in memory, optimiser states are not. "dense" keeps the logits of
 the whole response, as trainers without a fused loss do, until it runs out of memory. One response
 has no padding; what packing several brings, `prefix.py --device cuda --attention ...` says.
+With --trl the loss is what both have, over the student's top 50 and the rest, and of several
+responses; TRL's trainer has Liger's layer kernels (`use_liger_kernel`; `--tiny` goes without), and
+its network and teacher are in memory while ours are not.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import statistics
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from common import report, timed
+from step import compared_method, trl_inputs, trl_trainer
 from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers.integrations.liger import apply_liger_kernel
+from transformers.utils import is_liger_kernel_available
 
 from epistill.methods import method
 from epistill.rollouts.align import align
@@ -34,6 +43,11 @@ QWEN3_8B = {
     "vocab_size": 151_936, "hidden_size": 4096, "intermediate_size": 12_288,
     "num_hidden_layers": 36, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128,
     "max_position_embeddings": 40_960, "tie_word_embeddings": False,
+}  # fmt: skip
+# Source: config.json of Qwen/Qwen3-1.7B.
+QWEN3_1_7B = {
+    **QWEN3_8B, "hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 28,
+    "num_attention_heads": 16, "tie_word_embeddings": True,
 }  # fmt: skip
 TINY = {
     **QWEN3_8B, "vocab_size": 512, "hidden_size": 64, "intermediate_size": 128,
@@ -53,8 +67,8 @@ def build(shape, device, dtype, attention):
     return LanguageModel(network.train(), load_model("lab").tokenizer, "random Qwen3")
 
 
-def make_row(tokens, vocabulary):
-    draw = torch.Generator().manual_seed(tokens)
+def make_row(tokens, vocabulary, number=0):
+    draw = torch.Generator().manual_seed(tokens + number)
 
     def ids(n):
         return tuple(torch.randint(0, vocabulary, (n,), generator=draw).tolist())
@@ -63,10 +77,10 @@ def make_row(tokens, vocabulary):
     return TrainingRow(question, ids(tokens), None, 0.0, (*question, *ids(CONTEXT - QUESTION)))
 
 
-def fused_step(student, teacher, row, sdpo):
-    limit = len(row.completion_ids)
+def fused_step(student, teacher, rows, sdpo):
+    limit = len(rows[0].completion_ids)
     result = accumulate_gradients(
-        student, teacher, [row], sdpo, temperature=1.0, microbatch_tokens=limit
+        student, teacher, rows, sdpo, temperature=1.0, microbatch_tokens=limit
     )
     return result.loss
 
@@ -113,17 +127,86 @@ def measure(step, student, repeats):
         return None
 
 
+def trl_step(trainer, rows, pad):
+    inputs = {name: value.to(trainer.model.device) for name, value in trl_inputs(rows, pad).items()}
+    inputs["old_per_token_logps"] = None  # as its trainer has it with one update per batch
+    loss = trainer.compute_loss(trainer.model, inputs)
+    loss.backward()
+    return loss.item()
+
+
+def our_side(student, options):
+    sdpo, teacher = compared_method("sdpo"), CopiedTeacher(student)
+    return lambda rows: fused_step(student, teacher, rows, sdpo)
+
+
+def trl_side(student, options):
+    with TemporaryDirectory() as folder:  # TRL reads its teacher from where the student is
+        student.network.save_pretrained(folder)
+        student.network.config._name_or_path = folder
+        trainer = trl_trainer(
+            "sdpo", folder, student, rows=2, group=2,
+            new_tokens=max(options.tokens), on_cpu=options.tiny,
+        )  # fmt: skip
+    trainer.current_gradient_accumulation_steps = 1
+    if not options.tiny:  # as `Trainer.train` does, but for the loss, which SDPO does not use
+        apply_liger_kernel(trainer.model, {"fused_linear_cross_entropy": False})
+    trainer.model.train()
+    return lambda rows: trl_step(trainer, rows, student.pad_id)
+
+
+def beside_trl(options, shape, device, dtype):
+    """Lines of the table. Ours comes first: Liger changes transformers' own functions too."""
+    found = {}
+    for name, side in (("ours", our_side), ("TRL", trl_side)):
+        student = build(shape, device, dtype, options.attention)
+        step, words = side(student, options), student.head().weight.shape[0]
+        for tokens in options.tokens:
+            rows = [make_row(tokens, words, i) for i in range(options.responses)]
+            found[name, tokens] = measure(lambda s=step, r=rows: s(r), student, options.repeats)
+        del step, student
+        gc.collect()
+        if device == "cuda":
+            torch.cuda.empty_cache()
+    return [
+        line(tokens, options.responses, {name: found[name, tokens] for name in ("ours", "TRL")})
+        for tokens in options.tokens
+    ]
+
+
+def line(tokens, responses, found):
+    cells = {"response tokens": tokens}
+    for name, result in found.items():
+        cells[f"{name} tokens/s"] = responses * tokens / result[0] if result else "out of memory"
+        cells[f"{name} peak GiB"] = result[1] if result else "out of memory"
+    if all(found.values()):
+        (seconds, _, loss), (others, _, other) = found.values()
+        cells |= {"times as fast": others / seconds, "loss": loss, "loss gap": abs(loss - other)}
+    return cells
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tokens", type=int, nargs="+", default=[4096, 8192, 20_480])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--attention")
+    parser.add_argument("--trl", action="store_true")
+    parser.add_argument("--responses", type=int, default=4)
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     if not options.tiny and not torch.cuda.is_available():
         raise SystemExit("no CUDA device found; expected one, or --tiny to try the script on a CPU")
+    if options.trl and not options.tiny and not is_liger_kernel_available():
+        raise SystemExit("no liger-kernel; expected it (pip install liger-kernel), or --tiny")
     device, dtype = ("cpu", torch.float32) if options.tiny else ("cuda", torch.bfloat16)
+    machine = torch.cuda.get_device_name() if device == "cuda" else "CPU, tiny shape"
+    if options.trl:
+        table = beside_trl(options, TINY if options.tiny else QWEN3_1_7B, device, dtype)
+        peer = "TRL without Liger" if options.tiny else "TRL with Liger"
+        title = f"an SDPO step of {options.responses} responses, top 50, random weights, {machine}"
+        report(f"{title}, beside {peer}", table, options.out)
+        return
     student = build(TINY if options.tiny else QWEN3_8B, device, dtype, options.attention)
     teacher = CopiedTeacher(student)
     sdpo = method("sdpo", divergence={"alpha": 0.5, "support": {"type": "full"}})
@@ -132,20 +215,13 @@ def main() -> None:
         row = make_row(tokens, student.head().weight.shape[0])
         with teacher.scoring() as guided:
             paths = {
-                "fused": lambda row=row: fused_step(student, teacher, row, sdpo),
+                "fused": lambda row=row: fused_step(student, teacher, [row], sdpo),
                 "dense": lambda row=row, guided=guided: dense_step(student, guided, row, 0.5),
             }
             found = {name: measure(step, student, options.repeats) for name, step in paths.items()}
-        line = {"response tokens": tokens}
-        for name, result in found.items():
-            line[f"{name} tokens/s"] = tokens / result[0] if result else "out of memory"
-            line[f"{name} peak GiB"] = result[1] if result else "out of memory"
-        if all(found.values()):
-            line["loss gap"] = abs(found["fused"][2] - found["dense"][2])
-        table.append(line)
-    name = torch.cuda.get_device_name() if device == "cuda" else "CPU, tiny shape"
+        table.append(line(tokens, 1, found))
     attention = student.network.config._attn_implementation
-    title = f"one SDPO step, full-vocabulary JSD, random weights, {attention}, {name}"
+    title = f"one SDPO step, full-vocabulary JSD, random weights, {attention}, {machine}"
     report(title, table, options.out)
 
 

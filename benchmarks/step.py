@@ -68,7 +68,8 @@ def trl_inputs(rows, pad):
     completions, completion_mask = padded([r.completion_ids for r in rows], pad, left=False)
     old = torch.zeros(completions.shape)
     for i, row in enumerate(rows):
-        old[i, : len(row.old_log_probs)] = torch.tensor(row.old_log_probs)
+        if row.old_log_probs is not None:
+            old[i, : len(row.old_log_probs)] = torch.tensor(row.old_log_probs)
     teacher, teacher_mask = padded(
         [r.teacher_prompt_ids or r.prompt_ids for r in rows], pad, left=True
     )
@@ -85,13 +86,13 @@ def trl_inputs(rows, pad):
     }  # fmt: skip
 
 
-def trl_trainer(kind, folder, model, *, rows, group, new_tokens):
+def trl_trainer(kind, folder, model, *, rows, group, new_tokens, on_cpu=True):
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
     from trl.experimental.sdpo import SDPOConfig, SDPOTrainer
 
     common = {
-        "output_dir": folder, "use_cpu": True, "bf16": False, "per_device_train_batch_size": rows,
+        "output_dir": folder, "use_cpu": on_cpu, "bf16": False, "per_device_train_batch_size": rows,
         "num_generations": group, "max_completion_length": new_tokens, "report_to": "none",
         "gradient_checkpointing": False,
     }  # fmt: skip

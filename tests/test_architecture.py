@@ -340,6 +340,7 @@ def imported(folder):
 # Tests that mirror no single file, each for a reason.
 TESTS_OF_MORE = {
     "test_architecture": "the shape of the house",
+    "test_benchmarks": "benchmarks that need a GPU, without one",
     "test_cli": "the command line as a user meets it",
     "test_cli_text": "the same: what is printed, in any locale",
     "test_cli_traces": "the same: commands about traces",
