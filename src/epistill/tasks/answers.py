@@ -188,10 +188,14 @@ def _boxes(text: str) -> list[Place]:
 
 
 def _is_operand(text: str, start: int, end: int) -> bool:
-    r"""Whether a box is part of a value, as in `\sqrt{\boxed{7}}` and `\boxed{7}^2`."""
+    r"""Whether a box is part of a value, as in `\sqrt{\boxed{7}}` and `1 - \boxed{7}`."""
+    before, behind = text[max(0, start - MAX_PLAIN) : start], text[end : line_end(text, end)]
     return bool(
-        _READ["operator"].search(text[max(0, start - MAX_PLAIN) : start])
-        or _READ["raised"].match(text[end : end + MAX_PLAIN])
+        _READ["operator"].search(before)
+        or _READ["raised"].match(behind)
+        or (
+            "=" not in behind and (_READ["added_to"].search(before) or _READ["added"].match(behind))
+        )
     )
 
 

@@ -177,9 +177,10 @@ def _same_base(gold: str, answer: str) -> bool:
     ours, theirs = _digits_in_base(gold), _digits_in_base(answer)
     if ours and theirs:
         return ours == theirs
-    # One of them leaves the base to the question.
-    digits = (ours or theirs or ("", ""))[0]
-    return digits == (answer if ours else gold).replace(" ", "").upper()
+    # One of them leaves the base to the question; a reference does only where it looks like it.
+    digits, bare = (ours or theirs or ("", ""))[0], (answer if ours else gold)
+    stated = ours or _READ["undecimal"].match(gold)
+    return bool(stated) and digits == bare.replace(" ", "").upper()
 
 
 def _same_percent(ours: Quantity, theirs: Quantity) -> bool:
@@ -191,7 +192,14 @@ def _same_percent(ours: Quantity, theirs: Quantity) -> bool:
         return True
     # "What percent": the number alone; but .5 is not meant by .5 %, which is .005.
     whole = _same_shape(ours.latex, theirs.latex)
-    return whole and (ours.percent or not theirs.latex.startswith((".", "0.")))
+    return whole and (ours.percent or not _below_one(theirs.latex))
+
+
+def _below_one(latex: str) -> bool:
+    try:
+        return abs(Fraction(value_key(latex))) < 1
+    except ValueError:
+        return False
 
 
 def _undefined(text: str, other: str, *, computed: bool) -> str:
@@ -201,7 +209,8 @@ def _undefined(text: str, other: str, *, computed: bool) -> str:
         return text  # an equation is compared as one
     found = _READ["defined"].match(text)
     if found and not _READ["equals"].search(found[2]):
-        same_name = theirs is None or _plain(theirs[1]) == _plain(found[1])
+        names = {_plain(f[1]) for f in (found, theirs) if f}
+        same_name = len(names) == 1 or ("y" in names and any(map(_READ["function"].match, names)))
         return found[2] if same_name else text
     found = _READ["computed"].match(text)
     if found and theirs is None:

@@ -40,7 +40,16 @@ def meant(
 ) -> tuple[list[Place], list[Place]]:
     """The frames of both kinds that are meant, the last first; what is taken back ends both."""
     kept, taken_back = _kept(text, strong, 0)
-    return kept, _kept(text, weak, taken_back)[0]
+    said, _ = _kept(text, weak, taken_back)
+    if kept and said and said[0][0] > kept[0][1] and _differ(kept[0][2].text, said[0][2].text):
+        return [said[0], *kept], said[1:]
+    return kept, said
+
+
+def _differ(one: str, other: str) -> bool:
+    """Whether both say one number, and not the same."""
+    first, then = (_READ["number"].findall(text) for text in (one, other))
+    return len(first) == len(then) == 1 and first != then
 
 
 def _kept(text: str, places: Sequence[Place], start: int) -> tuple[list[Place], int]:
@@ -92,8 +101,22 @@ def _said_of_all(text: str, place: Place) -> bool:
         or (framed.frame == "boxed" and _READ["mentioned"].search(before[-MAX_VERB:]))
     ):
         return False
+    sentence = _sentence_before(before)
+    if _READ["believed"].search(sentence) or (
+        not _READ["concluding"].search(sentence)
+        and (
+            _READ["supposed"].search(sentence)
+            or _is_attributed(sentence)
+            or (
+                framed.frame == "boxed"
+                and _READ["recorded"].search(sentence)
+                and _READ["bare_end"].match(text[end : end + MAX_VERB])
+            )
+        )
+    ):
+        return False
     said = before
-    if framed.frame == "boxed" and (named := _READ["named"].match(_sentence_before(before))):
+    if framed.frame == "boxed" and (named := _READ["named"].match(sentence)):
         said = named[1]  # "the answer is \boxed{..}"
     if framed.frame == "label" or said is not before:
         link = text[start : end + MAX_BEFORE // 4] if said is before else before[len(said) :]
@@ -118,12 +141,18 @@ def _said_of_all(text: str, place: Place) -> bool:
     behind = framed.text if inside else text[end : line_end(text, end)]
     if not behind.strip(_SIGNS):
         return True
-    sentence = _READ["sentence_end"].split(behind, 1)[0]
-    if _READ["would"].match(sentence) and _READ["conditional"].search(_sentence_before(before)):
+    rest = _READ["sentence_end"].split(behind, 1)[0]
+    if _READ["would"].match(rest) and _READ["conditional"].search(sentence):
         return False
-    source = _READ["attributed"].search(sentence) if "according" in sentence else None
-    own = source is None or _READ["own_work"].match(source[1] or "")
-    return bool(own and not _READ["conditioned"].search(sentence))
+    return not (
+        _is_attributed(rest) or _READ["conditioned"].search(rest) or _READ["believed"].search(rest)
+    )
+
+
+def _is_attributed(said: str) -> bool:
+    """*According to* somebody, and no work of the response's own."""
+    source = _READ["attributed"].search(said) if "ccording" in said else None
+    return source is not None and not _READ["own_work"].match(source[1] or "")
 
 
 def _own_subject(link: str, clause: str, before: str) -> bool:
@@ -149,10 +178,10 @@ def _taken_back(text: str, place: Place, until: int) -> bool:
         if i == 0 and framed.frame in ("label", "hashes"):
             continue  # the value
         words = [word.strip(_SIGNS) for word in clause.split()]
-        if value in words and _READ["refuted"].search(
-            " ".join("■" if word == value else word for word in words)
-        ):
-            return True
+        if value in words:
+            said = " ".join("■" if word == value else word for word in words)
+            if _READ["refuted"].search(said) or _READ["untrue"].match(said.rpartition("■ ")[2]):
+                return True
         if _is_withdrawal(clause) or (i == 0 and _is_withdrawal(f"it {' '.join(words)}")):
             return True
         if i and any(map(str.isdecimal, clause)) and clause.strip(_SIGNS) not in value:
@@ -166,14 +195,20 @@ def _taken_back(text: str, place: Place, until: int) -> bool:
 
 def _corrected(value: str, behind: str) -> bool:
     """*Wait, .. so it is 9* at the end, behind another number that is not named again."""
+    if _READ["doubting"].search(behind):
+        return True
+    values = _READ["number"].findall(value)
+    if len(values) == 1 and (found := _READ["instead"].search(behind)) and found[1] != values[0]:
+        return True
     opened = _READ["interrupted"].search(behind)
-    values = _READ["number"].findall(value) if opened else ()
-    if opened is None or len(values) != 1:
+    rest = behind[opened.end() :] if opened else _READ["first"].sub("", behind, 1)
+    if not _READ["restated" if opened else "concluded"].search(rest):
         return False
-    rest = behind[opened.end() :]
-    if values[0] in _READ["number"].findall(rest) or _READ["content"].search(rest):
-        return False
-    return _READ["restated"].search(rest) is not None
+    return (
+        len(values) == 1
+        and values[0] not in _READ["number"].findall(rest)
+        and not _READ["content"].search(rest)
+    )
 
 
 def _is_withdrawal(clause: str) -> bool:
