@@ -521,6 +521,30 @@ def test_the_numbers_of_scale_are_what_plan_says():
     assert [one for one in said if one not in page] == []
 
 
+def test_what_servers_wrote_the_trainer_scores():
+    """One forward pass more of the student, beside three and one that checkpointing adds."""
+    spec = load_study("recipes/math-qwen3-8b-think")
+    served = spec.model_copy(update={"run": {**spec.run, **SERVED}})
+    slow = spec.hardware.model_copy(update={"gather_gb_per_second": 1.0})
+    for changes in ({}, {"hardware": slow}):  # FLOPs; bytes: 3 (2) x bfloat16 and the gradient
+        theirs, own = (
+            plan_study(one.model_copy(update=changes))["arms"]["grpo"] for one in (served, spec)
+        )
+        ratio = theirs["wall_hours"]["training"] / own["wall_hours"]["training"]
+        assert ratio == pytest.approx((3 * 2 + 4) / (2 * 2 + 4) if changes else 5 / 4, rel=1e-3)
+        assert theirs["ahead"] == own["ahead"]
+    assert theirs["gpu_hours"]["training"] == pytest.approx(own["gpu_hours"]["training"] * 5 / 4)
+
+
+def made_ahead(sampling: float, training: float, steps: int) -> float:
+    """Hours until the last update, step by step; both are those of all steps."""
+    written, trained = sampling / steps, 0.0
+    for _ in range(steps):
+        begun = max(written, trained)  # then servers have new weights, and write the next batch
+        written, trained = begun + sampling / steps, begun + training / steps
+    return trained
+
+
 def test_sampling_ahead_is_found_as_if_every_split_was_tried():
     spec = load_study("recipes/math-qwen3-8b-think")
     shape, config = ARCHITECTURES["Qwen/Qwen3-8B"], spec.config_of(spec.arms[2], 0)
@@ -530,7 +554,7 @@ def test_sampling_ahead_is_found_as_if_every_split_was_tried():
     ):
         sizes = {"problems_per_step": problems, "samples_per_problem": samples}
         rates = {"gather_gb_per_second": gather, "sequence_tokens_per_second": alone}
-        run = config.model_copy(update={**sizes, "updates_per_batch": 1})
+        run = config.model_copy(update={**sizes, "updates_per_batch": 1, "steps": 3})
         machine = spec.hardware.model_copy(update=rates)
         hours = functools.cache(
             functools.partial(
@@ -543,9 +567,10 @@ def test_sampling_ahead_is_found_as_if_every_split_was_tried():
                 (k, hours(gpus=k)["sampling"], hours(gpus=gpus - k)["training"])
                 for k in range(1, gpus)
             ]
-            servers, *parts = min(splits, key=lambda one: max(one[1:]))
-            found = one_step_ahead(hours, gpus, problems)
-            assert (found["servers"], found["hours_ahead"]) == (servers, max(parts))
+            ahead, servers = min((made_ahead(s, t, run.steps), k) for k, s, t in splits)
+            found = one_step_ahead(hours, hours, run, gpus)
+            assert found["servers"] == servers
+            assert found["hours_ahead"] == pytest.approx(ahead)
             assert found["hours_in_turn"] == min(sum(one[1:]) for one in splits)
             best.add((servers == 1, servers == gpus - 1))
     assert len(best) == 4

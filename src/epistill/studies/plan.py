@@ -14,7 +14,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from epistill.config import RunConfig
+from epistill.config import RunConfig, VllmRollouts
 from epistill.describe import extra_forwards
 from epistill.errors import EpistillError
 from epistill.studies.hardware import (
@@ -92,11 +92,15 @@ def plan_study(
             )
         shape = spec.architectures[config.model]
         tokens = _tokens(config, lengths)
-        updating = training_flops(config, shape, tokens, lengths)
-        updating /= share * hardware.peak_tflops * 1e12
+        served = isinstance(config.rollouts, VllmRollouts) and config.method.traces is None
+        updating, scoring = (
+            training_flops(config, shape, tokens, lengths, own_scores=own_scores)
+            / (share * hardware.peak_tflops * 1e12)
+            for own_scores in (False, True)
+        )
         hours = {
             "sampling": tokens["sampled"] / rate / 3600,
-            "training": updating / 3600,
+            "training": (scoring if served else updating) / 3600,
             "evaluation": tokens["evaluated"] / rate / 3600,
         }
         memory = _memory(config, shape, hardware, lengths)
@@ -107,9 +111,10 @@ def plan_study(
             hardware,
             lengths,
             rate=rate,
-            update_seconds=updating,
             microbatch_tokens=memory["microbatch_tokens"],
         )
+        together = partial(clock, update_seconds=updating)
+        apart = partial(clock, update_seconds=scoring, own_scores=True)
         room, cache = int(hardware.memory_gib * GIB), memory["cache_per_sequence"]
         free = room - sum(memory[part] for part in STATE)
         training = sum(memory[part] for part in (*STATE, *STEP))
@@ -125,8 +130,8 @@ def plan_study(
             "sequences_at_once": max(0, free // cache) if cache else None,
             "tokens": tokens,
             "gpu_hours": {**hours, "total": sum(hours.values())},
-            "wall_hours": clock(gpus=hardware.gpus),
-            "ahead": one_step_ahead(clock, hardware.gpus, config.problems_per_step)
+            "wall_hours": (apart if served else together)(gpus=hardware.gpus),
+            "ahead": one_step_ahead(apart, together, config, hardware.gpus)
             if config.steps and config.method.traces is None
             else None,
         }
@@ -188,10 +193,18 @@ def _probe_tokens(probe: Probe, lengths: Lengths) -> int:
 
 
 def training_flops(
-    config: RunConfig, shape: Architecture, tokens: dict[str, int], lengths: Lengths
+    config: RunConfig,
+    shape: Architecture,
+    tokens: dict[str, int],
+    lengths: Lengths,
+    *,
+    own_scores: bool = False,
 ) -> float:
-    """Of training. A backward pass is two forward ones, or one where the weights are frozen."""
-    passes = (3 if config.lora is None else 2) + config.activation_checkpointing
+    """Of training. A backward pass is two forward ones, or one where the weights are frozen.
+
+    What servers wrote the trainer scores before it trains (`own_scores`): one forward pass more.
+    """
+    passes = (3 if config.lora is None else 2) + config.activation_checkpointing + own_scores
     length = lengths.prompt + lengths.response_within(config.sampling.max_new_tokens)
     longer = length + context_length(config, lengths)
     trained = passes * shape.forward_flops(length, tokens["trained"])

@@ -28,6 +28,7 @@ def wall_hours(
     rate: float,
     update_seconds: float,
     microbatch_tokens: int,
+    own_scores: bool = False,
 ) -> dict[str, Any]:
     """Hours of one run by part, and what bounds sampling and training.
 
@@ -37,6 +38,7 @@ def wall_hours(
         rate: Sampled tokens per second of one GPU that has many sequences.
         update_seconds: Of all training together on one GPU.
         microbatch_tokens: Tokens per forward pass, with padding.
+        own_scores: Whether the trainer scores what servers wrote, once a step.
 
     Returns:
         sampling, training, evaluation, total (hours); sampling_bound: "throughput" or "longest
@@ -61,7 +63,7 @@ def wall_hours(
     computing = update_seconds * own / rows
     sequence = lengths.prompt + lengths.response_within(config.sampling.max_new_tokens)
     rounds = math.ceil(own * sequence / max(microbatch_tokens, sequence))
-    moved = 0.0 if gpus == 1 else updates * _moved_bytes(config, shape, rounds) / GB
+    moved = 0.0 if gpus == 1 else updates * _moved_bytes(config, shape, rounds, own_scores) / GB
     moving = moved / (hardware.gather_gb_per_second or math.inf)
     evaluating = sum(
         max(written(problems, samples, config.eval_sampling or config.sampling))
@@ -90,27 +92,31 @@ def evaluation_sizes(config: RunConfig) -> Iterator[tuple[int, int]]:
         yield from [(chosen.curve.problems, chosen.curve.samples)] * points
 
 
-def _moved_bytes(config: RunConfig, shape: Architecture, rounds: int) -> float:
+def _moved_bytes(config: RunConfig, shape: Architecture, rounds: int, own_scores: bool) -> float:
     """That each GPU receives for one update: weights of every micro-batch, gradients, the copy."""
     number = DTYPE_BYTES[config.dtype]
     if config.parallel == "replicate":
         return 2 * shape.parameters * FLOAT32_BYTES
     computed = 2 if config.precision == "bf16" else number
-    passes = 2 + extra_forwards(config.method)  # forward, backward, teachers
+    passes = 2 + extra_forwards(config.method) + own_scores  # forward, backward, teachers
     reduced = FLOAT32_BYTES if config.precision == "bf16" else number
     sampler = number / config.updates_per_batch  # the whole copy that samples, once per batch
     return shape.parameters * (rounds * (passes * computed + reduced) + sampler)
 
 
 def one_step_ahead(
-    hours: Callable[..., dict[str, Any]], gpus: int, problems: int
+    apart: Callable[..., dict[str, Any]],
+    together: Callable[..., dict[str, Any]],
+    config: RunConfig,
+    gpus: int,
 ) -> dict[str, Any] | None:
     """What it brings to sample the next batch on servers while this one trains.
 
     Args:
-        hours: `wall_hours` on so many GPUs.
-        gpus: All of them: some sample, the others train.
-        problems: Of a step.
+        apart: `wall_hours` on so many GPUs, of which some are servers.
+        together: The same where each samples and trains.
+        config: The run.
+        gpus: All of them.
 
     Returns:
         servers (the best number of GPUs that sample), hours_ahead, hours_in_turn (on the same
@@ -121,17 +127,19 @@ def one_step_ahead(
         return None
     # Problems are dealt whole, so more servers are worth trying where the fullest gets fewer of
     # them. A single GPU that trains gathers nothing, which may be better than two.
+    problems = config.problems_per_step
     worth = {math.ceil(problems / dealt) for dealt in range(1, problems + 1)} | {gpus - 1}
     splits = [
-        (k, hours(gpus=k)["sampling"], hours(gpus=gpus - k)["training"])
+        (k, apart(gpus=k)["sampling"], apart(gpus=gpus - k)["training"])
         for k in sorted(worth)
         if k < gpus
     ]
-    servers, sampling, training = min(splits, key=lambda split: max(split[1:]))
-    together = hours(gpus=gpus)
+    in_process = together(gpus=gpus)
+    # The first batch has no update beside it, the last update no batch.
+    ahead, servers = min((max(parts) + min(parts) / config.steps, k) for k, *parts in splits)
     return {
         "servers": servers,
-        "hours_ahead": max(sampling, training),
+        "hours_ahead": ahead,
         "hours_in_turn": min(sampling + training for _, sampling, training in splits),
-        "hours_in_process": together["sampling"] + together["training"],
+        "hours_in_process": in_process["sampling"] + in_process["training"],
     }
