@@ -8,6 +8,7 @@ import pytest
 
 import epistill
 from epistill.errors import EpistillError
+from epistill.traces import measure
 from tests.helpers.python import run_epistill
 
 ROWS = [
@@ -67,3 +68,45 @@ def test_compare_is_the_command(folder):
     table = found.to_polars()
     assert table.filter(measure="avg@k")["value"].to_list()[0] == 0
     assert set(table["budget"]) == {None, 3, 5}
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: epistill.measure(
+            ["a.jsonl", "b.jsonl"], lexicons=["own.json"], workers=2, report="page.html"
+        ),
+        lambda: epistill.compare(
+            "a.jsonl", "b.jsonl", k=2, lexicons=["own.json"], report="page.html"
+        ),
+    ],
+    ids=["measure", "compare"],
+)
+def test_a_list_that_changes_meanwhile_is_counted_as_it_was(folder, monkeypatch, call):
+    """Its control too, in other processes and on the page; the next call reads both again."""
+
+    def write_lists(own, control):
+        named = {"version": 1, "source": "me", "language": "en"}
+        lists = {"own": {"words": [own], "control": "beside.json"}, "beside": {"words": [control]}}
+        for name, words in lists.items():
+            (folder / f"{name}.json").write_text(json.dumps({**named, "name": name, **words}))
+
+    def found():
+        page = folder / "page.html"
+        return call().summary, page.read_text() if page.exists() else None
+
+    write_lists("wait", "so")
+    before = found()
+    with monkeypatch.context() as patched:
+        real = measure.problem_key
+
+        def changing(*arguments):
+            write_lists("hmm", "it")
+            return real(*arguments)
+
+        patched.setattr(measure, "problem_key", changing)
+        assert found() == before
+    again = found()
+    assert again != before
+    write_lists("wait", "so")
+    assert found() == before

@@ -26,9 +26,10 @@ from epistill.comparison.strata import Outcomes, accuracy_strata
 from epistill.evaluation.paired import holm
 from epistill.evaluation.stats import RESAMPLES
 from epistill.metrics.epistemic import density
+from epistill.metrics.lexicon import load_lexicon
 from epistill.tasks.grading import Grader
 from epistill.traces.fields import BY_QUESTION
-from epistill.traces.measure import Options, settle, tabulator
+from epistill.traces.measure import Options, settle
 from epistill.traces.measure_summary import describe_reading
 from epistill.traces.references import Lookup
 
@@ -137,7 +138,7 @@ def _budgets(sides: Sequence[Side], name: str, options: CompareOptions) -> tuple
 def _summary(
     paired: PairedProblems, budgets: Sequence[int], options: CompareOptions
 ) -> dict[str, Any]:
-    lexicons, seed = tabulator(options.reading).lexicons, options.reading.seed
+    lexicons, seed = options.reading.lists, options.reading.seed
     contrasts = list(contrasts_of(paired, lexicons, options.k))
     cut = list(budget_contrasts(paired, budgets))
     rows = judged([*contrasts, *cut], seed=seed)
@@ -229,7 +230,7 @@ def _described(
         "settings": {
             "direction": "B - A",
             "tokenizer": None if tokenizer is None else str(tokenizer),
-            "lexicons": list(options.reading.lexicons),
+            "lexicons": [load_lexicon(one).name for one in options.reading.lexicons],
             "interval": "95 %, paired bootstrap of problems",
             "bootstrap_resamples": RESAMPLES,
             "seed": options.reading.seed,

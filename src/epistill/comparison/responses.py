@@ -18,6 +18,7 @@ import orjson
 
 from epistill.comparison.sources import Source
 from epistill.errors import EpistillError, did_you_mean
+from epistill.metrics.lexicon import load_lexicon
 from epistill.metrics.verification import Checked, checked_response
 from epistill.readers.record_files import Piece, pieces_of, read_piece
 from epistill.records import GraderName
@@ -210,7 +211,7 @@ def _add(
         own: tuple[int | None, ...] = tuple(markers[i].tolist())
         if counted := counted_record(trace.record):
             words, own = trace.record["n_words"], (None,) * len(own)
-            if options.lexicons[0] == "paper-en":
+            if options.lexicons[0] == load_lexicon():
                 own = (trace.record["n_markers"], *own[1:])
         question, _ = fields.question_of(trace)
         answer = final_answer(trace, part)

@@ -61,8 +61,10 @@ def shipped_lexicons() -> list[str]:
     return sorted(entry.name.removesuffix(".json") for entry in folder.iterdir())
 
 
-def load_lexicon(name: str = PAPER) -> Lexicon:
+def load_lexicon(name: str | Lexicon = PAPER) -> Lexicon:
     """Load a shipped list by name, or a JSON file with the same fields by path.
+
+    A list that is loaded already is returned as it is.
 
     Raises:
         EpistillError: No such list, or a file without the fields.
@@ -71,6 +73,8 @@ def load_lexicon(name: str = PAPER) -> Lexicon:
         >>> load_lexicon("paper-en").words[:3]
         ('wait', 'hmm', 'perhaps')
     """
+    if isinstance(name, Lexicon):
+        return name
     if name in _shipped():
         return _shipped()[name]
     path = Path(name)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from epistill.metrics.lexicon import load_lexicon
+from epistill.metrics.lexicon import Lexicon, load_lexicon
 from epistill.report.format import (
     compared_answer,
     decomposition_lines,
@@ -31,7 +31,7 @@ def write_compared_page(
     total: int,
     path: Path,
     *,
-    lexicons: Sequence[str],
+    lexicons: Sequence[str | Lexicon],
 ) -> Path:
     """Write the page of a comparison, whole or not at all; returns its path.
 
@@ -61,7 +61,7 @@ def write_measured_page(
     total: int,
     path: Path,
     *,
-    lexicons: Sequence[str],
+    lexicons: Sequence[str | Lexicon],
     warnings: Sequence[str] = (),
 ) -> Path:
     """The same of what `measure` found; `warnings` are lines about what was skipped or repeated."""
@@ -78,11 +78,11 @@ def _write(
     plots: Sequence[Plot],
     traces: Sequence[Trace],
     total: int,
-    lexicons: Sequence[str],
+    lexicons: Sequence[str | Lexicon],
     summary: Mapping[str, Any],
     **values: Any,
 ) -> Path:
-    lists = [load_lexicon(name) for name in lexicons]
+    lists = list(map(load_lexicon, lexicons))
     marked = [
         {**trace, **{p: str(highlight_markers(trace[p], lists)) for p in ("thinking", "answer")}}
         for trace in traces

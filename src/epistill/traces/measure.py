@@ -42,7 +42,9 @@ class Options:
     """What to measure and where to find it.
 
     Attributes:
-        lexicons: Names or paths; see `metrics.lexicon`.
+        lexicons: Names, paths or lists (`metrics.lexicon`); read here, once, so that a file that
+            changes while others are read is not counted in two versions.
+        controls: The lists that `lexicons` name as their controls; read with them.
         by: Field whose values make groups; None makes one group.
         response_field, problem_field: None looks through the usual names (`traces.fields`).
         tokenizer: Folder with a `tokenizer.json`.
@@ -52,7 +54,8 @@ class Options:
         note: What a reader must know of the problems' key; `settle` finds it.
     """
 
-    lexicons: tuple[str, ...] = DEFAULT_LEXICONS
+    lexicons: tuple[str | Lexicon, ...] = DEFAULT_LEXICONS
+    controls: tuple[Lexicon, ...] = ()
     by: str | None = None
     response_field: str | None = None
     problem_field: str | None = None
@@ -62,6 +65,19 @@ class Options:
     seed: int = 0
     filter: str | None = None
     note: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.controls and not any(isinstance(one, str) for one in self.lexicons):
+            return  # `replace` of options that were read
+        lexicons = tuple(map(load_lexicon, self.lexicons))
+        controls = [one.control for one in lexicons if one.control is not None]
+        object.__setattr__(self, "lexicons", lexicons)
+        object.__setattr__(self, "controls", tuple(map(load_lexicon, controls)))
+
+    @property
+    def lists(self) -> tuple[Lexicon, ...]:
+        """All lists that are counted, each once, controls last."""
+        return tuple(dict.fromkeys(map(load_lexicon, (*self.lexicons, *self.controls))))
 
 
 @dataclass(slots=True)
@@ -99,7 +115,7 @@ def measure_files(paths: Sequence[Path], options: Options, *, workers: int = 1) 
         (1, {'null response': (1, 2)})
     """
     files = {path: pieces_of(path) for path in find_files(paths)}
-    tabulator(options)  # a wrong lexicon or tokenizer is said before anything is read
+    tabulator(options)  # a wrong tokenizer is said before anything is read
     results = []
     settled = {path: settle(path, options) for path in files}
     parts = map_pieces(
@@ -129,8 +145,7 @@ def settle(path: Path, options: Options) -> Options:
 
 def tabulator(options: Options) -> Tabulator:
     """The tabulator of these options; each process makes its own once."""
-    lexicons = tuple(load_lexicon(name) for name in options.lexicons)
-    return _tabulator(lexicons, options.tokenizer, options.opened)
+    return _tabulator(options.lists, options.tokenizer, options.opened)
 
 
 @cache

@@ -37,7 +37,7 @@ def summarise_measured(results: Sequence[Measured], options: Options) -> dict[st
     Returns:
         `lexicons` (what was counted), `settings`, and `files`, each with `reading` and `groups`.
     """
-    lexicons = tabulator(options).lexicons
+    lexicons = options.lists
     return {
         "lexicons": {one.name: {**asdict(one), "words": list(one.words)} for one in lexicons},
         "settings": {

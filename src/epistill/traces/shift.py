@@ -165,7 +165,7 @@ def shift_files(
         >>> [(row["word"], row["lexicon"]) for row in found["words"][:2]]
         [('wait', 'paper-en'), ('so', None)]
     """
-    lexicons = tuple(load_lexicon(name) for name in options.lexicons)
+    lexicons = tuple(map(load_lexicon, options.lexicons))
     sets = [
         _Set({path: settle(path, options) for path in find_files(paths)}, lexicons)
         for paths in (a, b)

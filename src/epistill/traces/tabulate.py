@@ -50,12 +50,11 @@ class Tabulator:
     """Counts in batches of traces; the automaton and the tokenizer are loaded once.
 
     Args:
-        lexicons: Lists of markers. The control list that one names is counted beside it.
+        lexicons: Lists of words, each once, controls among them.
         tokenizer: Folder or file of a `tokenizer.json`; None takes token counts from the records.
         opened: The prompts ended inside `<think>`.
 
     Attributes:
-        lexicons: All lists that are counted, controls too.
         columns: Name to columns. Besides single counts, for each list L: `L.words` and
             `L.substrings` (by word), `L.deciles`, `L.thinking`, `L.any`, `L.episodes`,
             `L.settled` (in responses that do not end in a loop).
@@ -64,8 +63,7 @@ class Tabulator:
     def __init__(
         self, lexicons: Sequence[Lexicon], *, tokenizer: Path | None = None, opened: bool = False
     ) -> None:
-        controls = [load_lexicon(one.control) for one in lexicons if one.control is not None]
-        self.lexicons = tuple(dict.fromkeys([*lexicons, *controls]))
+        self.lexicons = tuple(lexicons)
         if len({one.name for one in self.lexicons}) < len(self.lexicons):
             raise EpistillError(
                 f"two different lexicons have one name ({', '.join(n.name for n in lexicons)}); "
