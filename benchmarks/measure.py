@@ -33,7 +33,8 @@ from common import medians_in_turn, report
 from epistill.metrics import load_lexicon
 from epistill.metrics.scan import Scanner
 from epistill.metrics.words import make_buffer
-from epistill.traces.measure import Options, measure_files
+from epistill.traces.measure import measure_files
+from epistill.traces.options import Options
 
 BATCH = 36  # responses, half a megabyte: what `measure` takes at a time
 PEAK = """

@@ -14,7 +14,7 @@ from epistill.errors import EpistillError
 from epistill.evaluation import maj_at_k, pass_at_k
 from epistill.store import RunStore
 from epistill.tasks.grading import Grader
-from epistill.traces.measure import Options
+from epistill.traces.options import Options
 
 OPTIONS = CompareOptions(Options(keep=1000))
 

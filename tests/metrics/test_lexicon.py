@@ -11,7 +11,8 @@ import pytest
 from epistill.errors import EpistillError
 from epistill.metrics import count_markers, load_lexicon, shipped_lexicons, total_markers
 from epistill.metrics.words import count_words
-from epistill.traces.measure import Options, tabulator
+from epistill.traces.measure import tabulator
+from epistill.traces.options import Options
 
 CONTROLS = [("paper-en", "control-en"), ("epistemic-zh", "control-zh")]
 

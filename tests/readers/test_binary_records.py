@@ -11,7 +11,8 @@ import pytest
 from epistill.readers import record_files as read
 from epistill.readers.record_files import pieces_of, read_piece
 from epistill.readers.text_records import Unusable
-from epistill.traces.measure import Options, measure_files
+from epistill.traces.measure import measure_files
+from epistill.traces.options import Options
 
 
 @pytest.fixture

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from epistill.errors import EpistillError
 from epistill.readers import record_files as read
 from epistill.readers.record_files import pieces_of, read_piece
-from epistill.traces.measure import Options, measure_files
+from epistill.traces.measure import measure_files
+from epistill.traces.options import Options
 
 
 def zstd(data):
@@ -290,7 +291,8 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
         path.write_text((line + "\n") * (megabytes * 1_000_000 // len(line)))
         code = (
             "from pathlib import Path\n"
-            "from epistill.traces.measure import Options, measure_files\n"
+            "from epistill.traces.measure import measure_files\n"
+            "from epistill.traces.options import Options\n"
             f"measure_files([Path({str(path)!r})], Options())\n"
             "status = Path('/proc/self/status').read_text()\n"  # ru_maxrss survives exec
             "print(status.partition('VmHWM:')[2].split()[0])"

@@ -19,7 +19,8 @@ from epistill.traces.fields import (
     tokens_of,
     traces_of,
 )
-from epistill.traces.measure import Options, measure_files
+from epistill.traces.measure import measure_files
+from epistill.traces.options import Options
 
 CHAT = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
 

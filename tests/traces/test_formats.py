@@ -13,8 +13,9 @@ import pytest
 
 from epistill.errors import EpistillError
 from epistill.traces.grade import grade_files
-from epistill.traces.measure import Options, measure_files
+from epistill.traces.measure import measure_files
 from epistill.traces.measure_summary import summarise_measured
+from epistill.traces.options import Options
 from epistill.traces.references import GradeOptions
 
 PROBLEMS = [(i, f"What is {i} + 7?", str(i + 7)) for i in range(6)]

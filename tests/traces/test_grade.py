@@ -11,7 +11,8 @@ from epistill.errors import EpistillError
 from epistill.tasks import extract_answer, grade_responses
 from epistill.traces import grade as grading
 from epistill.traces.grade import COLUMNS, grade_files
-from epistill.traces.measure import Options, measure_files
+from epistill.traces.measure import measure_files
+from epistill.traces.options import Options
 from epistill.traces.references import GradeOptions
 
 

@@ -24,8 +24,9 @@ from epistill.metrics import (
 from epistill.metrics.words import WORD, fold
 from epistill.thinking import split_thinking
 from epistill.traces import tabulate
-from epistill.traces.measure import Options, measure_files
+from epistill.traces.measure import measure_files
 from epistill.traces.measure_summary import summarise_measured, warnings_of
+from epistill.traces.options import Options
 from epistill.traces.tabulate import ClusterSums
 
 BITS = [

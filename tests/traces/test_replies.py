@@ -6,8 +6,9 @@ import pytest
 
 from epistill.thinking import split_thinking
 from epistill.traces.fields import cut_of, stop_of, traces_of
-from epistill.traces.measure import Options, measure_files
+from epistill.traces.measure import measure_files
 from epistill.traces.measure_summary import summarise_measured, warnings_of
+from epistill.traces.options import Options
 
 HMM, SO = "Hmm, wait, maybe 11.", "So 12"
 

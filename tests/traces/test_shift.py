@@ -13,7 +13,7 @@ from epistill.metrics import count_markers, count_words
 from epistill.metrics.words import WORD, fold
 from epistill.readers import record_files as read
 from epistill.traces import shift as shifting
-from epistill.traces.measure import Options
+from epistill.traces.options import Options
 from epistill.traces.shift import shift_files
 
 PLAIN = [

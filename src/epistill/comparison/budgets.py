@@ -22,7 +22,7 @@ from epistill.tasks.files import grader_of
 from epistill.tasks.grading import Grader
 from epistill.thinking import begins_inside, blank_tags, split_thinking
 from epistill.traces.fields import Trace
-from epistill.traces.measure import Options
+from epistill.traces.options import Options
 from epistill.traces.references import Lookup, by_problem, is_cut
 from epistill.traces.tabulate import split, token_counter_of
 

@@ -29,8 +29,9 @@ from epistill.metrics.epistemic import density
 from epistill.metrics.lexicon import load_lexicon
 from epistill.tasks.grading import Grader
 from epistill.traces.fields import BY_QUESTION
-from epistill.traces.measure import Options, settle
+from epistill.traces.measure import settle
 from epistill.traces.measure_summary import describe_reading
+from epistill.traces.options import Options
 from epistill.traces.references import Lookup
 
 FEW_PROBLEMS = 20

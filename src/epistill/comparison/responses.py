@@ -25,7 +25,8 @@ from epistill.records import GraderName
 from epistill.traces import fields
 from epistill.traces.fields import Trace
 from epistill.traces.file_counts import Reading, hash64, identity_key
-from epistill.traces.measure import Options, fields_found, shorten, tabulator, usable
+from epistill.traces.measure import fields_found, shorten, tabulator, usable
+from epistill.traces.options import Options
 from epistill.traces.references import final_answer, grader_in, reference_in
 
 NO_PROBLEM = "no problem named"

@@ -31,7 +31,7 @@ from epistill.library.results import (
 from epistill.number_rows import estimate_rows
 
 if TYPE_CHECKING:
-    from epistill.traces.measure import Options
+    from epistill.traces.options import Options
 
 MAX_SHOWN = 2_000  # traces on a page
 Side = Annotated[Place, Flag("Trace file, folder of them, or run directory.")]
@@ -345,6 +345,6 @@ def _paths(traces: Place | Sequence[Place]) -> list[Path]:
 
 
 def _reading_options(lexicons: Sequence[str] | None, **settings: Any) -> Options:
-    from epistill.traces.measure import DEFAULT_LEXICONS, Options
+    from epistill.traces.options import DEFAULT_LEXICONS, Options
 
     return Options(lexicons=tuple(lexicons or DEFAULT_LEXICONS), **settings)

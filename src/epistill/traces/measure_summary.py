@@ -18,7 +18,8 @@ from epistill.evaluation.stats import bootstrap_ratio
 from epistill.metrics.corrections import WINDOW
 from epistill.metrics.lexicon import Lexicon
 from epistill.traces.file_counts import Reading
-from epistill.traces.measure import Measured, Options, tabulator
+from epistill.traces.measure import Measured, tabulator
+from epistill.traces.options import Options
 from epistill.traces.tabulate import DECILES, ClusterSums, Floats
 
 RESAMPLES = 1_000

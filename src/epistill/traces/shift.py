@@ -32,7 +32,6 @@ from epistill.readers.record_files import Piece, check_unchanged, find_files, pi
 from epistill.traces.fields import problem_of
 from epistill.traces.file_counts import Reading
 from epistill.traces.measure import (
-    Options,
     check_problem_field,
     cluster_of,
     nothing_used,
@@ -40,6 +39,7 @@ from epistill.traces.measure import (
     usable_traces,
 )
 from epistill.traces.measure_summary import describe_reading
+from epistill.traces.options import Options
 from epistill.traces.tabulate import MAX_CLUSTERS, split
 from epistill.traces.worker_pool import map_pieces
 
