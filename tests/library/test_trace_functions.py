@@ -97,6 +97,9 @@ def test_a_list_that_changes_meanwhile_is_counted_as_it_was(folder, monkeypatch,
 
     write_lists("wait", "so")
     before = found()
+    assert '"control": "beside"' in json.dumps(before[0]) or any(
+        row["control"] for row in before[0]["sets"][0]["measures"]
+    ), "a control that is named by its path is one"
     with monkeypatch.context() as patched:
         real = measure.problem_key
 

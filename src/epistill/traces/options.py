@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from epistill.metrics.lexicon import Lexicon, load_lexicon
@@ -42,10 +42,14 @@ class Options:
     def __post_init__(self) -> None:
         if self.controls and not any(isinstance(one, str) for one in self.lexicons):
             return  # `replace` of options that were read
-        lexicons = tuple(map(load_lexicon, self.lexicons))
-        controls = [one.control for one in lexicons if one.control is not None]
-        object.__setattr__(self, "lexicons", lexicons)
-        object.__setattr__(self, "controls", tuple(map(load_lexicon, controls)))
+        lexicons, controls = list(map(load_lexicon, self.lexicons)), list[Lexicon]()
+        for i, one in enumerate(lexicons):
+            if one.control is not None:
+                controls.append(load_lexicon(one.control))
+                # By its own name, where it was named by its path.
+                lexicons[i] = replace(one, control=controls[-1].name)
+        object.__setattr__(self, "lexicons", tuple(lexicons))
+        object.__setattr__(self, "controls", tuple(controls))
 
     @property
     def lists(self) -> tuple[Lexicon, ...]:
