@@ -157,8 +157,8 @@ def test_a_mistake_in_one_arm_is_reported_as_such(tmp_path):
 def test_shipped_studies_are_valid():
     assert {"lab", "lab-phase", "lab-cure"} <= set(shipped_studies())
     cure = load_study("lab-cure")
-    assert sum(arm.label.startswith("ours") and arm.coverage is None for arm in cure.arms) == 20
-    assert (len(cure.worlds), cure.with_preset("quick").worlds) == (3, ())  # none is made in vain
+    assert sum(arm.label.startswith("ours") and arm.coverage is None for arm in cure.arms) == 25
+    assert (len(cure.worlds), cure.with_preset("quick").worlds) == (4, ())  # none is made in vain
     assert {e.kind for e in cure.evaluations} == {"in_domain", "ood", "hard", "budget"}
     lab = load_study("lab")
     assert len(lab.seeds) >= 3
