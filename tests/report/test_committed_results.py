@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from epistill.studies.study_summary import with_estimates
 from tests.helpers.committed import RESULTS, committed
 
 ROOT = Path(__file__).resolve().parents[2]
-LAB, PHASE, CURE, COVERAGE, CORNER, GAIN = REPORTS = [
+LAB, PHASE, CURE, COVERAGE, CORNER, GAIN, *PLACES = REPORTS = [
     committed(name)
     for name in (
         "lab",
@@ -30,6 +31,10 @@ LAB, PHASE, CURE, COVERAGE, CORNER, GAIN = REPORTS = [
         "lab-cure-coverage",
         "lab-cure-corner",
         "lab-cure-gain",
+        "lab-cure-corner-coverage",
+        "lab-cure-gain-coverage",
+        "lab-cure-final",
+        "lab-cure-opposite",
     )
 ]
 
@@ -117,6 +122,64 @@ def test_the_table_of_the_cure_is_that_of_the_data(header, report, world):
             curves = arm["curves"]["reward"]["seeds"].values()
             early = sum(sum(curve[:15]) / 15 for curve in curves) / len(curves)
             assert float(cells[9]) == pytest.approx(early, abs=0.00051)
+
+
+CURES = (
+    "grpo",
+    "rlcsd",
+    *(f"{rule}-half" for rule in ("marker", "fork", "certainty", "wrong", "contrast")),
+    "sdpo",
+)
+
+
+def places():
+    """Arms of `lab-cure` by id: every world and coverage."""
+    reports = (CURE, COVERAGE, CORNER, GAIN, *PLACES)
+    return {arm["id"]: arm for report in reversed(reports) for arm in report["arms"]}
+
+
+@pytest.mark.parametrize("header", ["| OOD | base", "| 8 x 3, tokens | base"])
+def test_the_tables_of_every_world_and_coverage_are_those_of_the_data(header):
+    arms = places()
+    rows = table_rows((ROOT / "docs" / "lab.md").read_text(), header)
+    assert len(rows) == sum(name.startswith("grpo") and "std" not in name for name in arms)
+    for place, *cells in rows:
+        world, amount = place.split(", ")
+        where = world.strip("`").replace("default", "")
+        ids = ["-".join(filter(None, ("base", where)))]
+        ids += [
+            "-".join(filter(None, (one, "" if amount == "all" else f"c{amount}", where)))
+            for one in CURES
+        ]
+        found = [arms[name]["evaluations"] for name in ids]
+        if "8 x 3" in header:
+            hard = [one["hard"] for one in found]
+            tokens = [one["length_tokens"]["value"] for one in hard]
+            written = [cell.removesuffix(" %").split(", ") for cell in cells]
+            assert [float(share) for _, share in written] == pytest.approx(
+                [100 * n / tokens[1] for n in tokens], abs=0.51
+            )
+            found, cells = [{"ood": one} for one in hard], [score for score, _ in written]
+        scores = [one["ood"]["score"]["value"] for one in found]
+        assert [float(cell) for cell in cells] == pytest.approx(scores, abs=0.0051), place
+
+
+def test_the_verdicts_of_the_cure_are_those_of_the_data():
+    """How many claims of each place were confirmed, contradicted or undecided."""
+    rows = table_rows((ROOT / "docs" / "lab.md").read_text(), "| claims of")
+    claims = [claim for report in PLACES for claim in report["claims"]]
+    assert sum(int(cell) for row in rows for cell in row[2:]) == len(claims)
+    for place, kind, *counts in rows:
+        where = place.strip("`")
+        of = [
+            c
+            for c in claims
+            if c["id"].endswith(where) and c["id"].startswith("cure") == (kind == "the goal")
+        ]
+        verdicts = Counter(claim["verdict"] for claim in of)
+        assert [int(cell) for cell in counts] == [
+            verdicts[verdict] for verdict in ("reproduced", "not reproduced", "not distinguishable")
+        ], (place, kind)
 
 
 def test_the_table_of_the_distance_is_that_of_the_data():
