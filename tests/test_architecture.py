@@ -18,6 +18,7 @@ SOURCE = ROOT / "src" / "epistill"
 FREE = {
     "number_rows", "errors", "seeds", "settings", "records", "training_rows", "targets",
     "token_weights", "shapes", "blends", "axes", "method_import", "config", "environment", "methods",
+    "rollout_settings",
     "alarm_rules", "monitor", "thinking", "word_rules",
 }  # fmt: skip
 # Which folders (or modules) of the package each may import. `lab` is the lab's model.
@@ -41,7 +42,8 @@ ALLOWED = {
     "alarm_rules": {"settings"},
     "monitor": {"settings", "axes", "errors", "alarm_rules"},
     "word_rules": {"errors"},
-    "config": {"settings", "axes", "monitor", "word_rules"},
+    "rollout_settings": {"settings", "axes"},
+    "config": {"settings", "axes", "monitor", "word_rules", "rollout_settings"},
     "describe": {"axes"},
     "environment": set(),
     "methods": {"axes", "settings", "errors", "method_import"},

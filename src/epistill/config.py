@@ -12,6 +12,7 @@ from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from epistill.axes import Method, MethodFile
 from epistill.monitor import Monitor, with_less_teacher
+from epistill.rollout_settings import PLACES, InProcessRollouts, Rollouts, VllmRollouts
 from epistill.settings import Settings
 from epistill.word_rules import Block, Force
 
@@ -160,45 +161,6 @@ class Lora(Settings):
     targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
 
 
-class InProcessRollouts(Settings):
-    """Responses are sampled in the training process."""
-
-    engine: Literal["inprocess"] = "inprocess"
-
-
-class VllmRollouts(Settings):
-    """Responses are sampled by vLLM servers (docs/vllm.md), on a trusted network.
-
-    Attributes:
-        urls: Of the servers.
-        model: The name they serve the model under.
-        weights_folder: Where the weights are written for them, the same path on every machine;
-            None is a folder in the run's directory.
-        push_every: Steps between two pushes of weights; rollouts are stale by up to one less.
-        ahead: The servers write the next batch while this one trains; rollouts are one step older.
-        importance_cap: Upper bound of the importance weight of a token, p_trainer / p_engine.
-        in_flight: Requests (one per group) that each server gets at a time.
-        attempts: Per request and server, with growing pauses.
-        timeout_seconds: How long a reply may take.
-    """
-
-    engine: Literal["vllm"] = "vllm"
-    urls: tuple[str, ...] = Field(min_length=1)
-    model: str
-    weights_folder: str | None = None
-    push_every: int = Field(default=1, ge=1)
-    ahead: bool = False
-    importance_cap: float = Field(default=2.0, ge=1.0)
-    in_flight: int = Field(default=32, ge=1)
-    attempts: int = Field(default=4, ge=1)
-    timeout_seconds: float = Field(default=600.0, gt=0.0)
-
-
-Rollouts = Annotated[InProcessRollouts | VllmRollouts, Field(discriminator="engine")]
-# Where servers are does not decide a run's numbers: a run may go on with others.
-PLACES = {"urls", "model", "weights_folder", "in_flight", "attempts", "timeout_seconds"}
-
-
 class RunConfig(Settings):
     """Everything that decides the numbers of one training run.
 
@@ -312,6 +274,8 @@ class RunConfig(Settings):
         elif served and self.method.traces is not None:
             told = f"rollouts.engine is 'vllm' but method {self.method.name!r} trains on traces; "
             told += "expected 'inprocess'"
+        elif isinstance(self.rollouts, VllmRollouts):
+            told = self.rollouts.why_no_teacher(self.method, self.sampling.temperature)
         if told is not None:
             raise ValueError(told)
         return self

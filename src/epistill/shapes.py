@@ -107,6 +107,7 @@ class AscentShape(Shape):
     """
 
     type: Literal["ascent"] = "ascent"
+    needs: ClassVar[Needs] = Needs(teacher_scores=True, teacher_entropies=True)
     strength_field: ClassVar[str | None] = "strength"
     strength: float = Field(default=0.5, ge=0.0)
     gate_off: float = Field(default=0.93, gt=0.0)

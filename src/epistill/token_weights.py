@@ -104,7 +104,7 @@ class TeacherConfidence(TokenWeight):
     """
 
     type: Literal["teacher_confidence"] = "teacher_confidence"
-    needs: ClassVar[Needs] = Needs(teacher_scores=True)
+    needs: ClassVar[Needs] = Needs(teacher_scores=True, teacher_entropies=True)
     mean_one: ClassVar[bool] = True
     beta: float = Field(default=1.0, ge=0.0)
 
@@ -166,7 +166,9 @@ class CertaintyGap(TokenWeight):
     """
 
     type: Literal["certainty_gap"] = "certainty_gap"
-    needs: ClassVar[Needs] = Needs(teacher_scores=True, student_entropies=True)
+    needs: ClassVar[Needs] = Needs(
+        teacher_scores=True, teacher_entropies=True, student_entropies=True
+    )
     beta: float = Field(default=2.0, gt=0.0)
 
     def weights(self, row: ScoredRow, kept: Tensor) -> Tensor:

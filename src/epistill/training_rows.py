@@ -71,7 +71,8 @@ class PreStepScores:
     """Scores of one row's tokens before the step; None for what the method does not need.
 
     Attributes:
-        teacher_log_probs, teacher_entropies: [T], under the row's context.
+        teacher_log_probs: [T], under the row's context.
+        teacher_entropies: [T], likewise; known wherever this process scored it.
         negatives: [K, T] log-probs of the teacher under the contrasting views.
         start_log_probs: [T] of the weights at the start, under the student's prompt.
         student_entropies: [T] when it was sampled.
@@ -109,7 +110,8 @@ class ScoredRow:
         scores: As far as the method `needs` them.
         markers: [T], true where a token belongs to an epistemic marker.
         student_log_probs: [T], of the student when it sampled.
-        teacher_log_probs, teacher_entropies: [T], nats; need `teacher_scores`.
+        teacher_log_probs: [T], nats; needs `teacher_scores`.
+        teacher_entropies: [T], nats; needs its own name.
         student_entropies: [T], nats; needs `student_entropies`.
         student_marker_mass: [T], probability that the student begins a marker; needs its own name.
         teacher_marker_mass: [T], that the teacher does; needs its own name.
@@ -160,7 +162,9 @@ class Needs:
     """What must be known about the sampled tokens before a step; `|` asks for both.
 
     Attributes:
-        teacher_scores: The teacher's log-probs and entropies (one more forward pass).
+        teacher_scores: The teacher's log-probs (one more forward pass).
+        teacher_entropies: Its entropies (no pass beyond that of `teacher_scores`, which goes with
+            it): of its whole distribution, which a server does not list.
         wrong_siblings: Views of the teacher with so many wrong siblings as context (a pass each).
         other_questions: Views with the same context under so many other questions (a pass each).
         student_entropies: The student's when it sampled (no pass: the sampler records them).
@@ -179,6 +183,7 @@ class Needs:
     verdicts: bool = False
     student_marker_mass: bool = False
     teacher_marker_mass: bool = False
+    teacher_entropies: bool = False
 
     def __or__(self, other: Needs) -> Needs:
         return Needs(*(max(getattr(self, f.name), getattr(other, f.name)) for f in fields(Needs)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from statistics import fmean
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ from epistill.rollouts.vllm_engine import VllmEngine
 from epistill.store import RunStore
 from epistill.studies.run_arm import run
 from epistill.tasks.star_search import star_problem
+from epistill.training import optimiser_steps
 from tests.helpers.fake_vllm import FakeVllm
 from tests.helpers.served import serving, stop, widen_heads, with_misleading_defaults
 
@@ -239,19 +241,19 @@ def test_pushed_weights_answer(server, folder, wide, tmp_path):
     assert (pool.score([(1, 2)], [(3, 4, 5)])[0].log_probs - before).abs().max() < 1e-5
 
 
-def settings(folder, urls, name, steps=2):
+def settings(folder, urls, name, steps=2, changed=(), **rollouts):
     return RunConfig.model_validate(
         {
             "model": str(folder),
             "task": {"type": "star_search", "arms": 3, "depth": 2},
-            "method": method(name).model_dump(),
+            "method": method(name, **dict(changed)).model_dump(),
             "sampling": {"max_new_tokens": 24},
             "steps": steps,
             "problems_per_step": 4,
             "samples_per_problem": 4,
             "learning_rate": 3e-3,
             "warmup_steps": 0,
-            "rollouts": {"engine": "vllm", "urls": urls, "model": "m", "attempts": 2},
+            "rollouts": {"engine": "vllm", "urls": urls, "model": "m", "attempts": 2, **rollouts},
         }
     )
 
@@ -265,6 +267,31 @@ def test_training_steps_through_the_server(server, folder, name, tmp_path):
         assert row["engine_gap_max_nats"] < AGREE
         assert (row["policy_lag_steps"], row["importance_capped_share"]) == (0, 0.0)
         assert row["push_gap_nats_per_token"] < AGREE
+
+
+@pytest.mark.parametrize("name", ["rlrt", "rlcsd"])
+def test_the_server_scores_the_teacher_of_every_step_as_the_trainer_does(
+    server, folder, name, tmp_path, monkeypatch
+):
+    live, gaps, inner = {"teacher": {"type": "live"}}, [], optimiser_steps.gather_scores
+
+    def both(*arguments, teacher_engine, **how):
+        found = inner(*arguments, teacher_engine=teacher_engine, **how)
+        for mine, theirs in zip(inner(*arguments, **how), found, strict=True):
+            for key in ("teacher_log_probs", "negatives"):
+                one, two = getattr(mine, key), getattr(theirs, key)
+                assert (one is None) == (two is None)
+                gaps.extend([] if one is None else (one - two).abs().flatten().tolist())
+        return found
+
+    monkeypatch.setattr(optimiser_steps, "gather_scores", both)
+    run(settings(folder, [server[0]], name, 3, live, teacher_scores="servers"), tmp_path)
+    print(f"{name}: {len(gaps)} scores, largest gap {max(gaps):.2g}, mean {fmean(gaps):.2g} nats")
+    assert max(gaps) < AGREE
+    rows = RunStore(tmp_path).metrics()
+    assert len(rows) == 3
+    for row in rows:
+        assert row["rows_with_context"] == 0 or row["teacher_log_ratio_nats_per_token"] is not None
 
 
 def test_a_server_killed_in_the_middle(server, folder, wide, tmp_path):

@@ -13,11 +13,11 @@ from epistill.config import (
     RunConfig,
     SamplingConfig,
     StarSearchTask,
-    VllmRollouts,
 )
 from epistill.inputs import load_run_config
 from epistill.methods import METHODS
 from epistill.monitor import Monitor
+from epistill.rollout_settings import VllmRollouts
 from epistill.studies.config_toml import config_toml, field_docs
 
 TAGS = {"type", "engine"}  # they say which record it is

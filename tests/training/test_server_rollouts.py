@@ -5,24 +5,35 @@ from __future__ import annotations
 import json
 import math
 import time
+from dataclasses import replace
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from epistill.config import RunConfig
 from epistill.errors import EpistillError
 from epistill.methods import METHODS, method
+from epistill.objective import token_log_probs
 from epistill.records import Grade, GradedRollout, GradeStatus, Message, Problem, Rollout
+from epistill.rollout_settings import VllmRollouts
 from epistill.rollouts.load_model import load_model
+from epistill.rollouts.vllm_engine import VllmEngine
+from epistill.rollouts.vllm_prefix import LONG_PROMPT
+from epistill.settings import first_fault
 from epistill.store import RunStore
 from epistill.studies.run_arm import run
+from epistill.teacher.weights import LiveTeacher
 from epistill.training import loop
+from epistill.training.pre_step_scores import gather_scores
 from epistill.training.server_rollouts import corrected, open_engine
+from epistill.training.step import accumulate_gradients
 from epistill.training.token_coefficients import plan_coefficients
 from epistill.training_rows import PreStepScores, Progress, TrainingRow
 from tests.helpers.fake_vllm import FakeVllm
 from tests.helpers.models import make_tiny_model
 from tests.helpers.python import run_epistill
+from tests.helpers.training_rows import logits
 from tests.helpers.two_processes import on_two
 
 
@@ -32,7 +43,7 @@ def config(urls, name="grpo", steps=3, **more):
         {
             "model": "lab",
             "task": {"type": "star_search", "arms": 3, "depth": 2},
-            "method": method(name).model_dump(),
+            "method": method(name, **more.pop("changed", {})).model_dump(),
             "sampling": {"max_new_tokens": 16},
             "steps": steps,
             "problems_per_step": 3,
@@ -87,12 +98,12 @@ def test_the_next_batch_is_written_while_this_one_trains(tmp_path, monkeypatch):
     with FakeVllm(load_model("lab")) as server:
         one_step = [3 + 1, 6 + 1 * 2]  # groups, and the probe of each push
 
-        def held_up(now, store, state, batch, done, world):
+        def held_up(now, store, state, batch, done, world, scorer):
             deadline = time.monotonic() + 120
             while done < 2 and len(server.bodies) <= one_step[done]:
                 assert time.monotonic() < deadline, "nobody asked for the next batch"
                 time.sleep(0.01)
-            return inner(now, store, state, batch, done, world)
+            return inner(now, store, state, batch, done, world, scorer)
 
         monkeypatch.setattr(loop, "optimiser_steps", held_up)
         run(config([server.url], "sdpo", rollouts={"ahead": True}), tmp_path / "run")
@@ -231,6 +242,144 @@ def test_two_processes_and_servers(tmp_path):
     assert (lost / "checkpoints" / "step-000000").is_dir()
 
 
+LIVE = {"teacher": {"type": "live"}}
+SERVED = {"rollouts": {"teacher_scores": "servers"}}
+
+
+def long_rows(model):
+    """Groups of four that share a long context and two long contrasting ones; one row has none."""
+    draw = torch.Generator().manual_seed(0)
+
+    def ids(n):
+        return tuple(torch.randint(model.vocabulary, (n,), generator=draw).tolist())
+
+    rows = []
+    for group in range(2):
+        seen, *others = (ids(LONG_PROMPT + 5 + group) for _ in range(3))
+        for k in range(4):
+            prompt, said = ids(6), ids(5 + k)
+            with torch.no_grad():
+                old = token_log_probs(logits(model, prompt, said), torch.tensor(said))
+            row = TrainingRow(
+                prompt, said, tuple(old.tolist()), (0.5, -0.5)[k % 2], seen,
+                correct=k % 2 == 0, negative_prompt_ids=tuple(others), entropies=(1.0, *[0.5] * (4 + k)),
+            )  # fmt: skip
+            rows.append(row)
+    return [*rows[:-1], replace(rows[-1], teacher_prompt_ids=None, negative_prompt_ids=())]
+
+
+@pytest.mark.parametrize("name", ["rlsd", "rlrt", "dasd", "rlcsd", "credit"])
+def test_a_step_is_the_same_whoever_scores_the_teacher(name):
+    """Loss and gradients, from a prefix cache; other weights would give others."""
+    model = make_tiny_model()
+    model.output_layer().weight.data *= 20  # a fresh head is all but uniform, whatever comes in
+    rows, point = long_rows(model), method(name, **LIVE)
+    settings = {"temperature": 1.0, "microbatch_tokens": 2000}
+
+    def gradients(engine):
+        scores = gather_scores(
+            rows, point, model, LiveTeacher(model), None, teacher_engine=engine, **settings
+        )
+        model.network.zero_grad()
+        result = accumulate_gradients(
+            model, LiveTeacher(model), rows, point, scores=scores, **settings
+        )
+        grads = [p.grad.clone() for p in model.network.parameters()]
+        return scores, result, torch.cat([g.flatten() for g in grads])
+
+    def asking(served):
+        with FakeVllm(served, cache=16) as server:
+            engine = VllmEngine([server.url], "m", model)
+            found = gradients(engine)
+            views = 3 if point.needs.contrasting_views else 1  # of the 7 rows that have a context
+            assert engine.client.counts["answered"] == 7 * views
+        return found
+
+    expected, mine, wanted = gradients(None)
+    scores, theirs, found = asking(model)
+    for one, two in zip(expected, scores, strict=True):
+        assert (two.teacher_log_probs is None) == (one.teacher_log_probs is None)
+        assert two.teacher_entropies is two.teacher_marker_mass is None
+    assert theirs.loss == pytest.approx(mine.loss, abs=1e-5)  # tau of RLCSD is .02 nats
+    assert theirs.teacher_entropy_nats_per_token is None
+    assert theirs.teacher_log_ratio_nats_per_token == pytest.approx(
+        mine.teacher_log_ratio_nats_per_token, abs=1e-5
+    )
+    largest = wanted.abs().max()
+    assert (found - wanted).abs().max() < 1e-3 * largest
+    other = make_tiny_model(1)
+    other.output_layer().weight.data *= 20
+    assert (asking(other)[2] - wanted).abs().max() > 0.01 * largest
+
+
+@pytest.mark.parametrize("name", ["rlrt", "rlcsd"])
+def test_a_run_is_the_same_whoever_scores_the_teacher(name, tmp_path):
+    asked = []
+    for where in ("inprocess", "servers"):
+        with FakeVllm(load_model("lab")) as server:
+            settings = config(
+                [server.url], name, steps=2, rollouts={"teacher_scores": where},
+                changed=LIVE, problems_per_step=6,
+            )  # fmt: skip
+            run(settings, tmp_path / where)
+            asked.append(len(server.bodies))
+    assert asked[1] > asked[0]
+    for one, two in zip(
+        metrics(tmp_path / "inprocess"), metrics(tmp_path / "servers"), strict=True
+    ):
+        assert one["teacher_log_ratio_nats_per_token"] is not None
+        for key in ("loss", "gradient_norm", "reward", "teacher_log_ratio_nats_per_token"):
+            assert two[key] == pytest.approx(one[key], rel=1e-3, abs=1e-5)
+        assert one["teacher_entropy_nats_per_token"] is not None
+        assert two["teacher_entropy_nats_per_token"] is None
+
+
+@pytest.mark.parametrize("parallel", ["replicate", "shard"])
+def test_two_processes_whose_teacher_servers_score(parallel, tmp_path):
+    """The first process asks for all rows, and both have all numbers."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    with FakeVllm(load_model("lab")) as server:
+        settings = config([server.url], "rlrt", steps=2, parallel=parallel, **SERVED)
+        run(settings, one)
+        asked = len(server.bodies)
+        jobs = tmp_path / "jobs.json"
+        jobs.write_text(json.dumps([[str(two), settings.model_dump(mode="json")]]))
+        on_two("runs", jobs)
+        assert len(server.bodies) == 2 * asked
+    for first, second in zip(metrics(one), metrics(two), strict=True):
+        assert first["teacher_log_ratio_nats_per_token"] is not None
+        for key in ("loss", "gradient_norm", "teacher_log_ratio_nats_per_token"):
+            assert second[key] == pytest.approx(first[key], rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.parametrize("fault", ["die", "stale"])
+def test_servers_lost_while_they_score_the_teacher_stop_the_run_before_the_step(
+    fault, tmp_path, monkeypatch
+):
+    with FakeVllm(load_model("lab")) as server:
+        inner = loop.optimiser_steps
+
+        def lost(*arguments):  # the batch is there; its teacher is not scored yet
+            if fault == "die":
+                server.always = "die"
+            else:
+                server.version = "default"  # it was restarted
+            return inner(*arguments)
+
+        monkeypatch.setattr(loop, "optimiser_steps", lost)
+        with pytest.raises(
+            EpistillError, match="stopped after 0 steps, with a checkpoint"
+        ) as error:
+            run(config([server.url], "rlrt", **SERVED), tmp_path)
+    assert "\n" not in str(error.value)
+    assert ("version default, expected 0" in str(error.value)) == (fault == "stale")
+    assert metrics(tmp_path) == []
+    monkeypatch.undo()
+    with FakeVllm(load_model("lab")) as server:
+        run(config([server.url], "rlrt", **SERVED), tmp_path)
+    assert [row["step"] for row in metrics(tmp_path)] == [0, 1, 2]
+
+
 def test_the_command_says_it_in_one_line(tmp_path):
     path = tmp_path / "run.toml"
     path.write_text(
@@ -259,3 +408,39 @@ def test_settings_that_cannot_work_are_refused(tmp_path):
     assert "urls" not in settings.identity()["rollouts"]
     assert RunConfig.identity_of(settings.identity()) == settings.identity()
     assert settings.identity()["rollouts"]["importance_cap"] == 2.0
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "told"),
+    [
+        ("rlrt", {"rollouts": {"push_every": 2}}, "push_every is 2; expected 1"),
+        ("rlrt", {"rollouts": {"ahead": True}}, "ahead is true; expected false"),
+        ("rlrt", {"sampling": {"temperature": 0.7}}, "temperature is 0.7; expected 1"),
+        ("rlcsd", {}, "the teacher of 'rlcsd' is 'snapshot'; expected teacher type 'live'"),
+        ("reopold", {}, "the teacher of 'reopold' is 'frozen'; expected teacher type 'live'"),
+        ("antisd", {}, "'antisd' asks its teacher for entropies; expected log-probs alone"),
+        ("sdpg", {}, "'sdpg' asks its teacher for a whole distribution per token; expected"),
+        ("srpo", {}, "'srpo' asks its teacher for a whole distribution per token, entropies;"),
+        ("grpo", {}, "method 'grpo' asks no teacher before a step; expected one that does"),
+    ],
+)
+def test_teachers_that_servers_cannot_score_are_refused_in_one_line(name, more, told):
+    rollouts = {**SERVED["rollouts"], **more.get("rollouts", {})}
+    with pytest.raises(ValidationError) as error:
+        config(["http://x"], name, **{**more, "rollouts": rollouts})
+    line = first_fault(error.value)
+    assert "\n" not in line
+    assert line.startswith("rollouts.teacher_scores is 'servers' and ")
+    assert told in line
+    assert line.endswith("or teacher_scores 'inprocess'")
+    rollouts = {**rollouts, "teacher_scores": "inprocess"}
+    config(["http://x"], name, **{**more, "rollouts": rollouts})
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_only_methods_that_read_log_probs_alone_may_ask_servers(name):
+    """What a method's own code reads of its teacher is what its needs say."""
+    point = method(name, **LIVE)
+    reads = {"rlsd", "rlrt", "rlcsd", "dasd", "reopold", "credit"}
+    settings = VllmRollouts(urls=("http://x",), model="m", teacher_scores="servers")
+    assert (settings.why_no_teacher(point, 1.0) is None) == (name in reads)

@@ -9,10 +9,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from epistill.config import InProcessRollouts, RunConfig, SamplingConfig
+from epistill.config import RunConfig, SamplingConfig
 from epistill.errors import EpistillError
 from epistill.preflights.preflight_config import PreflightConfig
 from epistill.records import Problem
+from epistill.rollout_settings import InProcessRollouts
 from epistill.rollouts.engine import PromptRequest
 from epistill.rollouts.load_model import load_without_weights, model_source
 from epistill.rollouts.model import LanguageModel

@@ -14,9 +14,10 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from epistill.config import RunConfig, VllmRollouts
+from epistill.config import RunConfig
 from epistill.describe import extra_forwards
 from epistill.errors import EpistillError
+from epistill.rollout_settings import VllmRollouts
 from epistill.studies.hardware import (
     DTYPE_BYTES,
     FLOAT32_BYTES,

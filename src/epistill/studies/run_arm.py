@@ -17,7 +17,7 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from torch.distributed.tensor import DTensor
 
-from epistill.config import EvalSet, RunConfig, VllmRollouts
+from epistill.config import EvalSet, RunConfig
 from epistill.environment import describe_environment
 from epistill.errors import EpistillError
 from epistill.evaluation.evaluate import (
@@ -26,6 +26,7 @@ from epistill.evaluation.evaluate import (
     problem_outcomes,
     summarise_outcomes,
 )
+from epistill.rollout_settings import VllmRollouts
 from epistill.rollouts.in_process_engine import InProcessEngine
 from epistill.rollouts.load_model import load_model
 from epistill.rollouts.model import LanguageModel, with_lora

@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
-from epistill.config import RunConfig, VllmRollouts
+from epistill.config import RunConfig
 from epistill.objective import group_advantages
 from epistill.records import GradedRollout, Message, Problem
+from epistill.rollout_settings import VllmRollouts
 from epistill.rollouts.collect import rendered, sample_and_grade
 from epistill.rollouts.engine import Drawing
 from epistill.rollouts.in_process_engine import InProcessEngine

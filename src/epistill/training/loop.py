@@ -29,6 +29,7 @@ from epistill.training.batches import Batch, on_policy_batch
 from epistill.training.checkpoint import resume, save_checkpoint
 from epistill.training.optimiser_steps import mean, optimiser_steps
 from epistill.training.run_monitor import RunMonitor
+from epistill.training.server_rollouts import teacher_engine
 from epistill.training.sharding import nowhere_whole
 from epistill.training.stored_traces import stored_traces, trace_batch
 from epistill.training.train_state import make_train_state
@@ -77,7 +78,8 @@ def train_student(
             else:
                 batch = trace_batch(traces, config, done)
             sampled = time.perf_counter()
-            numbers = optimiser_steps(now, store, state, batch, done, world)
+            scorer = teacher_engine(config, servers)
+            numbers = optimiser_steps(now, store, state, batch, done, world, scorer)
             batch_numbers = _batch_metrics(batch, config.samples_per_problem, traces is None)
             store.append("metrics", monitor.observe({"step": done, **batch_numbers, **numbers}))
             store.append(

@@ -15,6 +15,7 @@ import torch
 
 from epistill.config import RunConfig
 from epistill.errors import EpistillError
+from epistill.rollouts.engine import Engine
 from epistill.store import RunStore
 from epistill.training.batches import Batch
 from epistill.training.pre_step_scores import gather_scores
@@ -34,13 +35,15 @@ def optimiser_steps(
     batch: Batch,
     step: int,
     world: World,
+    teacher_engine: Engine | None = None,
 ) -> dict[str, Any]:
     """`updates_per_batch` optimiser steps over equal parts of the batch; mean of their numbers.
 
     Scores before the step, teachers and schedules count rollout batches, as SDPO's and RLCSD's code
-    does: they are the same for all parts of one.
+    does: they are the same for all parts of one. `teacher_engine` is `gather_scores`'s.
 
     Raises:
+        ServersLost: They were the teacher's; nothing has changed yet.
         EpistillError: The rows cannot be split, or the third step in a row was not a number; then
             the batch is in the run directory, as JSON.
     """
@@ -59,7 +62,13 @@ def optimiser_steps(
     norms: list[float] = []
     skipped = 0
     scores = gather_scores(
-        batch.rows, config.method, state.trained, state.teacher, state.base, **_scoring(config)
+        batch.rows,
+        config.method,
+        state.trained,
+        state.teacher,
+        state.base,
+        teacher_engine=teacher_engine,
+        **_scoring(config),
     )
     if config.method.shape is not None:
         config.method.shape.remember(state.memory, scores)

@@ -14,7 +14,7 @@ from torch import Tensor
 from epistill.axes import Method
 from epistill.errors import EpistillError
 from epistill.metrics.lexicon import load_lexicon
-from epistill.rollouts.engine import Ids, TokenScores
+from epistill.rollouts.engine import Engine, Ids, TokenScores
 from epistill.rollouts.in_process_engine import InProcessEngine
 from epistill.rollouts.marker_tokens import first_tokens
 from epistill.rollouts.model import LanguageModel
@@ -31,6 +31,7 @@ def gather_scores(
     *,
     temperature: float,
     microbatch_tokens: int,
+    teacher_engine: Engine | None = None,
 ) -> list[PreStepScores]:
     """Score the rows under every view the method needs.
 
@@ -41,15 +42,20 @@ def gather_scores(
         teacher: The method's teacher.
         base: The weights at the start, for a reference term.
         temperature, microbatch_tokens: As in the step.
+        teacher_engine: Servers that have the teacher's weights and say its log-probs, no more;
+            None asks the teacher in process.
     """
 
     def score(
-        owner: Teacher | None, views: Sequence[tuple[int, Ids]], mass_of: Ids | None = None
+        owner: Teacher | None,
+        views: Sequence[tuple[int, Ids]],
+        mass_of: Ids | None = None,
+        by: Engine | None = None,
     ) -> Iterator[tuple[PreStepScores, TokenScores]]:
         """Of (row, prompt), what is found of the row so far and its scores under the prompt."""
         assert owner is not None
         with owner.scoring() as model:
-            engine = InProcessEngine(
+            engine = by or InProcessEngine(
                 model, microbatch_tokens=microbatch_tokens, temperature=temperature
             )
             completions = [rows[i].completion_ids for i, _ in views]
@@ -63,14 +69,16 @@ def gather_scores(
         markers = marker_ids(student)
     if needs.asks_teacher:
         shown = [(i, ids) for i, row in numbered if (ids := row.teacher_prompt_ids) is not None]
-        for mine, one in score(teacher, shown, markers if needs.teacher_marker_mass else None):
-            mine.teacher_log_probs, mine.teacher_entropies = one.log_probs, one.entropies
-            mine.teacher_marker_mass = one.mass
+        mass = markers if needs.teacher_marker_mass else None
+        for mine, one in score(teacher, shown, mass, teacher_engine):
+            mine.teacher_log_probs = one.log_probs.float()
+            if teacher_engine is None:  # a server's are bounds
+                mine.teacher_entropies, mine.teacher_marker_mass = one.entropies, one.mass
         several = numbered if needs.contrasting_views else []
         contrasting = [(i, ids) for i, row in several for ids in row.negative_prompt_ids]
-        for mine, one in score(teacher, contrasting):
+        for mine, one in score(teacher, contrasting, by=teacher_engine):
             before: list[Tensor] = [] if mine.negatives is None else [mine.negatives]
-            mine.negatives = torch.cat([*before, one.log_probs.unsqueeze(0)])
+            mine.negatives = torch.cat([*before, one.log_probs.float().unsqueeze(0)])
     if needs.start_log_probs:
         for mine, one in score(base, [(i, row.prompt_ids) for i, row in numbered]):
             mine.start_log_probs = one.log_probs

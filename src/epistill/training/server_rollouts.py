@@ -22,9 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from epistill.config import RunConfig, VllmRollouts
+from epistill.config import RunConfig
 from epistill.errors import EpistillError
 from epistill.records import GradedRollout
+from epistill.rollout_settings import VllmRollouts
 from epistill.rollouts.in_process_engine import InProcessEngine
 from epistill.rollouts.load_model import lab_directory
 from epistill.rollouts.model import LanguageModel
@@ -67,6 +68,13 @@ def open_engine(config: RunConfig, student: LanguageModel, folder: Path) -> Vllm
         timeout=settings.timeout_seconds,
         api_key=os.environ.get(API_KEY),
     )
+
+
+def teacher_engine(config: RunConfig, servers: VllmEngine | None) -> VllmEngine | None:
+    """What scores the teacher before a step; None: this process."""
+    rollouts = config.rollouts
+    served = isinstance(rollouts, VllmRollouts) and rollouts.teacher_scores == "servers"
+    return servers if served else None
 
 
 def corrected(

@@ -18,7 +18,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from epistill.config import RunConfig, VllmRollouts
+from epistill.config import RunConfig
+from epistill.rollout_settings import VllmRollouts
 from epistill.rollouts.model import LanguageModel
 from epistill.rollouts.weights_file import gathered
 from epistill.teacher.weights import Place, whole

@@ -47,7 +47,7 @@ class StepResult:
             teacher scored; None where it scored none.
         teacher_pull_on_markers_nats_per_token: The same mean over the tokens of epistemic markers.
         teacher_pull_elsewhere_nats_per_token: And over all others.
-        teacher_entropy_nats_per_token: Where the method asks for it.
+        teacher_entropy_nats_per_token: Where it was scored before the step, by this process.
         clipped_ratio_share: Share of policy-gradient tokens whose ratio was clipped.
         distilled_rows, reinforced_rows: Rows that carry each signal.
         trained_rows: Rows that carry any, the pull to the start included.
@@ -323,4 +323,4 @@ def _shared_prompts(
 
 
 def _mean(sums: Mapping[str, float], top: str, bottom: str) -> float | None:
-    return sums[top] / sums[bottom] if sums.get(bottom) else None
+    return sums[top] / sums[bottom] if top in sums and sums.get(bottom) else None

@@ -30,7 +30,9 @@ def pull_before(rows: Sequence[TrainingRow], scores: Sequence[PreStepScores]) ->
             continue
         scored = ScoredRow(row, known)
         u, markers = scored.log_ratio, None if row.markers is None else scored.markers
-        parts = pull(u, torch.ones_like(u), markers) | {"entropy": scored.teacher_entropies}
+        parts = pull(u, torch.ones_like(u), markers)
+        if known.teacher_entropies is not None:
+            parts["entropy"] = known.teacher_entropies
         for name, value in parts.items():
             found[name] = found.get(name, 0.0) + float(value.sum())
     return found
