@@ -28,6 +28,8 @@ def change(low, high):
         (change(0.1, 0.2), change(-0.03, 0.3), GROUPS[1]),
         (change(0.1, 0.2), change(-0.3, -0.01), GROUPS[2]),
         (change(-0.2, 0.1), change(-0.1, 0.1), GROUPS[3]),
+        (change(-0.2, -0.1), change(-0.1, 0.1), GROUPS[2]),
+        (change(-0.1, 0.1), change(0.1, 0.2), GROUPS[3]),
     ],
 )
 def test_an_arm_belongs_where_its_intervals_put_it(inside, ood, group):
@@ -45,21 +47,29 @@ def test_the_best_on_ood_sets_comes_first_and_arms_without_both_kinds_are_left_o
 
 
 def test_a_contradiction_of_the_literature_stands_beside_the_arms_that_bear_on_it():
-    def trained(name, method, contexts=()):
-        return {**arm(name, change(0, 1), change(0, 1)), "method": method, "contexts": [*contexts]}
+    def trained(name, method, contexts=(), coverage=None):
+        where = {"baseline": "base", "coverage": coverage}
+        told = {"method": method, "contexts": [*contexts], **where}
+        return {**arm(name, change(0, 1), change(0, 1)), **told}
 
     arms = [
         trained("antisd", "antisd"),
         trained("masked", "sdpo", ["sibling"]),
         trained("other", "sdpo", ["other-sibling"]),
+        trained("frozen", "sdpo", ["sibling"]),
         trained("plain", "sdpo", ["sibling"]),
+        trained("narrow", "sdpo", ["sibling"], coverage=8),
+        trained("reward", "grpo"),
     ]
     weights = [{"type": "importance_clip"}, {"type": "marker_probability"}]
     asked = [{"id": one["id"]} for one in arms]
     asked[1]["method_settings"] = {"token_weights": weights}
     asked[3]["method_settings"] = {"teacher": {"type": "frozen"}}
     found = disputed({"arms": arms, "settings": {"arms": asked}})
-    assert [[one["id"] for one in some] for _, some in found] == [["antisd", "masked"], ["other"]]
+    assert [[one["id"] for one in some] for _, some in found] == [
+        ["antisd", "masked", "reward"],
+        ["other", "plain"],
+    ]
     untrained = {"id": "base", "method": None, "contexts": [], "difference_to_baseline": {}}
     assert disputed({"arms": [untrained], "settings": {"arms": [{"id": "base"}]}}) == []
 

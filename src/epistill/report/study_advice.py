@@ -18,15 +18,15 @@ MARGIN = 0.02  # score points that count as nothing, as in the verdicts on claim
 GROUPS = (
     "gains in domain, and loses nothing on OOD sets",
     "gains in domain, and what it does on OOD sets is open",
-    "loses on OOD sets",
-    "not distinguishable from the untrained model",
+    "loses in domain or on OOD sets",
+    "no gain in domain is shown",
 )
 
 
 def study_advice(report: Mapping[str, Any]) -> list[tuple[str, list[Mapping[str, Any]]]]:
     """Trained arms by what they did, in the order of `GROUPS`, each group's best OOD change first.
 
-    An arm loses if the 95 % interval of its OOD change is below 0; it gains if that in domain is
+    An arm loses if the 95 % interval of either change is below 0; it gains if that in domain is
     above 0, and loses nothing if that on OOD sets is above minus two points.
 
     Returns:
@@ -42,7 +42,7 @@ def study_advice(report: Mapping[str, Any]) -> list[tuple[str, list[Mapping[str,
 
 
 def _group(inside: Mapping[str, float], ood: Mapping[str, float]) -> str:
-    if ood["high"] < 0:
+    if min(inside["high"], ood["high"]) < 0:
         return GROUPS[2]
     if inside["low"] <= 0:
         return GROUPS[3]
@@ -52,6 +52,9 @@ def _group(inside: Mapping[str, float], ood: Mapping[str, float]) -> str:
 def disputed(report: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], list[Mapping[str, Any]]]]:
     """Contradictions between papers that arms of this study bear on, with those arms.
 
+    Beside them stand the arms that a row compares with: `beside`, a method as it is, from the same
+    model at the same coverage.
+
     Returns:
         (row of disputes.toml, trained arms with an OOD change); [] where there are none.
     """
@@ -60,6 +63,13 @@ def disputed(report: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], list[Ma
     found = []
     for row in tomllib.loads(DISPUTES.read_text(encoding="utf-8"))["disputes"]:
         arms = [arm for arm in trained if _bears_on(row, arm, asked.get(arm["id"]))]
+        places = [(arm["baseline"], arm["coverage"]) for arm in arms]
+        arms += [
+            arm
+            for arm in trained
+            if arm["method"] == row.get("beside") and not asked.get(arm["id"])
+            if (arm["baseline"], arm["coverage"]) in places and arm not in arms
+        ]
         if arms:
             found.append((row, arms))
     return found
