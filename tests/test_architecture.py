@@ -32,7 +32,7 @@ ALLOWED = {
     "records": set(),
     "settings": {"errors"},
     "world": {"errors"},
-    "training_rows": set(),
+    "training_rows": {"errors"},
     "targets": {"settings", "training_rows", "objective"},
     "token_weights": {"settings", "training_rows", "objective"},
     "shapes": {"settings", "training_rows"},

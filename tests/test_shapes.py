@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from epistill.errors import EpistillError
 from epistill.shapes import (
     AscentShape,
     ContrastShape,
@@ -110,3 +111,8 @@ def test_relaxed_advantage_by_hand():
     assert shape.advantages(one, early).tolist() == pytest.approx([0.5, -1.0, 0.0, floor])
     assert shape.apart(one, late).tolist() == [False, False, True, True]
     assert shape.advantages(one, late).tolist() == pytest.approx([0.0, 0.0, floor, floor])
+
+
+def test_what_a_method_reads_and_does_not_ask_for_is_named():
+    with pytest.raises(EpistillError, match=r"read teacher_entropies .* expected its `needs`"):
+        _ = row(1.0, tensor(0.0)).teacher_entropies

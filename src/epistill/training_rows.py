@@ -10,6 +10,8 @@ from collections.abc import MutableMapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
+from epistill.errors import EpistillError
+
 if TYPE_CHECKING:
     from torch import Tensor
 else:
@@ -95,7 +97,11 @@ def _known(part: str, name: str) -> Any:
         import torch
 
         values = getattr(getattr(row, part), name)
-        assert values is not None, "a method read scores that it does not say it needs"
+        if values is None:
+            raise EpistillError(
+                f"a method read {name} of a response, which nobody computed; expected its `needs` "
+                "to ask for what it reads (docs/methods.md), and traces have no log-probs"
+            )
         return torch.as_tensor(values)
 
     return property(read)
