@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import gzip
+import lzma
 import re
 import tomllib
-import zlib
 from collections.abc import Mapping, Sequence
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -28,7 +27,7 @@ from epistill.methods import method
 from epistill.preflights.preflight_config import PreflightConfig
 from epistill.settings import Settings, checked
 
-PACKED = ".gz"
+PACKED = ".xz"
 MOST_BYTES = 2**28  # of what a packed file holds
 
 _GENERATED: tuple[tuple[str, str, type[StarSearchTask | NumberPairsTask], str], ...] = (
@@ -100,7 +99,7 @@ def describe_task(source: str, split: str) -> dict[str, Any]:
 
 
 def read_settings(path: Path | Traversable) -> dict[str, Any]:
-    """A TOML or JSON file of settings, which may be packed (.json.gz).
+    """A TOML or JSON file of settings, which may be packed (.json.xz).
 
     Raises:
         EpistillError: It cannot be read, is no TOML (JSON), no settings by name, or unpacks to more
@@ -112,7 +111,7 @@ def read_settings(path: Path | Traversable) -> dict[str, Any]:
         settings = parse(_text(path))
     except OSError as error:
         raise EpistillError(f"could not read {path}: {error.strerror or error}") from error
-    except (EOFError, ValueError, RecursionError, zlib.error) as error:
+    except (ValueError, RecursionError, lzma.LZMAError) as error:
         raise EpistillError(f"{path} is not {form}: {first_line(error)[:200]}") from error
     if not isinstance(settings, dict):
         raise EpistillError(f"{path} is a {type(settings).__name__}; expected settings by name")
@@ -122,10 +121,12 @@ def read_settings(path: Path | Traversable) -> dict[str, Any]:
 def _text(path: Path | Traversable) -> str:
     if not path.name.endswith(PACKED):
         return path.read_text(encoding="utf-8")
-    with path.open("rb") as file, gzip.open(file, "rb") as packed:
-        content = packed.read(MOST_BYTES + 1)
+    unpacker = lzma.LZMADecompressor(memlimit=MOST_BYTES)
+    content = unpacker.decompress(path.read_bytes(), MOST_BYTES + 1)
     if len(content) > MOST_BYTES:
         raise ValueError(f"it unpacks to more than {MOST_BYTES >> 20} MiB")
+    if not unpacker.eof:
+        raise ValueError("its packed data end in the middle")
     return content.decode("utf-8")
 
 

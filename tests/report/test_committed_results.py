@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
 import json
+import lzma
 import re
 from collections import Counter
 from pathlib import Path
@@ -240,10 +240,11 @@ def test_the_page_is_drawn_from_the_data(tmp_path):
 
 def test_a_packed_report_is_read_or_refused_in_one_line(tmp_path):
     assert committed("lab-cure")["name"] == CURE["name"]
-    bad = {"no gzip": b"{}", "cut": gzip.compress(b'{"a": 1}')[:-6], "no JSON": gzip.compress(b"{")}
-    for what, content in (bad | {"a list": gzip.compress(b"[]")}).items():
-        (tmp_path / "report.json.gz").write_bytes(content)
-        with pytest.raises(EpistillError, match=r"report\.json\.gz") as error:
+    bad = {"no xz": b"{}", "cut": lzma.compress(b'{"a": 1}')[:-6], "no JSON": lzma.compress(b"{")}
+    bad["a bomb"] = lzma.compress(bytes(2**28 + 1), preset=0)
+    for what, content in (bad | {"a list": lzma.compress(b"[]")}).items():
+        (tmp_path / "report.json.xz").write_bytes(content)
+        with pytest.raises(EpistillError, match=r"report\.json\.xz") as error:
             draw_again(tmp_path)
         assert "\n" not in str(error.value), what
 

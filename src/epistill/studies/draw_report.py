@@ -87,7 +87,7 @@ def _marks(settings: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def report_file(folder: Path) -> Path:
-    """Of a study's folder: report.json, or report.json.gz, as large results are committed.
+    """Of a study's folder: report.json, or report.json.xz, as large results are committed.
 
     Raises:
         EpistillError: Neither is there.
