@@ -37,6 +37,7 @@ LAB, PHASE, CURE, COVERAGE, CORNER, GAIN, *PLACES = REPORTS = [
         "lab-cure-opposite",
     )
 ]
+PUBLISHED = committed("lab-cure-coverage-published")
 
 
 def test_the_documentation_weighs_at_most_4_mb_and_holds_no_page():
@@ -162,6 +163,19 @@ def test_the_tables_of_every_world_and_coverage_are_those_of_the_data(header):
             found, cells = [{"ood": one} for one in hard], [score for score, _ in written]
         scores = [one["ood"]["score"]["value"] for one in found]
         assert [float(cell) for cell in cells] == pytest.approx(scores, abs=0.0051), place
+
+
+@pytest.mark.parametrize(
+    ("header", "kind"), [("| OOD, published", "ood"), ("| 8 x 3, published", "hard")]
+)
+def test_the_tables_of_published_methods_with_few_problems_are_those_of_the_data(header, kind):
+    arms = {arm["id"]: arm["evaluations"][kind]["score"]["value"] for arm in PUBLISHED["arms"]}
+    rows = table_rows((ROOT / "docs" / "lab.md").read_text(), header)
+    methods = ("sdpo-no-think", "rlsd", "rlrt", "antisd", "dasd", "srpo", "reopold", "eopd")
+    assert [row[0] for row in rows] == ["`default`, 8", "`default`, 64"]
+    for amount, row in zip((8, 64), rows, strict=True):
+        expected = [arms["base"], *(arms[f"{name}-c{amount}"] for name in methods)]
+        assert [float(cell) for cell in row[1:]] == pytest.approx(expected, abs=0.0051)
 
 
 def test_the_verdicts_of_the_cure_are_those_of_the_data():
