@@ -219,26 +219,33 @@ def test_all_servers_lost_stops_with_a_checkpoint_and_goes_on_elsewhere(tmp_path
         assert one["loss"] == pytest.approx(other["loss"], abs=1e-6)
 
 
-def test_two_processes_and_servers(tmp_path):
-    """The first process asks for both; when the servers are lost, both stop with a checkpoint."""
-    one, two, lost = (tmp_path / name for name in ("one", "two", "lost"))
+def run_on_two(settings, folder):
+    jobs = folder.with_suffix(".json")
+    jobs.write_text(json.dumps([[str(folder), settings.model_dump(mode="json")]]))
+    on_two("runs", jobs)
+
+
+def alone_and_on_two(folder, name, **more):
+    """Metrics of two steps, by one process and by two; the servers are asked equally often."""
+    one, two = folder / "one", folder / "two"
     with FakeVllm(load_model("lab")) as server:
-        settings = config([server.url], "grpo", steps=2)
+        settings = config([server.url], name, steps=2, **more)
         run(settings, one)
         asked = len(server.bodies)
-        jobs = tmp_path / "jobs.json"
-        jobs.write_text(json.dumps([[str(two), settings.model_dump(mode="json")]]))
-        on_two("runs", jobs)
+        run_on_two(settings, two)
         assert len(server.bodies) == 2 * asked
-    for first, second in zip(metrics(one), metrics(two), strict=True):
+    return zip(metrics(one), metrics(two), strict=True)
+
+
+def test_two_processes_and_servers(tmp_path):
+    """The first process asks for both; when the servers are lost, both stop with a checkpoint."""
+    for first, second in alone_and_on_two(tmp_path, "grpo"):
         assert first["reward"] == second["reward"]
         assert first["loss"] == pytest.approx(second["loss"], abs=1e-5)
         assert second["engine_gap_max_nats"] < 1e-4
-    jobs.write_text(
-        json.dumps([[str(lost), config(["http://127.0.0.1:9"]).model_dump(mode="json")]])
-    )
+    lost = tmp_path / "lost"
     with pytest.raises(AssertionError, match="stopped after 0 steps, with a checkpoint"):
-        on_two("runs", jobs)
+        run_on_two(config(["http://127.0.0.1:9"]), lost)
     assert (lost / "checkpoints" / "step-000000").is_dir()
 
 
@@ -337,16 +344,7 @@ def test_a_run_is_the_same_whoever_scores_the_teacher(name, tmp_path):
 @pytest.mark.parametrize("parallel", ["replicate", "shard"])
 def test_two_processes_whose_teacher_servers_score(parallel, tmp_path):
     """The first process asks for all rows, and both have all numbers."""
-    one, two = tmp_path / "one", tmp_path / "two"
-    with FakeVllm(load_model("lab")) as server:
-        settings = config([server.url], "rlrt", steps=2, parallel=parallel, **SERVED)
-        run(settings, one)
-        asked = len(server.bodies)
-        jobs = tmp_path / "jobs.json"
-        jobs.write_text(json.dumps([[str(two), settings.model_dump(mode="json")]]))
-        on_two("runs", jobs)
-        assert len(server.bodies) == 2 * asked
-    for first, second in zip(metrics(one), metrics(two), strict=True):
+    for first, second in alone_and_on_two(tmp_path, "rlrt", parallel=parallel, **SERVED):
         assert first["teacher_log_ratio_nats_per_token"] is not None
         for key in ("loss", "gradient_norm", "teacher_log_ratio_nats_per_token"):
             assert second[key] == pytest.approx(first[key], rel=1e-3, abs=1e-5)

@@ -86,10 +86,10 @@ def _bears_on(row: Mapping[str, Any], arm: Mapping[str, Any], settings: Any) -> 
 def _types(settings: Any) -> set[str]:
     """Every `type` that is named somewhere in a method's settings."""
     if isinstance(settings, Mapping):
-        inner = set().union(*map(_types, settings.values())) if settings else set()
         named = settings.get("type")
-        return inner | {named} if isinstance(named, str) else inner
-    return set().union(*map(_types, settings)) if isinstance(settings, list) and settings else set()
+        own = {named} if isinstance(named, str) else set[str]()
+        return own.union(*map(_types, settings.values()))
+    return set[str]().union(*map(_types, settings if isinstance(settings, list) else ()))
 
 
 def _ood(arm: Mapping[str, Any]) -> float:

@@ -96,9 +96,8 @@ def free_bytes(device: torch.device) -> int:
     if MEMINFO.is_file():
         free = 1024 * (_number(MEMINFO, r"MemAvailable:\s*(\d+)") or 0)
     else:  # macOS does not say what is free
-        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    most = _number(CGROUP / "memory.max", r"(\d+)")  # of a container
-    if most is not None:
+        free = _machine_bytes()
+    if (most := _container_bytes()) is not None:
         used = _number(CGROUP / "memory.current", r"(\d+)") or 0
         unused = _number(CGROUP / "memory.stat", r"(?m)^inactive_file (\d+)") or 0
         free = min(free, most - used + unused)
@@ -109,8 +108,16 @@ def whole_bytes(device: torch.device) -> int:
     """Of a GPU, or of the machine or container, in use or not."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min(machine, _number(CGROUP / "memory.max", r"(\d+)") or machine)
+    return min(_machine_bytes(), _container_bytes() or _machine_bytes())
+
+
+def _machine_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _container_bytes() -> int | None:
+    """What a container may have; None where there is none, or no limit."""
+    return _number(CGROUP / "memory.max", r"(\d+)")
 
 
 def _number(path: Path, pattern: str) -> int | None:

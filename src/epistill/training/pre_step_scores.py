@@ -7,6 +7,7 @@ one no-gradient pass per view; most methods need none of it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -60,6 +61,8 @@ def gather_scores(
             )
             completions = [rows[i].completion_ids for i, _ in views]
             scores = engine.score([prompt for _, prompt in views], completions, mass_of=mass_of)
+        if by is not None:  # servers say float64, of sums that were float32
+            scores = [replace(one, log_probs=one.log_probs.float()) for one in scores]
         return zip((found[i] for i, _ in views), scores, strict=True)
 
     needs, numbered = method.needs, list(enumerate(rows))
@@ -71,14 +74,14 @@ def gather_scores(
         shown = [(i, ids) for i, row in numbered if (ids := row.teacher_prompt_ids) is not None]
         mass = markers if needs.teacher_marker_mass else None
         for mine, one in score(teacher, shown, mass, teacher_engine):
-            mine.teacher_log_probs = one.log_probs.float()
+            mine.teacher_log_probs = one.log_probs
             if teacher_engine is None:  # a server's are bounds
                 mine.teacher_entropies, mine.teacher_marker_mass = one.entropies, one.mass
         several = numbered if needs.contrasting_views else []
         contrasting = [(i, ids) for i, row in several for ids in row.negative_prompt_ids]
         for mine, one in score(teacher, contrasting, by=teacher_engine):
             before: list[Tensor] = [] if mine.negatives is None else [mine.negatives]
-            mine.negatives = torch.cat([*before, one.log_probs.float().unsqueeze(0)])
+            mine.negatives = torch.cat([*before, one.log_probs.unsqueeze(0)])
     if needs.start_log_probs:
         for mine, one in score(base, [(i, row.prompt_ids) for i, row in numbered]):
             mine.start_log_probs = one.log_probs
