@@ -7,8 +7,10 @@ says little on a shared one.
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,13 +24,18 @@ def timed(function: Callable[[], Any]) -> float:
 
 
 def medians_in_turn(functions: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median seconds of each, called A B C A B C ..., after one warm-up round each."""
+    """Median seconds of each, called A B C A B C ..., after one warm-up round each.
+
+    Under "NAME, processor" stand the processor seconds, those of processes that it waited for too.
+    """
     for function in functions.values():
         function()
-    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    seconds: defaultdict[str, list[float]] = defaultdict(list)
     for _ in range(repeats):
         for name, function in functions.items():
+            before = sum(os.times()[:4])
             seconds[name].append(timed(function))
+            seconds[f"{name}, processor"].append(sum(os.times()[:4]) - before)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 

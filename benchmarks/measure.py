@@ -236,6 +236,8 @@ def measure_rows(folder: Path, megabytes: float, repeats: int) -> list[dict[str,
                 "script s": seconds["script"],
                 "measure s": seconds["one"],
                 "script / measure": seconds["script"] / seconds["one"],
+                "script / measure, processor": seconds["script, processor"]
+                / seconds["one, processor"],
                 "measure, two processes s": seconds["two"],
                 "two / one": seconds["two"] / seconds["one"],
                 "measuring s": seconds["call one"],
