@@ -205,10 +205,14 @@ class Needs:
         return self.teacher_scores or self.contrasting_views > 0
 
     @property
+    def teacher_passes(self) -> int:
+        """Of the teacher over a response, before the step."""
+        return self.teacher_scores + self.contrasting_views
+
+    @property
     def forward_passes(self) -> int:
         """Over a response, before the step."""
-        teacher = self.teacher_scores + self.contrasting_views
-        return teacher + self.start_log_probs + self.student_marker_mass
+        return self.teacher_passes + self.start_log_probs + self.student_marker_mass
 
     def met_by(self, scores: PreStepScores) -> bool:
         """Whether the teacher could be asked all that is wanted of it."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from epistill.errors import EpistillError
-from epistill.rollouts.load_model import lab_directory, load_model
+from epistill.rollouts.load_model import lab_directory, load_model, use_attention
 from epistill.rollouts.model import Head, LanguageModel
 from tests.helpers.plain_flash import FLASH, use_plain_flash
 
@@ -123,6 +123,24 @@ def test_attention_is_the_one_that_was_named(monkeypatch):
     with pytest.raises(EpistillError, match=r"only support fp16 and bf16.*number type") as refused:
         load_model("lab", attention=FLASH)
     assert "\n" not in str(refused.value)
+
+
+def test_attention_may_be_given_once_the_weights_are_there(monkeypatch):
+    use_plain_flash(monkeypatch)
+    at_once, later = (load_model("lab", dtype="bfloat16", attention=a) for a in (FLASH, None))
+    assert (at_once.packs, later.packs) == (True, False)
+    use_attention(later, FLASH)
+    assert later.packs
+    row = torch.arange(5, 17)
+    asked = row.unsqueeze(0), torch.zeros_like(row), row - 5
+    assert torch.equal(later.hidden(*asked), at_once.hidden(*asked))
+    for model, attention, said in (
+        (load_model("lab"), FLASH, "only support fp16 and bf16"),
+        (later, "flesh", "cannot have attention 'flesh'"),
+    ):
+        with pytest.raises(EpistillError, match=said) as refused:
+            use_attention(model, attention)
+        assert "\n" not in str(refused.value)
 
 
 def test_the_folder_of_a_run_names_its_model(tmp_path):

@@ -10,19 +10,23 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 import transformers
+from torch.distributed.fsdp._fully_shard import _fsdp_init
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from epistill.config import Lora, RunConfig
 from epistill.describe import extra_forwards
 from epistill.errors import EpistillError
 from epistill.methods import METHODS, method
-from epistill.rollouts.model import with_lora
+from epistill.rollouts.model import LanguageModel, with_lora
 from epistill.studies.hardware import GIB, Architecture, adapter_parameters, teacher_bytes
 from epistill.studies.load_study import RECIPES, load_study, shipped_studies
 from epistill.studies.plan import STATE, plan_study
 from epistill.studies.wall_clock import evaluation_sizes, one_step_ahead, wall_hours
 from epistill.teacher.weights import make_teacher
 from epistill.training import train_state
+from epistill.training.sharding import nowhere_whole
 from epistill.world import World
 from tests.helpers.models import make_tiny_model
 from tests.helpers.python import run_epistill
@@ -504,18 +508,18 @@ def test_the_numbers_of_scale_are_what_plan_says():
         assert with_copy["training_bytes"] - other["training_bytes"] == copy
         assert other["sequences_at_once"] is None
         assert other["fits"]
-        assert other["peak_bytes"] == other["memory"]["start"]  # "is then the peak"
+        for row in (with_copy, other):
+            assert row["peak_bytes"] == row["training_bytes"]  # "never the peak"
+        assert other["memory"]["host"] == copy
         without.append(printed(other["training_bytes"] / GIB, 0))
         starts.append(printed(with_copy["memory"]["start"] / GIB, 0))
         starts_served.append(printed(other["memory"]["start"] / GIB, 0))
-    assert (len(copies), len(set(starts_served))) == (1, 1)  # "however many GPUs"
-    peaks = [sdpo[n]["peak_bytes"] == sdpo[n]["memory"]["start"] for n in sizes]
-    assert peaks == [False, True, True]  # "the peak from 64 GPUs on"
     said += [
-        f"weights that samples, {copies.pop() / GIB:.1f} GiB in each process",
+        f"weights that samples, {(copy := copies.pop()) / GIB:.1f} GiB in each process",
         "need {}, {} and {} GiB at 8, 64 and 512".format(*without),
-        f"the start needs {starts_served[0]} GiB with a teacher",
-        "the processes sample it needs {}, {} and {}".format(*starts),
+        "the start needs {}, {} and {} GiB".format(*starts_served),
+        "the processes sample {}, {} and {}".format(*starts),
+        f"{copy / GIB:.1f} GiB of the host's memory for each process, {8 * copy / GIB:.0f} of a machine",
     ]
     page = " ".join(SCALE.split())
     assert [one for one in said if one not in page] == []
@@ -622,61 +626,120 @@ def test_a_plan_finds_the_micro_batch_that_a_run_would():
     assert tokens(10_000) == 20_480 + load_study("recipes/math-qwen3-8b-no-think").lengths.prompt
 
 
-SNAPSHOT = {"teacher": {"type": "snapshot"}}
+EIGHT = 8
+SNAPSHOT, EMA = ({"teacher": {"type": kind}} for kind in ("snapshot", "ema"))
 
 
-def parameters_alive() -> int:
-    """Bytes of every parameter in memory."""
+def tensors_alive() -> dict[int, int]:
+    """Bytes of the memory of every tensor, by its address."""
     gc.collect()
-    parameters = [one for one in gc.get_objects() if type(one) is torch.nn.Parameter]
-    return sum({one.data_ptr(): one.nbytes for one in parameters}.values())
+    tensors = [one for one in gc.get_objects() if type(one) in (torch.Tensor, torch.nn.Parameter)]
+    storages = [one.untyped_storage() for one in tensors]
+    return {storage.data_ptr(): storage.nbytes() for storage in storages}
 
 
+@pytest.fixture
+def one_of_eight():
+    """Processes of which seven are not there: enough to shard, not to compute."""
+    dist.init_process_group("fake", rank=0, world_size=EIGHT, store=FakeStore())
+    yield World(0, EIGHT)
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("vocabulary", [64, 16_384])
 @pytest.mark.parametrize(
     ("name", "chosen", "changes"),
     [
         ("grpo", {}, SERVED),
+        ("sdpo", {}, SERVED),
+        ("sdpo", EMA, SERVED),
+        ("sdpo", SNAPSHOT, SERVED | {"lora": {"rank": 1}}),
         ("sdpo", {}, {}),
-        ("sdpo", SNAPSHOT, {**SERVED, "lora": {"rank": 4}}),
+        ("sdpo", EMA, {"lora": {"rank": 1}}),
     ],
-    ids=["GRPO, servers", "SDPO", "SDPO, snapshot of an adapter, servers"],
+    ids=[
+        "GRPO",
+        "SDPO",
+        "EMA",
+        "snapshot of an adapter",
+        "SDPO samples",
+        "an adapter's EMA samples",
+    ],
 )
-def test_the_start_has_the_whole_networks_that_are_there(name, chosen, changes, monkeypatch):
-    """Counted whenever one is laid out over processes, which here leaves nothing of it."""
-    changes = {"parallel": "shard", **changes}
+def test_the_start_holds_on_a_gpu_what_the_plan_says(
+    name, chosen, changes, vocabulary, tied, one_of_eight, monkeypatch
+):
+    """FSDP's own sharding of eight; a GPU is what memory is made after the network is loaded."""
+    sizes = {"vocab_size": vocabulary, "hidden_size": 256, "intermediate_size": 2048}
+    shape = small("qwen3", tie_word_embeddings=tied, **sizes)
+    changes = {"parallel": "shard", "precision": None, **changes}
     spec = changed(**changes)
     arm = spec.arms[1].model_copy(update={"method": name, "method_settings": chosen})
-    plan = plan_study(spec.model_copy(update={"arms": (arm,)}), gpus=512)
-    start = plan["arms"][arm.id]["memory"]["start"]
-    before = parameters_alive()
-    model = make_tiny_model()
-    one, seen = parameters_alive() - before, []
-
-    def place(laid_out):
-        seen.append((parameters_alive() - before) / one)
-        for parameter in laid_out.network.parameters():
-            parameter.data = parameter.data[:0].clone()
-
-    monkeypatch.setattr(train_state, "placement", lambda *_: place)
+    update = {"arms": (arm,), "architectures": dict.fromkeys(spec.architectures, shape)}
+    memory = plan_study(spec.model_copy(update=update), gpus=EIGHT)["arms"][arm.id]["memory"]
     settings = {"model": "lab", "task": {"type": "star_search"}, "method": method(name, **chosen)}
     config = RunConfig.model_validate({**settings, **changes})
-    student = model if config.lora is None else with_lora(model, config.lora)
-    train_state.make_train_state(config, student, World(0, 2))
-    whole = ARCHITECTURES["Qwen/Qwen3-8B"].parameters * 4
-    assert round(max(seen)) == round(start / whole) <= 2
+    served = nowhere_whole(config, EIGHT)
+
+    def on_gpu():
+        return sum(size for place, size in tensors_alive().items() if place not in before)
+
+    def moved(parameters, buffers, device):
+        for one in (*parameters, *buffers) if served else ():
+            one.data = one.clone()  # as torch's own does where they lie on another device
+        shares = sum(one.nbytes for one in parameters) // EIGHT  # are made next, then it returns
+        seen.append(on_gpu() + shares)
+
+    monkeypatch.setattr(_fsdp_init, "_move_states_to_device", moved)
+    student = LanguageModel(network(shape).eval(), make_tiny_model().tokenizer, "small")
+    if config.lora is not None:
+        student = with_lora(student, config.lora)
+    host = [one.untyped_storage() for one in student.network.parameters()]  # no address comes twice
+    before, seen = tensors_alive().keys(), []
+    state = train_state.make_train_state(config, student, one_of_eight)
+    # Beside it: an adapter's own weights, buffers; the plan's student is there before.
+    assert max(seen) == pytest.approx(memory["start"] - memory["student"], rel=0.05)
+    assert on_gpu() == pytest.approx(memory["weights"] + memory["teacher"], rel=0.05)
+    del host
+    assert (memory["host"] > 0) == served == (state.student is state.trained)
 
 
-def test_a_start_that_needs_more_than_a_step_decides():
+def test_a_start_on_the_host_is_never_the_peak():
+    row = plan_study(changed(**SERVED), gpus=8)["arms"]["sdpo"]
+    whole, head = 8_190_735_360 * 4, 151_936 * 4096 * 4
+    # The shares of student and teacher, and the embedding with the last norm.
+    assert row["memory"]["start"] == 2 * whole // 8 + head + 4096 * 4
+    assert row["memory"]["host"] == whole
+    assert row["peak_bytes"] == row["training_bytes"] > 3 * row["memory"]["start"]
+    row = plan_study(changed(), gpus=8)["arms"]["sdpo"]
+    assert row["memory"]["start"] == whole + 2 * whole // 8  # the copy that samples
+    assert row["memory"]["host"] == 0
+    # An adapter's averages are whole until it is sharded: here, or on the host.
+    for more, held in (({}, "start"), (SERVED, "host")):
+        memory = plan_study(changed(lora={"rank": 4}, **more), gpus=8)["arms"]["sdpo-ema"]["memory"]
+        averages = 8 * memory["teacher"]
+        here = whole + whole // 8 if held == "start" else whole
+        assert memory[held] == pytest.approx(here + averages)
+
+
+def test_what_servers_score_is_their_work():
+    """A live teacher's log-probs before a step: the trainer's pass less, the servers' more."""
+    asked = SERVED["rollouts"] | {"teacher_scores": "servers"}
     spec = changed(**SERVED)
-    for room, fits in ((62.0, True), (40.0, False)):  # a step needs 36.8 of SDPO, the start 61
-        machine = spec.hardware.model_copy(update={"memory_gib": room})
-        row = plan_study(spec.model_copy(update={"hardware": machine}), gpus=8)["arms"]["sdpo"]
-        assert row["training_bytes"] < 40 * GIB < row["memory"]["start"] == row["peak_bytes"]
-        assert row["fits"] == fits
-    # Two whole float32 networks, and here, where the process samples, the teacher's shares too.
-    row, whole = plan_study(changed(), gpus=8)["arms"]["sdpo"], 8_190_735_360 * 4
-    assert row["memory"]["start"] == 2 * whole + whole // 8
-    assert row["peak_bytes"] == row["training_bytes"]
-    # An adapter's averages are whole until it is sharded.
-    row = plan_study(changed(lora={"rank": 4}), gpus=8)["arms"]["sdpo-ema"]
-    assert row["memory"]["start"] == pytest.approx(2 * whole + 8 * row["memory"]["teacher"])
+    arm = spec.arms[1].model_copy(
+        update={"method": "rlsd", "method_settings": {"teacher": {"type": "live"}}}
+    )
+    both = [
+        plan_study(changed(rollouts=rollouts).model_copy(update={"arms": (arm,)}), gpus=8)
+        for rollouts in (SERVED["rollouts"], asked)
+    ]
+    own, theirs = (plan["arms"][arm.id] for plan in both)
+    assert own["tokens"]["scored"] > theirs["tokens"]["scored"] == 0
+    saved = own["gpu_hours"]["training"] - theirs["gpu_hours"]["training"]
+    more = theirs["gpu_hours"]["sampling"] - own["gpu_hours"]["sampling"]
+    assert saved == pytest.approx(more)
+    assert own["memory"]["gathered"] - theirs["memory"]["gathered"] == 151_936 * 4096 * 2
+    later = theirs["wall_hours"]["sampling"] - own["wall_hours"]["sampling"]
+    assert later == pytest.approx(more / 8)
+    assert theirs["ahead"]["hours_in_process"] == pytest.approx(own["ahead"]["hours_in_process"])

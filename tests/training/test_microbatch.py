@@ -55,6 +55,8 @@ def test_an_adapters_state_is_small_and_its_base_is_no_activation(lab_model):
     state = microbatch._state_bytes(settings(lora_rank=2), adapted, World())
     trained = sum(p.numel() * 4 for p in adapted.network.parameters() if p.requires_grad)
     assert (state, trained < frozen) == (3 * trained, True)
+    on_gpu = settings(lora_rank=2).model_copy(update={"device": "cuda"})  # the weights are not yet
+    assert microbatch._state_bytes(on_gpu, adapted, World()) == 4 * trained + frozen
 
 
 def test_the_probe_lets_the_weights_go():

@@ -33,7 +33,7 @@ from epistill.integrity import check_part
 from epistill.json_files import open_file
 from epistill.objective.products import use_fast_products
 from epistill.rollouts.align import packs
-from epistill.rollouts.model import LanguageModel
+from epistill.rollouts.model import LanguageModel, on_device
 from epistill.rollouts.sampler import PromptRequest, sample
 
 # Mean over the tokens of a check: rounding stays far below, a lost or foreign state does not.
@@ -43,6 +43,7 @@ DTypeName = Literal["float32", "bfloat16"]
 LAB_NAME = "lab"
 GGUF = ".gguf"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+AN_ATTENTION = "an attention that it has and that is installed, as sdpa or eager"
 ATTENTION_KEYS = ("attn_implementation", "_attn_implementation")  # both, or a file's would count
 _LOADER: Any = AutoModelForCausalLM
 
@@ -89,11 +90,7 @@ def load_model(
         tokenizer = load_tokenizer(source, name, trust_remote_code, chat_template)
         _refuse_pickled_adapter(source, name)
         network: Any = _load_network(source, name, dtype, attention, trust_remote_code)
-    try:
-        network = network.to(device)
-    except (RuntimeError, AssertionError) as error:
-        said = f"device {device!r} cannot be used: {first_line(error)}"
-        raise EpistillError(f"{said}; expected cpu, or cuda with a torch for it") from error
+    network = on_device(network, device)
     use_fast_products(network)
     model = LanguageModel(network.eval(), tokenizer, name)
     model.compute_dtype = torch.bfloat16 if precision == "bf16" else None
@@ -101,6 +98,18 @@ def load_model(
     with _computing_anything(model):
         model.packs = packs(model)
     return model
+
+
+def use_attention(model: LanguageModel, attention: str) -> None:
+    """Give a loaded model another attention, and decide again whether its rows go packed."""
+    config = model.causal_lm().config
+    before = config._attn_implementation
+    with _told(model.name, f"cannot have attention {attention!r}", AN_ATTENTION):
+        model.causal_lm().set_attn_implementation(attention)
+        if config._attn_implementation == before:  # transformers only warns
+            raise ValueError("its kind cannot change it once it is loaded")
+    with _computing_anything(model):
+        model.packs = packs(model)
 
 
 def load_without_weights(name: str, *, chat_template: str | None = None) -> LanguageModel:
@@ -174,7 +183,7 @@ def _load_network(
     fault, expected = "could not be loaded", f"a causal LM with {kind}"
     if attention is not None:
         fault += f" with attention {attention!r}"
-        expected += ", and an attention that it has and that is installed, as sdpa or eager"
+        expected += f", and {AN_ATTENTION}"
     with _told(name, fault, expected):
         if not form:
             return _LOADER.from_pretrained(folder, use_safetensors=True, **options)

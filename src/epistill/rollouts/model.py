@@ -178,6 +178,15 @@ class LanguageModel:
         return base
 
 
+def on_device(weights: Any, device: str) -> Any:
+    """A network or tensor moved there; EpistillError where the device is not to be had."""
+    try:
+        return weights.to(device)
+    except (RuntimeError, AssertionError) as error:
+        said = f"device {device!r} cannot be used: {first_line(error)}"
+        raise EpistillError(f"{said}; expected cpu, or cuda with a torch for it") from error
+
+
 def with_lora(model: LanguageModel, settings: Lora) -> LanguageModel:
     """The model with a fresh low-rank adapter, its base frozen.
 

@@ -138,7 +138,7 @@ def _measured(
     config: RunConfig, shape: Architecture, lengths: Lengths
 ) -> tuple[float, float, float]:
     """Tokens per second of a batch and of one sequence; TFLOP/s of a training step."""
-    student = load_student(config, config.device)
+    student = load_student(config, World())
     if config.microbatch_tokens == "auto":
         fitting = fitting_microbatch_tokens(config, student, World())
         config = config.model_copy(update={"microbatch_tokens": fitting})

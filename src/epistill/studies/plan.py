@@ -30,7 +30,12 @@ from epistill.studies.hardware import (
     teacher_bytes,
 )
 from epistill.studies.spec import Probe, StudySpec
-from epistill.studies.wall_clock import evaluation_sizes, one_step_ahead, wall_hours
+from epistill.studies.wall_clock import (
+    evaluation_sizes,
+    one_step_ahead,
+    served_forwards,
+    wall_hours,
+)
 
 ADAM_MOMENTS = 2
 CHUNK_COPIES = 4  # a chunk's logits of student and teacher, its log-probs, its gradient
@@ -94,13 +99,15 @@ def plan_study(
         shape = spec.architectures[config.model]
         tokens = _tokens(config, lengths)
         served = isinstance(config.rollouts, VllmRollouts) and config.method.traces is None
+        flops_per_second = share * hardware.peak_tflops * 1e12
         updating, scoring = (
-            training_flops(config, shape, tokens, lengths, own_scores=own_scores)
-            / (share * hardware.peak_tflops * 1e12)
+            training_flops(config, shape, tokens, lengths, own_scores=own_scores) / flops_per_second
             for own_scores in (False, True)
         )
+        asked = _scored_tokens(config, lengths, served_forwards(config))
+        asking = shape.forward_flops(_longest(config, lengths), asked) / flops_per_second
         hours = {
-            "sampling": tokens["sampled"] / rate / 3600,
+            "sampling": (tokens["sampled"] / rate + asking) / 3600,
             "training": (scoring if served else updating) / 3600,
             "evaluation": tokens["evaluated"] / rate / 3600,
         }
@@ -114,8 +121,8 @@ def plan_study(
             rate=rate,
             microbatch_tokens=memory["microbatch_tokens"],
         )
-        together = partial(clock, update_seconds=updating)
-        apart = partial(clock, update_seconds=scoring, own_scores=True)
+        together = partial(clock, update_seconds=updating + asking)
+        apart = partial(clock, update_seconds=scoring, asked_seconds=asking, own_scores=True)
         room, cache = int(hardware.memory_gib * GIB), memory["cache_per_sequence"]
         free = room - sum(memory[part] for part in STATE)
         training = sum(memory[part] for part in (*STATE, *STEP))
@@ -161,21 +168,31 @@ def _tokens(config: RunConfig, lengths: Lengths) -> dict[str, int]:
 
     sampled: written by the student (for SFT traces, at least). trained: through the student
     forward and backward, prompt included. scored: through extra forward passes (teachers,
-    references), prompt and context included. evaluated: written in the evaluations.
+    references) of the trainer, prompt and context included. evaluated: written in the evaluations.
     """
     method = config.method
     rows = config.steps * config.problems_per_step * config.samples_per_problem
     response = lengths.response_within(config.sampling.max_new_tokens)
-    sequence = lengths.prompt + response
     sampled = method.traces.count if method.traces is not None else rows
     written = sum(problems * samples for problems, samples in evaluation_sizes(config))
     drawn = config.eval_sampling or config.sampling
     return {
         "sampled": sampled * response if config.steps else 0,
-        "trained": rows * sequence,
-        "scored": extra_forwards(method) * rows * (sequence + context_length(config, lengths)),
+        "trained": rows * (lengths.prompt + response),
+        "scored": _scored_tokens(config, lengths, extra_forwards(method) - served_forwards(config)),
         "evaluated": written * lengths.response_within(drawn.max_new_tokens),
     }
+
+
+def _longest(config: RunConfig, lengths: Lengths) -> int:
+    """Tokens that a teacher reads: prompt, context and response."""
+    response = lengths.response_within(config.sampling.max_new_tokens)
+    return lengths.prompt + context_length(config, lengths) + response
+
+
+def _scored_tokens(config: RunConfig, lengths: Lengths, passes: int) -> int:
+    rows = config.steps * config.problems_per_step * config.samples_per_problem
+    return passes * rows * _longest(config, lengths)
 
 
 def context_length(config: RunConfig, lengths: Lengths) -> int:
@@ -207,9 +224,8 @@ def training_flops(
     """
     passes = (3 if config.lora is None else 2) + config.activation_checkpointing + own_scores
     length = lengths.prompt + lengths.response_within(config.sampling.max_new_tokens)
-    longer = length + context_length(config, lengths)
     trained = passes * shape.forward_flops(length, tokens["trained"])
-    return trained + shape.forward_flops(longer, tokens["scored"])
+    return trained + shape.forward_flops(_longest(config, lengths), tokens["scored"])
 
 
 def _memory(
@@ -222,9 +238,9 @@ def _memory(
     in the computing dtype and whole while they are computed with: two blocks (one is fetched
     ahead), the embedding, the heads; not sharded, copies of all weights where they are kept in
     another dtype. activations: of one micro-batch; logits: of one chunk (the fused head), with the
-    head's float32 gradient. Not in the sum: start (before the first step, a peak of its own: where
-    state is sharded, the loaded model whole and one copy of it, which are sharded one after the
-    other, beside the teachers that are sharded already), logits_dense
+    head's float32 gradient. Not in the sum: start (before the first step: weights, teachers,
+    the copy that samples, and, where no GPU holds one, the largest part that is moved there to be
+    sharded), host (in the host's memory, of each process, until then), logits_dense
     (whole logits of a micro-batch instead), activations_whole (without checkpointing),
     cache_per_sequence (keys and values of one at its full length, while sampling; 0 where servers
     write all responses). microbatch_tokens is no
@@ -242,7 +258,7 @@ def _memory(
     served = nowhere_whole(config, hardware.gpus)
     shards = hardware.gpus if sharded else 1
     limit = shape.max_position_embeddings
-    networks = 2 if config.method.needs_teacher else 1
+    networks = 1 + (config.method.needs_teacher and not served_forwards(config))
     gathered = 0 if computed == number else parameters * computed
     if sharded:
         gathered = (2 * shape.layer_parameters + (1 + networks) * head) * computed
@@ -253,12 +269,13 @@ def _memory(
         "gradients": trained * number // shards if config.steps else 0,
         "optimizer": ADAM_MOMENTS * trained * number // shards if config.steps else 0,
     }
-    copies = copied_networks(config.method, config.lora)
-    # An adapter's averages are whole until it is sharded; a last teacher, while it is copied.
-    beside = state["teacher"] if copies else state["teacher"] * shards
-    if served and copies == 1:
-        beside = 0
-    wholes = 1 if not sharded or (served and not copies) else 2
+    # An adapter's averages are whole until it is sharded.
+    averages = 0 if copied_networks(config.method, config.lora) else state["teacher"] * shards
+    start = state["weights"] + state["student"] + state["teacher"]
+    if served:
+        start += max(shape.layer_parameters, head + shape.hidden_size) * number
+    elif averages:
+        start += averages - state["teacher"]
     # A micro-batch holds at least one sequence; a teacher's is longer but keeps no activations.
     one = min(lengths.prompt + config.sampling.max_new_tokens, limit)
     tokens = config.microbatch_tokens
@@ -284,7 +301,8 @@ def _memory(
     }
     return {
         **state,
-        "start": wholes * parameters * number + beside,
+        "start": start,
+        "host": parameters * number + averages if served else 0,
         "microbatch_tokens": tokens if config.steps else 0,
         **(of_training if config.steps else dict.fromkeys(of_training, 0)),
         "cache_per_sequence": 0 if served else shape.cache_bytes(min(longest, limit), computed),

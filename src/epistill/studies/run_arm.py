@@ -29,7 +29,7 @@ from epistill.evaluation.evaluate import (
 from epistill.rollout_settings import VllmRollouts
 from epistill.rollouts.in_process_engine import InProcessEngine
 from epistill.rollouts.load_model import load_model
-from epistill.rollouts.model import LanguageModel, with_lora
+from epistill.rollouts.model import LanguageModel, on_device, with_lora
 from epistill.rollouts.vllm_server import ServersLost
 from epistill.rollouts.weights_file import gathered, own_tensors, write_model
 from epistill.seeds import derive_seed
@@ -42,6 +42,8 @@ from epistill.training.microbatch import fitting_microbatch_tokens
 from epistill.training.server_rollouts import open_engine
 from epistill.training.sharding import nowhere_whole
 from epistill.world import World, current_world
+
+HOST_ATTENTION = (None, "sdpa", "eager")  # others may need a GPU
 
 
 def run(
@@ -78,7 +80,7 @@ def run(
         if finished:
             return store
         config = config.model_copy(update={"microbatch_tokens": tokens})
-        student = load_student(config, world.device(config.device))
+        student = load_student(config, world)
         check_run(config, student)
         if config.microbatch_tokens == "auto":
             tokens = fitting_microbatch_tokens(config, student, world)
@@ -142,13 +144,20 @@ def _check_push_schedule(config: RunConfig, world: World) -> None:
         )
 
 
-def load_student(config: RunConfig, device: str) -> LanguageModel:
-    """The model that a run starts from, with its adapter where it trains one."""
+def load_student(config: RunConfig, world: World) -> LanguageModel:
+    """The model that a run starts from, with its adapter where it trains one.
+
+    What no GPU is to hold whole begins in the host's memory (`sharding.placement` moves it); an
+    attention that may need the GPU is given to it there.
+    """
+    on_host, device = nowhere_whole(config, world.size), world.device(config.device)
+    on_device(torch.empty(0), device)  # known to be there before the weights are read
+    waits = on_host and config.attention not in HOST_ATTENTION
     student = load_model(
         config.model,
         dtype=config.dtype,
-        device=device,
-        attention=config.attention,
+        device="cpu" if on_host else device,
+        attention=None if waits else config.attention,
         precision=config.precision,
         chat_template=config.chat_template,
     )

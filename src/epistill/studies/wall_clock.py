@@ -13,6 +13,7 @@ from typing import Any
 
 from epistill.config import RunConfig, SamplingConfig
 from epistill.describe import extra_forwards
+from epistill.rollout_settings import VllmRollouts
 from epistill.studies.hardware import DTYPE_BYTES, FLOAT32_BYTES, Architecture, Hardware, Lengths
 
 GB = 1e9
@@ -29,6 +30,7 @@ def wall_hours(
     update_seconds: float,
     microbatch_tokens: int,
     own_scores: bool = False,
+    asked_seconds: float = 0.0,
 ) -> dict[str, Any]:
     """Hours of one run by part, and what bounds sampling and training.
 
@@ -39,6 +41,7 @@ def wall_hours(
         update_seconds: Of all training together on one GPU.
         microbatch_tokens: Tokens per forward pass, with padding.
         own_scores: Whether the trainer scores what servers wrote, once a step.
+        asked_seconds: Of all scores that the servers give, together on one GPU.
 
     Returns:
         sampling, training, evaluation, total (hours); sampling_bound: "throughput" or "longest
@@ -61,6 +64,7 @@ def wall_hours(
     rows = groups * size // config.updates_per_batch
     own = math.ceil(rows / gpus)  # of the process that has most
     computing = update_seconds * own / rows
+    asked = asked_seconds * math.ceil(groups * size / gpus) / (groups * size)
     sequence = lengths.prompt + lengths.response_within(config.sampling.max_new_tokens)
     rounds = math.ceil(own * sequence / max(microbatch_tokens, sequence))
     moved = 0.0 if gpus == 1 else updates * _moved_bytes(config, shape, rounds, own_scores) / GB
@@ -70,7 +74,7 @@ def wall_hours(
         for problems, samples in evaluation_sizes(config)
     )
     found = {
-        "sampling": max(busy, alone) / 3600 if config.steps else 0.0,
+        "sampling": (max(busy, alone) + asked) / 3600 if config.steps else 0.0,
         "training": max(computing, moving) / 3600,
         "evaluation": evaluating / 3600,
     }
@@ -81,6 +85,13 @@ def wall_hours(
         "training_bound": "gathering weights" if moving > computing else "FLOPs",
         "idle_sampling_share": max(0.0, 1 - groups / gpus),
     }
+
+
+def served_forwards(config: RunConfig) -> int:
+    """Teacher's passes over a response that servers make instead of the trainer."""
+    rollouts = config.rollouts
+    served = isinstance(rollouts, VllmRollouts) and rollouts.teacher_scores == "servers"
+    return config.method.needs.teacher_passes if served else 0
 
 
 def evaluation_sizes(config: RunConfig) -> Iterator[tuple[int, int]]:
@@ -98,7 +109,9 @@ def _moved_bytes(config: RunConfig, shape: Architecture, rounds: int, own_scores
     if config.parallel == "replicate":
         return 2 * shape.parameters * FLOAT32_BYTES
     computed = 2 if config.precision == "bf16" else number
-    passes = 2 + extra_forwards(config.method) + own_scores  # forward, backward, teachers
+    passes = 2 + extra_forwards(config.method)  # forward, backward, teachers
+    if own_scores:  # servers write
+        passes += 1 - served_forwards(config)
     reduced = FLOAT32_BYTES if config.precision == "bf16" else number
     sampler = number / config.updates_per_batch  # the whole copy that samples, once per batch
     return shape.parameters * (rounds * (passes * computed + reduced) + sampler)

@@ -11,10 +11,11 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from peft import PeftModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from epistill.axes import TeacherWeights
 from epistill.rollouts.model import LanguageModel
@@ -24,6 +25,25 @@ Place = Callable[[LanguageModel], None]  # lays a network out over the processes
 
 def whole(model: LanguageModel) -> None:
     """Every process holds all of it."""
+
+
+def placed_copy(model: LanguageModel, place: Place, *, trained: bool) -> LanguageModel:
+    """A copy with weights of its own, laid out by `place`; one that is frozen does not train.
+
+    Sharding copies what a process keeps of each tensor, so until then the copy may have the
+    model's own memory: a second whole network is never there.
+    """
+    network = copy.deepcopy(model.network) if place is whole else _sharing(model.network)
+    copied = model.with_network(network if trained else network.eval().requires_grad_(False))
+    place(copied)
+    return copied
+
+
+def _sharing(network: Any) -> Any:
+    """The same modules again, with parameters of their own over the same memory."""
+    # Here, not in `placed_copy`: whoever kept them would keep each part that is moved whole.
+    own = {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in network.parameters()}
+    return copy.deepcopy(network, own)
 
 
 class Teacher:
@@ -87,9 +107,7 @@ class CopiedTeacher(Teacher):
 
     def __init__(self, student: LanguageModel, place: Place = whole) -> None:
         super().__init__(student)
-        frozen = copy.deepcopy(student.network).eval().requires_grad_(False)
-        self._model = student.with_network(frozen)
-        place(self._model)
+        self._model = placed_copy(student, place, trained=False)
 
     @contextmanager
     def scoring(self) -> Iterator[LanguageModel]:

@@ -38,7 +38,8 @@ def fitting_microbatch_tokens(config: RunConfig, student: LanguageModel, world: 
         dtype=torch.bfloat16 if config.precision == "bf16" else None,
         checkpointing=config.activation_checkpointing,
     )
-    free = free_bytes(student.device) - _state_bytes(config, student, world)
+    device = torch.device(world.device(config.device))
+    free = free_bytes(device) - _state_bytes(config, student, world)
     return min(world.gather(fitting_tokens(free, per_token)))
 
 
@@ -129,9 +130,10 @@ def _number(path: Path, pattern: str) -> int | None:
 
 
 def _state_bytes(config: RunConfig, student: LanguageModel, world: World) -> int:
-    """What training is going to hold beside the weights that are there."""
+    """What training is going to hold on its device beside the weights that are there."""
     every = [(p.numel() * p.element_size(), p.requires_grad) for p in student.network.parameters()]
     state = STATE_COPIES * sum(size for size, trained in every if trained)
-    if config.lora is None and (config.method.needs_teacher or config.method.needs_start):
-        state += sum(size for size, _ in every)
+    copied = config.lora is None and (config.method.needs_teacher or config.method.needs_start)
+    elsewhere = student.device.type != torch.device(config.device).type  # until it is sharded
+    state += (copied + elsewhere) * sum(size for size, _ in every)
     return state // (world.size if config.parallel == "shard" else 1)

@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor
 
 from epistill.config import RunConfig
 from epistill.rollout_settings import VllmRollouts
+from epistill.rollouts.load_model import use_attention
 from epistill.rollouts.model import LanguageModel
 from epistill.rollouts.weights_file import gathered
 from epistill.teacher.weights import Place, whole
@@ -40,13 +41,15 @@ def placement(config: RunConfig, world: World) -> Place:
     """What lays out the student and every copied teacher."""
     if world.size == 1 or config.parallel == "replicate":
         return whole
-    mesh = init_device_mesh(torch.device(config.device).type, (world.size,))
+    device = torch.device(world.device(config.device))
+    mesh = init_device_mesh(device.type, (world.size,))
     policy = MixedPrecisionPolicy(
         param_dtype=torch.bfloat16 if config.precision == "bf16" else None,
         reduce_dtype=torch.float32 if config.precision == "bf16" else None,
     )
 
     def shard(model: LanguageModel) -> None:
+        """Part after part: FSDP moves one to the device, keeps its share of a copy, lets it go."""
         decoder, head = model.decoder(), model.output_layer()
         shared = {id(p) for p in decoder.parameters()} & {id(p) for p in head.parameters()}
         blocks = max((m for m in decoder.modules() if isinstance(m, nn.ModuleList)), key=len)
@@ -57,6 +60,11 @@ def placement(config: RunConfig, world: World) -> Place:
             part.set_force_sum_reduction_for_comms(True)  # gloo has no scaled sum
         if shared:  # a tied head is the embedding: it follows where that went
             head.weight = model.causal_lm().get_input_embeddings().weight
+        for left in (*model.network.parameters(), *model.network.buffers()):
+            if not isinstance(left, DTensor):  # outside decoder and head, or a buffer
+                left.data = left.to(device, copy=True)
+        if config.attention not in (None, model.causal_lm().config._attn_implementation):
+            use_attention(model, config.attention)
 
     return shard
 

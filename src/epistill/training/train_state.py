@@ -5,7 +5,6 @@ Enters: a `RunConfig` and the loaded student. Leaves: a `TrainState`.
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 from epistill.axes import FrozenWeights
 from epistill.config import RunConfig
 from epistill.rollouts.model import LanguageModel
-from epistill.teacher.weights import Teacher, make_teacher, whole
+from epistill.teacher.weights import Teacher, make_teacher, placed_copy, whole
 from epistill.training.sharding import nowhere_whole, placement
 from epistill.world import World
 
@@ -65,7 +64,7 @@ def make_train_state(config: RunConfig, student: LanguageModel, world: World) ->
     place = placement(config, world)
     student.compute_dtype = torch.bfloat16 if config.precision == "bf16" else None
     samples = place is not whole and not nowhere_whole(config, world.size)
-    # Its own network comes last: never more than two whole ones at a time.
+    # Its own network comes last: a sharded one cannot be copied.
     trained = student.with_network(student.network) if samples else student
     teacher = make_teacher(method.teacher, trained, place) if method.needs_teacher else None
     base = None
@@ -73,8 +72,9 @@ def make_train_state(config: RunConfig, student: LanguageModel, world: World) ->
         stays = teacher is not None and method.teacher.stays
         base = teacher if stays else make_teacher(FrozenWeights(), trained, place)
     if samples:
-        trained.network = copy.deepcopy(student.network)
-    place(trained)
+        trained.network = placed_copy(student, place, trained=True).network
+    else:
+        place(trained)
     if teacher is not None:
         teacher.student_laid_out()
     if config.activation_checkpointing:
