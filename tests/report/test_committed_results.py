@@ -304,3 +304,22 @@ def test_a_page_is_drawn_while_runs_are_missing(tmp_path, finished):
         for number in claim["numbers"]:
             both = {number["arm"], number["versus"]} <= kept.keys()
             assert (number["difference"] is None) != both, claim["id"]
+
+
+def test_what_orders_the_ood_change_over_all_arms_is_as_the_readme_says():
+    reports = [committed(folder.name) for folder in RESULTS.glob("lab-cure*/")]
+    arms = [
+        (change["score"]["value"], arm["evaluations"]["ood"])
+        for report in reports
+        for arm in report["arms"]
+        if (change := arm["difference_to_baseline"].get("ood"))
+    ]
+    text = (ROOT / "README.md").read_text()
+    assert f"Over {len(arms)} trained arms" in text
+    changes = [change for change, _ in arms]
+    for measure, sentence in (
+        ("committed_share", "the change of the OOD score (rho {:.2f})"),
+        ("density_per_1k_tokens", "the density of markers less ({:+.2f})"),
+    ):
+        rho = spearmanr([ood[measure]["value"] for _, ood in arms], changes).statistic
+        assert sentence.format(rho).replace("0.", ".") in text

@@ -145,7 +145,9 @@ def _rounded(value: Any) -> Any:
 
 def _arm(spec: StudySpec, arm: Arm, runs: Mapping[int, RunStore]) -> dict[str, Any]:
     config = spec.config_of(arm, min(runs))
-    context = config.method.context if arm.method is not None else None
+    traces = config.method.traces
+    context = config.method.context if traces is None else traces.context
+    named = [name for name, one in NAMED_CONTEXTS.items() if one == context]
     times = [row for store in runs.values() for row in store.timing()]
     return {
         "id": arm.id,
@@ -156,7 +158,7 @@ def _arm(spec: StudySpec, arm: Arm, runs: Mapping[int, RunStore]) -> dict[str, A
         "seeds": sorted(runs),
         "learning_rate": config.learning_rate or config.method.learning_rate,
         "baseline": arm.baseline,
-        "contexts": [name for name, one in NAMED_CONTEXTS.items() if one == context],
+        "contexts": (named or [context.source]) if arm.method is not None else [],
         # The arms of a grid are drawn as a surface, not as lines.
         "curves": {} if spec.grid is not None else _curves(runs),
         "evaluation_curve": {str(seed): store.curve() for seed, store in sorted(runs.items())},
