@@ -231,9 +231,16 @@ def test_the_table_of_the_distance_is_that_of_the_data():
         "kl_nats_per_response",
     )
     rows = table_rows((ROOT / "docs" / "lab.md").read_text(), "| rho with the OOD change")
-    assert [row[0] for row in rows] == ["`default`", "`gain`", "`corner`", "all"]
+    worlds = ["default", "gain", "corner", "middle", "opposite"]
+    coverages = ["8 problems", "64 problems", "all problems"]
+    assert [row[0] for row in rows] == [*(f"`{world}`" for world in worlds), "all", *coverages]
+
+    def kinds(arm):
+        few = re.search(r"-c(8|64)\b", arm["arm"])
+        return "all", f"`{arm['world']}`", f"{few[1] if few else 'all'} problems"
+
     for row in rows:
-        chosen = [arm for arm in arms if row[0] in ("all", f"`{arm['world']}`")]
+        chosen = [arm for arm in arms if row[0] in kinds(arm)]
         assert int(row[1]) == len(chosen)
         changes = [arm["change"] for arm in chosen]
         for measure, cell in zip(measures, row[2:], strict=True):
