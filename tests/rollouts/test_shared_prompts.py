@@ -36,6 +36,12 @@ def read_tokens(model):
     return calls
 
 
+def shared(prompts, completions, *, most_tokens, batches=None):
+    """Of one process; all rows are one micro-batch unless it is said."""
+    batches = batches or [range(len(prompts))]
+    return SharedPrompts(prompts, completions, batches, most_tokens=most_tokens)
+
+
 def plain(model, prompts, completions):
     with torch.no_grad():
         return align(model, prompts, completions).hidden(model)
@@ -48,10 +54,8 @@ def test_hidden_states_are_those_of_whole_rows(rows):
     model.network.double()
     expected = plain(model, prompts, completions)
     calls = read_tokens(model)
-    shared = SharedPrompts(prompts, completions, most_tokens=100)
-    torch.testing.assert_close(
-        shared.hidden(model, prompts, completions), expected, rtol=1e-9, atol=1e-9
-    )
+    found = shared(prompts, completions, most_tokens=100).hidden(model)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
     longest = max(map(len, set(prompts)))
     assert calls[0] == len(set(prompts)) * longest
     assert sum(calls[1:]) == len(prompts) * (max(map(len, completions)) - 1)
@@ -63,31 +67,19 @@ def test_a_prompt_is_kept_while_rows_are_to_come_and_there_is_room(most, reads):
     model = make_tiny_model()
     expected = plain(model, prompts, completions)
     calls = read_tokens(model)
-    shared = SharedPrompts(prompts, completions, most_tokens=most)
-    found = [shared.hidden(model, [p], [c]) for p, c in zip(prompts, completions, strict=True)]
+    one_by_one = shared(prompts, completions, most_tokens=most, batches=[[i] for i in range(6)])
+    found = [one_by_one.hidden(model) for _ in prompts]
     torch.testing.assert_close(torch.cat(found), expected, rtol=1e-5, atol=1e-5)
     assert len(calls) == reads + len(prompts)
-    assert not shared._kept
+    assert not one_by_one._kept
 
 
 def test_read_whole_where_little_is_saved():
     model = make_tiny_model()
     prompts, completions = [ids(2)] * 3 + [ids(3)], [ids(12)] * 4
     calls = read_tokens(model)
-    SharedPrompts(prompts, completions, most_tokens=100).hidden(model, prompts, completions)
+    shared(prompts, completions, most_tokens=100).hidden(model)
     assert calls == [4 * 15]
-
-
-def test_a_row_beyond_those_that_were_named_is_not_kept():
-    """Of another process, so that this one calls a network as often."""
-    prompts, completions = ROWS["in turn"]
-    model = make_tiny_model()
-    shared = SharedPrompts(prompts[::2], completions[::2], most_tokens=100)
-    shared.hidden(model, prompts[::2], completions[::2])
-    found = shared.hidden(model, prompts[1:2], completions[1:2])
-    expected = plain(model, prompts[1:2], completions[1:2])
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-    assert not shared._kept
 
 
 def test_read_whole_where_a_layer_keeps_something_else():
@@ -97,7 +89,7 @@ def test_read_whole_where_a_layer_keeps_something_else():
         model = tiny_model(family, tokenizer)
         prompts, completions = ROWS["of any length"]
         calls = read_tokens(model)
-        SharedPrompts(prompts, completions, most_tokens=100).hidden(model, prompts, completions)
+        shared(prompts, completions, most_tokens=100).hidden(model)
         assert calls == [6 * 28]
 
 
@@ -111,14 +103,13 @@ def test_of_packed_rows_prompts_are_read_once_and_the_rest_is_padded_little(monk
     expected = plain(model, prompts, completions)
     model.packs = True
     calls = read_tokens(model)
-    found = SharedPrompts(prompts, completions, most_tokens=200).hidden(model, prompts, completions)
+    found = shared(prompts, completions, most_tokens=200).hidden(model)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
     whole = sum(map(len, (*prompts, *completions)))
     assert 20 + 30 + 4 + sum(map(len, completions)) - 9 <= sum(calls) < 0.8 * whole
     # Too little is saved: whole rows, packed.
     calls.clear()
-    one = SharedPrompts(prompts[3:5], completions[3:5], most_tokens=200)
-    one.hidden(model, prompts[3:5], completions[3:5])
+    shared(prompts[3:5], completions[3:5], most_tokens=200).hidden(model)
     assert calls == [20 + 1 + 30 + 12]
 
 

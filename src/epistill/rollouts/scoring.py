@@ -40,17 +40,14 @@ def score_completions(
     lengths = [len(p) + len(c) for p, c in zip(prompts, completions, strict=True)]
     most = world.batch_tokens(lengths, microbatch_tokens)
     batches = list(micro_batches(lengths, max_tokens=most, packed=model.packs))
-    own = [i for batch in world.share(batches) for i in batch]
-    shared = SharedPrompts(
-        [prompts[i] for i in own], [completions[i] for i in own], most_tokens=microbatch_tokens
-    )
+    shared = SharedPrompts(prompts, completions, batches, most_tokens=microbatch_tokens)
     head = model.head()
     wanted = torch.tensor(mass_of or (), dtype=torch.long, device=model.device)
     width = 2 if mass_of is None else 3
     found: dict[int, Tensor] = {}  # [width, T] of each row
     for members, counted in world.deal(batches):
         chosen = [completions[i] for i in members]
-        states = shared.hidden(model, [prompts[i] for i in members], chosen)
+        states = shared.hidden(model)
         tokens = torch.tensor([t for one in chosen for t in one], device=model.device)
         parts: list[Tensor] = []
         chunk = chunk_rows(head.weight.shape[0])

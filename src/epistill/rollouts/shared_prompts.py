@@ -8,7 +8,7 @@ the teacher's where their contexts are equal.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from epistill.rollouts.align import align, micro_batches
 from epistill.rollouts.engine import Ids
 from epistill.rollouts.kv_cache import cache_argument, holds_everything, make_cache
 from epistill.rollouts.model import LanguageModel
+from epistill.world import World, current_world
 
 # Of all tokens of a pass, what must be saved: below it the second forward pass costs more.
 LEAST_SAVED = 0.1
@@ -63,68 +64,114 @@ def prefill(model: LanguageModel, prompts: Sequence[Ids], *, room: int) -> Prefi
 class SharedPrompts:
     """The prompts of one pass without gradients, each read once while rows with it are to come.
 
-    Rows are read whole, as ever, where few tokens would be saved, where the model's layers hold
-    more than keys and values, and where it is sharded: its blocks are gathered by all processes
-    together, which must call it equally often, and how often prompts are read depends on the rows
-    that a process has. What follows prompts that were read is padded, of a model that packs too.
+    Rows are read whole, as ever, where few tokens would be saved and where the model's layers hold
+    more than keys and values. What follows prompts that were read is padded, of a model that packs
+    too. A sharded network's blocks are gathered by all processes together, which must call it
+    equally often: each plans what the others are dealt too, and makes up the calls it has less.
 
     Args:
-        prompts: Of every row of the pass that this process has.
+        prompts: Of every row of the pass, whichever process has it.
         completions: As many.
+        batches: The micro-batches of all processes, as `World.deal` deals them.
         most_tokens: Of prompts that are kept for later micro-batches: as many as one may have.
     """
 
     def __init__(
-        self, prompts: Sequence[Ids], completions: Sequence[Ids], *, most_tokens: int
+        self,
+        prompts: Sequence[Ids],
+        completions: Sequence[Ids],
+        batches: Sequence[Sequence[int]],
+        *,
+        most_tokens: int,
     ) -> None:
-        self._to_come = Counter(map(tuple, prompts))
-        once = sum(map(len, self._to_come))
-        prompt_tokens = sum(map(len, prompts))
-        tokens = prompt_tokens + sum(map(len, completions))
-        self._pays = prompt_tokens - once >= LEAST_SAVED * tokens
-        self._most = most_tokens
-        self._kept: dict[tuple[int, ...], _Kept] = {}
+        first: dict[tuple[int, ...], int] = {}
+        # A prompt goes by the first row that has it.
+        self._begins = [first.setdefault(tuple(ids), row) for row, ids in enumerate(prompts)]
+        self._prompts, self._completions = prompts, completions
+        self._batches, self._most = batches, most_tokens
+        self._kept: dict[int, _Kept] = {}
+        self._rounds: Iterator[tuple[Sequence[_Part], int]] | None = None
 
     @torch.no_grad()
-    def hidden(
-        self, model: LanguageModel, prompts: Sequence[Ids], completions: Sequence[Ids]
-    ) -> Tensor:
-        """[N, H]: what predicts each completion token of a micro-batch, row after row."""
-        if not self._pays or any(isinstance(one, FSDPModule) for one in model.network.modules()):
-            return align(model, prompts, completions).hidden(model)
-        if not model.packs:
-            return self._hidden(model, prompts, completions)
+    def hidden(self, model: LanguageModel) -> Tensor:
+        """[N, H]: what predicts each completion token of this process's next micro-batch."""
+        self._rounds = self._rounds or self._planned(model)
+        parts, missing = next(self._rounds)
         found: dict[int, Tensor] = {}
-        lengths = [len(p) + len(c) for p, c in zip(prompts, completions, strict=True)]
-        for part in micro_batches(lengths, max_tokens=self._most):  # padding is to stay little
-            said = [completions[i] for i in part]
-            states = self._hidden(model, [prompts[i] for i in part], said)
-            found |= zip(part, states.split(list(map(len, said))), strict=True)
-        return torch.cat([found[i] for i in range(len(prompts))])
+        for part in parts:
+            states = self._hidden(model, part)
+            lengths = [len(self._completions[row]) for row in part.rows]
+            found |= zip(part.places, states.split(lengths), strict=True)
+        for _ in range(missing):
+            align(model, [[model.pad_id]], [[]]).hidden(model)
+        return torch.cat([found[place] for place in range(len(found))])
 
-    def _hidden(
-        self, model: LanguageModel, prompts: Sequence[Ids], completions: Sequence[Ids]
-    ) -> Tensor:
-        width, room = max(map(len, prompts)), max(map(len, completions))
-        cache = make_cache(model.network.config, width, room)
-        if not holds_everything(cache):
-            return align(model, prompts, completions).hidden(model)
+    def _planned(self, model: LanguageModel) -> Iterator[tuple[Sequence[_Part], int]]:
+        """This process's micro-batches, each with how many calls more another process makes."""
+        world = current_world()
+        sharded = any(isinstance(one, FSDPModule) for one in model.network.modules())
+        ranks = range(world.size) if sharded else (world.rank,)
+        plans = {rank: self._plan(model, World(rank, world.size)) for rank in ranks}
+        calls = [[sum(part.calls for part in parts) for parts in plan] for plan in plans.values()]
+        own = plans[world.rank]
+        for parts, same in zip(own, zip(*calls, strict=True), strict=True):
+            yield parts, max(same) - sum(part.calls for part in parts)
+
+    def _plan(self, model: LanguageModel, world: World) -> list[list[_Part]]:
+        """How a process reads each micro-batch that it is dealt."""
+        dealt = [batch for batch, _ in world.deal(self._batches)]
+        prompt = list(map(len, self._prompts))
+        said = list(map(len, self._completions))
+        to_come = Counter(self._begins[row] for batch in dealt for row in batch)
+        saved = sum((times - 1) * prompt[one] for one, times in to_come.items())
+        tokens = sum(prompt[row] + said[row] for batch in dealt for row in batch)
+        pays, kept = saved >= LEAST_SAVED * tokens, list[int]()
+
+        def part(places: Sequence[int], batch: Sequence[int]) -> _Part:
+            nonlocal kept
+            rows = [batch[place] for place in places]
+            begun = [self._begins[row] for row in rows]
+            width, longest = (max(length[row] for row in rows) for length in (prompt, said))
+            to_come.subtract(begun)
+            if not pays or not holds_everything(make_cache(model.network.config, width, longest)):
+                return _Part(places, rows, 1)
+            new = [one for one in dict.fromkeys(begun) if one not in kept]
+            before, kept, room = (*kept, *new), [], self._most
+            for one in before:  # what rows are to come for, and what there is room for
+                if to_come[one] > 0 and prompt[one] <= room:
+                    kept.append(one)
+                    room -= prompt[one]
+            return _Part(places, rows, bool(new) + (longest > 1), new, kept)
+
+        plan: list[list[_Part]] = []
+        for batch in dealt:
+            cut: Iterable[Sequence[int]] = [range(len(batch))]
+            if pays and model.packs:  # padding is to stay little
+                lengths = [prompt[row] + said[row] for row in batch]
+                cut = micro_batches(lengths, max_tokens=self._most)
+            plan.append([part(places, batch) for places in cut])
+        return plan
+
+    def _hidden(self, model: LanguageModel, part: _Part) -> Tensor:
+        prompts = [self._prompts[row] for row in part.rows]
+        completions = [self._completions[row] for row in part.rows]
         assert all(map(len, prompts))
-        begun = [tuple(prompt) for prompt in prompts]
+        if part.new is None:
+            return align(model, prompts, completions).hidden(model)
         with model.computing():
-            self._read(model, begun)
-            states = self._go_on(model, cache, begun, completions)
-        self._to_come.subtract(begun)
-        self._forget()
+            self._read(model, part.new)
+            kept = [self._kept[self._begins[row]] for row in part.rows]
+            states = _go_on(model, kept, prompts, completions)
+        self._kept = {one: self._kept[one] for one in part.kept}
         return states if model.compute_dtype is None else states.to(model.compute_dtype)
 
-    def _read(self, model: LanguageModel, prompts: Sequence[tuple[int, ...]]) -> None:
-        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._kept]
+    def _read(self, model: LanguageModel, new: Sequence[int]) -> None:
         if not new:
             return
-        found = prefill(model, new, room=0)
+        prompts = [self._prompts[one] for one in new]
+        found = prefill(model, prompts, room=0)
         cached: Any = found.cache.layers
-        for row, prompt in enumerate(new):
+        for row, (one, prompt) in enumerate(zip(new, prompts, strict=True)):
             layers = [
                 tuple(
                     states[row, :, -len(prompt) :].transpose(0, 1).clone()
@@ -132,50 +179,26 @@ class SharedPrompts:
                 )
                 for layer in cached
             ]
-            self._kept[prompt] = _Kept(layers, found.last[row])
+            self._kept[one] = _Kept(layers, found.last[row])
 
-    def _go_on(
-        self,
-        model: LanguageModel,
-        cache: Cache,
-        prompts: Sequence[tuple[int, ...]],
-        completions: Sequence[Ids],
-    ) -> Tensor:
-        """The completions' tokens but the last, which predicts nothing, after what was read."""
-        kept, device = [self._kept[prompt] for prompt in prompts], model.device
-        for index in range(len(cache.layers)):
-            pairs = zip(*(one.layers[index] for one in kept), strict=True)
-            keys, values = (_left_padded(states).transpose(1, 2) for states in pairs)
-            cache.update(keys, values, index)
-        lengths = torch.tensor([[len(prompt)] for prompt in prompts])
-        read = [torch.tensor(said[:-1], dtype=torch.long) for said in completions]
-        ids = pad_sequence(read, batch_first=True, padding_value=model.pad_id)
-        states = torch.stack([one.last for one in kept]).unsqueeze(1)
-        if ids.shape[1]:
-            mask = None
-            if len(lengths.unique()) > 1:
-                mask = torch.cat([_mask(prompts), torch.ones_like(ids)], 1).to(device)
-            # Padding stays at the row's last position: one more might be beyond the model's last.
-            ends = torch.tensor([[max(0, len(one) - 1)] for one in read])
-            places = lengths + torch.arange(ids.shape[1]).minimum(ends)
-            after = model.decoder()(
-                input_ids=ids.to(device),
-                attention_mask=mask,
-                position_ids=places.to(device),
-                past_key_values=cache,
-                use_cache=True,
-            )[0]
-            states = torch.cat([states, after], 1)
-        return torch.cat([row[: len(c)] for row, c in zip(states, completions, strict=True)])
 
-    def _forget(self) -> None:
-        """What no row is to come for, and what there is no room for."""
-        room = self._most
-        for prompt in list(self._kept):
-            if self._to_come[prompt] > 0 and len(prompt) <= room:
-                room -= len(prompt)
-            else:
-                del self._kept[prompt]
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Rows of a micro-batch that go through the network together.
+
+    Attributes:
+        places: Where the rows stand in the micro-batch.
+        rows: Their numbers among those of the pass.
+        calls: Of the network.
+        new: Prompts that are read first; None where rows are read whole.
+        kept: Prompts that are kept afterwards.
+    """
+
+    places: Sequence[int]
+    rows: Sequence[int]
+    calls: int
+    new: Sequence[int] | None = None
+    kept: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +207,41 @@ class _Kept:
 
     layers: Sequence[tuple[Tensor, ...]]
     last: Tensor
+
+
+def _go_on(
+    model: LanguageModel,
+    kept: Sequence[_Kept],
+    prompts: Sequence[Ids],
+    completions: Sequence[Ids],
+) -> Tensor:
+    """The completions' tokens but the last, which predicts nothing, after what was read."""
+    width, room = max(map(len, prompts)), max(map(len, completions))
+    cache, device = make_cache(model.network.config, width, room), model.device
+    for index in range(len(cache.layers)):
+        pairs = zip(*(one.layers[index] for one in kept), strict=True)
+        keys, values = (_left_padded(states).transpose(1, 2) for states in pairs)
+        cache.update(keys, values, index)
+    lengths = torch.tensor([[len(prompt)] for prompt in prompts])
+    read = [torch.tensor(said[:-1], dtype=torch.long) for said in completions]
+    ids = pad_sequence(read, batch_first=True, padding_value=model.pad_id)
+    states = torch.stack([one.last for one in kept]).unsqueeze(1)
+    if ids.shape[1]:
+        mask = None
+        if len(lengths.unique()) > 1:
+            mask = torch.cat([_mask(prompts), torch.ones_like(ids)], 1).to(device)
+        # Padding stays at the row's last position: one more might be beyond the model's last.
+        ends = torch.tensor([[max(0, len(one) - 1)] for one in read])
+        places = lengths + torch.arange(ids.shape[1]).minimum(ends)
+        after = model.decoder()(
+            input_ids=ids.to(device),
+            attention_mask=mask,
+            position_ids=places.to(device),
+            past_key_values=cache,
+            use_cache=True,
+        )[0]
+        states = torch.cat([states, after], 1)
+    return torch.cat([row[: len(c)] for row, c in zip(states, completions, strict=True)])
 
 
 def _mask(prompts: Sequence[Ids]) -> Tensor:

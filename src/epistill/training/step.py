@@ -116,8 +116,8 @@ def accumulate_gradients(
         padded += sum(lengths) if student.packs else widest
         real += sum(lengths)
         if distilled:
-            own = [rows[chosen[k]] for batch in world.share(batches) for k in batch]
-            step.shared = _shared_prompts(own, method, microbatch_tokens)
+            some = [rows[i] for i in chosen]
+            step.shared = _shared_prompts(some, batches, method, microbatch_tokens)
         for batch, step.counted in world.deal(batches):
             step.micro_batch([chosen[k] for k in batch], teacher if distilled else None, base)
     step.sums = world.sum_numbers(step.sums)
@@ -129,7 +129,7 @@ class _Step:
     """State of one step: what it works on, and the running sums of its numbers.
 
     Attributes:
-        shared: Prompts that several distilled rows of this process begin with, by view.
+        shared: Prompts of the distilled rows, by view.
         counted: False for a micro-batch that only keeps this process in step with the others.
     """
 
@@ -149,7 +149,7 @@ class _Step:
         """Forward and backward of some rows; with a teacher, they are distilled rows."""
         rows = [self.rows[i] for i in members]
         streams = self._streams(members)
-        views = {} if teacher is None else self._views(rows, teacher, base)
+        views = {} if teacher is None else self._views(teacher, base)
         student = self.student
         prompts = [row.prompt_ids for row in rows]
         batch = align(student, prompts, [row.completion_ids for row in rows])
@@ -166,18 +166,13 @@ class _Step:
         loss.backward()
 
     @torch.no_grad()
-    def _views(
-        self, rows: Sequence[TrainingRow], teacher: Teacher, base: Teacher | None
-    ) -> dict[str, tuple[Tensor, Head]]:
+    def _views(self, teacher: Teacher, base: Teacher | None) -> dict[str, tuple[Tensor, Head]]:
         """What the target is made of: hidden states [N, H] and head, never logits, by view."""
         found: dict[str, tuple[Tensor, Head]] = {}
-        completions = [row.completion_ids for row in rows]
         for name in ("teacher", *self.method.divergence.target.views):
             owner = teacher if name in ("teacher", "wrong_sibling") or base is None else base
             with owner.scoring() as model:
-                prompts = [row.prompt_of(name) for row in rows]
-                hidden = self.shared[name].hidden(model, prompts, completions)
-                found[name] = hidden, model.head()
+                found[name] = self.shared[name].hidden(model), model.head()
         return found
 
     def _streams(self, members: Sequence[int]) -> dict[str, Tensor | None]:
@@ -310,13 +305,19 @@ class _Step:
 
 
 def _shared_prompts(
-    distilled: Sequence[TrainingRow], method: Method, most_tokens: int
+    distilled: Sequence[TrainingRow],
+    batches: Sequence[Sequence[int]],
+    method: Method,
+    most_tokens: int,
 ) -> dict[str, SharedPrompts]:
     """By view of the target."""
     completions = [row.completion_ids for row in distilled]
     return {
         view: SharedPrompts(
-            [row.prompt_of(view) for row in distilled], completions, most_tokens=most_tokens
+            [row.prompt_of(view) for row in distilled],
+            completions,
+            batches,
+            most_tokens=most_tokens,
         )
         for view in ("teacher", *method.divergence.target.views)
     }
