@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
 from epistill.rollouts.align import align
 from epistill.rollouts.scoring import score_completions
 from epistill.rollouts.shared_prompts import SharedPrompts
+from tests.helpers.drivers.scores import NETWORKS, network, rows
 from tests.helpers.families import tiny_model
 from tests.helpers.models import make_tiny_model
 from tests.helpers.plain_flash import FLASH, use_plain_flash
+from tests.helpers.two_processes import on_two
 
 DRAW = torch.Generator().manual_seed(5)
 
@@ -120,3 +124,36 @@ def test_scores_in_bfloat16_are_near():
     model.network.bfloat16()
     for one, other in zip(exact, score_completions(model, prompts, completions), strict=True):
         torch.testing.assert_close(one.log_probs, other.log_probs, atol=0.05, rtol=0.05)
+
+
+@pytest.fixture(scope="module")
+def scored_by_two(tmp_path_factory):
+    """What each process found; one that calls a network more often than the other ends both."""
+    folder = tmp_path_factory.mktemp("scores")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EPISTILL_HANG_MINUTES", "5")
+        on_two("scores", folder)
+    return [json.loads((folder / f"scores-{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_sharded_network_scores_rows_as_alone(scored_by_two, monkeypatch, name):
+    use_plain_flash(monkeypatch)
+    model = network(name)
+    for prompt, completion, *found in zip(
+        *rows(), *(one[name]["log_probs"] for one in scored_by_two), strict=True
+    ):
+        expected = score_completions(model, [prompt], [completion])[0].log_probs
+        for one in found:
+            torch.testing.assert_close(torch.tensor(one), expected, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_sharded_network_reads_prompts_once_and_the_calls_that_a_process_has_less_are_made_up(
+    scored_by_two, name
+):
+    first, second = (one[name]["read"] for one in scored_by_two)
+    assert len(first) == len(second)
+    assert 1 in first + second  # a call that only keeps a process in step
+    whole = sum(len(prompt) + len(said) for prompt, said in zip(*rows(), strict=True))
+    assert sum(first + second) < (0.95 if name == "windows" else 0.8) * whole
