@@ -19,7 +19,7 @@ from epistill.store import RunStore
 from epistill.studies import run_arm
 from epistill.studies.run_arm import run
 from epistill.training import loop
-from epistill.training.sharding import nowhere_whole
+from epistill.training.sharding import attention_waits, nowhere_whole
 from tests.helpers.fake_vllm import FakeVllm
 from tests.helpers.two_processes import on_two
 
@@ -192,3 +192,14 @@ def test_the_file_is_the_state_dict_bit_for_bit(tmp_path, adapted):
     own, saved = (load_file(tmp_path / f / "model.safetensors") for f in ("own", "saved"))
     assert own.keys() == saved.keys()
     assert all(torch.equal(own[name], tensor) for name, tensor in saved.items())
+
+
+@pytest.mark.parametrize("attention", [None, "sdpa", "flash_attention_2"])
+def test_only_what_begins_on_the_host_waits_for_its_attention(attention):
+    """Others have it from the start, under the name of whichever kernel transformers took."""
+    asked = {"attention": attention, "parallel": "shard"}
+    served = RunConfig.model_validate(settings("grpo", "http://a:1") | asked)
+    assert attention_waits(served, 2) == (attention == "flash_attention_2")
+    sampling = {k: v for k, v in served.model_dump(mode="json").items() if k != "rollouts"}
+    assert not attention_waits(RunConfig.model_validate(sampling), 2)
+    assert not attention_waits(served, 1)

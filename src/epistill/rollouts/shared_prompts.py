@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -120,12 +121,25 @@ class SharedPrompts:
     def _plan(self, model: LanguageModel, world: World) -> list[list[_Part]]:
         """How a process reads each micro-batch that it is dealt."""
         dealt = [batch for batch, _ in world.deal(self._batches)]
+        whole = [[_Part(range(len(batch)), batch, 1)] for batch in dealt]
+        if len({self._begins[row] for batch in dealt for row in batch}) == sum(map(len, dealt)):
+            return whole
+        once = self._plan_once(model, dealt)
+        tokens, fewer = (sum(map(self._reads, chain(*plan))) for plan in (whole, once))
+        return once if tokens - fewer >= LEAST_SAVED * tokens else whole
+
+    def _reads(self, part: _Part) -> int:
+        """Tokens, without padding."""
+        begun = part.rows if part.new is None else part.new
+        read = [*(self._prompts[one] for one in begun), *(self._completions[i] for i in part.rows)]
+        return sum(map(len, read))
+
+    def _plan_once(self, model: LanguageModel, dealt: Sequence[Sequence[int]]) -> list[list[_Part]]:
+        """A prompt is read by the first row that has it, and again where there was no room."""
         prompt = list(map(len, self._prompts))
         said = list(map(len, self._completions))
         to_come = Counter(self._begins[row] for batch in dealt for row in batch)
-        saved = sum((times - 1) * prompt[one] for one, times in to_come.items())
-        tokens = sum(prompt[row] + said[row] for batch in dealt for row in batch)
-        pays, kept = saved >= LEAST_SAVED * tokens, list[int]()
+        kept = list[int]()
 
         def part(places: Sequence[int], batch: Sequence[int]) -> _Part:
             nonlocal kept
@@ -133,7 +147,7 @@ class SharedPrompts:
             begun = [self._begins[row] for row in rows]
             width, longest = (max(length[row] for row in rows) for length in (prompt, said))
             to_come.subtract(begun)
-            if not pays or not holds_everything(make_cache(model.network.config, width, longest)):
+            if not holds_everything(make_cache(model.network.config, width, longest)):
                 return _Part(places, rows, 1)
             new = [one for one in dict.fromkeys(begun) if one not in kept]
             before, kept, room = (*kept, *new), [], self._most
@@ -146,7 +160,7 @@ class SharedPrompts:
         plan: list[list[_Part]] = []
         for batch in dealt:
             cut: Iterable[Sequence[int]] = [range(len(batch))]
-            if pays and model.packs:  # padding is to stay little
+            if model.packs:  # padding is to stay little
                 lengths = [prompt[row] + said[row] for row in batch]
                 cut = micro_batches(lengths, max_tokens=self._most)
             plan.append([part(places, batch) for places in cut])

@@ -40,10 +40,8 @@ from epistill.tasks.grading import Grader
 from epistill.training.loop import train_student
 from epistill.training.microbatch import fitting_microbatch_tokens
 from epistill.training.server_rollouts import open_engine
-from epistill.training.sharding import nowhere_whole
+from epistill.training.sharding import attention_waits, nowhere_whole
 from epistill.world import World, current_world
-
-HOST_ATTENTION = (None, "sdpa", "eager")  # others may need a GPU
 
 
 def run(
@@ -152,12 +150,11 @@ def load_student(config: RunConfig, world: World) -> LanguageModel:
     """
     on_host, device = nowhere_whole(config, world.size), world.device(config.device)
     on_device(torch.empty(0), device)  # known to be there before the weights are read
-    waits = on_host and config.attention not in HOST_ATTENTION
     student = load_model(
         config.model,
         dtype=config.dtype,
         device="cpu" if on_host else device,
-        attention=None if waits else config.attention,
+        attention=None if attention_waits(config, world.size) else config.attention,
         precision=config.precision,
         chat_template=config.chat_template,
     )

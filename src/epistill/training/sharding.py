@@ -27,6 +27,12 @@ from epistill.teacher.weights import Place, whole
 from epistill.world import World
 
 NUMBERS_PER_SUM = 2**24  # gradients are summed in buckets of this many
+HOST_ATTENTION = (None, "sdpa", "eager")  # others may need a GPU
+
+
+def attention_waits(config: RunConfig, processes: int) -> bool:
+    """Whether it is given to a network only where this was moved from the host to be sharded."""
+    return nowhere_whole(config, processes) and config.attention not in HOST_ATTENTION
 
 
 def nowhere_whole(config: RunConfig, processes: int) -> bool:
@@ -63,8 +69,8 @@ def placement(config: RunConfig, world: World) -> Place:
         for left in (*model.network.parameters(), *model.network.buffers()):
             if not isinstance(left, DTensor):  # outside decoder and head, or a buffer
                 left.data = left.to(device, copy=True)
-        if config.attention not in (None, model.causal_lm().config._attn_implementation):
-            use_attention(model, config.attention)
+        if attention_waits(config, world.size):
+            use_attention(model, str(config.attention))
 
     return shard
 
