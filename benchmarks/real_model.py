@@ -13,12 +13,12 @@ thread, are about the code.
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
+from functools import partial
+from itertools import count
 from pathlib import Path
 
 import torch
-from common import report
+from common import medians_in_turn, report
 from transformers import AutoModelForCausalLM
 
 from epistill.config import SamplingConfig
@@ -98,24 +98,18 @@ def main() -> None:
         ours = Endless(loaded.network, loaded.tokenizer, loaded.name)
         peer = AutoModelForCausalLM.from_pretrained(options.model, dtype=getattr(torch, dtype))
         functions = sides(ours, peer.eval(), options.prompts, options.tokens)
-        seconds = {(side, clock): [] for side in functions for clock in ("wall", "processor")}
-        for repeat in range(-1, options.repeats):
-            for side, function in functions.items():
-                wall, processor = time.perf_counter(), time.process_time()
-                function(repeat + 1)
-                if repeat >= 0:
-                    seconds[side, "wall"].append(time.perf_counter() - wall)
-                    seconds[side, "processor"].append(time.process_time() - processor)
-        for clock in ("wall", "processor"):
-            medians = {side: statistics.median(seconds[side, clock]) for side in functions}
+        calls = {side: partial(next, map(one, count())) for side, one in functions.items()}
+        seconds = medians_in_turn(calls, options.repeats)
+        for clock, ending in (("wall", ""), ("processor", ", processor")):
+            medians = {side: seconds[side + ending] for side in functions}
             rows.append(
                 {"dtype": dtype, "clock": clock, **medians}
                 | {"generate / ours": medians["generate"] / medians["ours"]}
                 | {"ours / floor": medians["ours"] / medians["floor"]}
             )
             print(rows[-1], flush=True)
-    count = options.prompts * SAMPLES
-    title = f"{Path(options.model).name}: {count} rows x {options.tokens} tokens"
+    rows_written = options.prompts * SAMPLES
+    title = f"{Path(options.model).name}: {rows_written} rows x {options.tokens} tokens"
     report(f"{title}, {options.threads} threads, medians of {options.repeats}", rows, options.out)
 
 

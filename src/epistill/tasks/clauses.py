@@ -24,14 +24,15 @@ def values_in(framed: Framed) -> Iterator[str]:
         >>> [list(values_in(Framed(t, "label"))) for t in ("not 82 but 81.", "not 81")]
         [['81'], []]
     """
-    text = tidy(framed.text) if framed.frame == "boxed" else framed.text.strip()
+    said = framed.text.strip()
+    text = tidy(framed.text) if framed.frame == "boxed" else said
     if framed.frame in ("boxed", "tag", "hashes"):
         for inner in frames(text):
             yield from values_in(inner)
     judgement = _READ["judgement"].match(text)
     if judgement and not _READ["judgement"].match(judgement[2]):  # "yes, no, ..."
         yield judgement[1]
-    if framed.frame != "label" and not _READ["sentence"].match(framed.text.strip()):
+    if framed.frame != "label" and not _READ["sentence"].match(said):
         yield framed.text
     # A box, and a response that is nothing else, are taken as they are.
     if framed.frame not in ("label", "hashes"):
