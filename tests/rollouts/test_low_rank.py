@@ -10,7 +10,7 @@ from peft.tuners.lora import Linear
 from torch import nn
 
 from epistill.config import Lora
-from epistill.rollouts.low_rank import low_rank_sum, use_low_rank_sums
+from epistill.rollouts.low_rank import low_rank_sum, use_low_rank_sums, weights_stay
 from epistill.rollouts.model import with_lora
 
 IDS = torch.tensor([[5, 9, 17, 4, 30], [7, 7, 12, 50, 3]])
@@ -69,6 +69,33 @@ def test_gradients_by_finite_differences():
         for shape in ((2, 3, 5), (2, 3, 4), (2, 4), (5, 2))
     )
     assert torch.autograd.gradcheck(low_rank_sum, (base, x, down, up, 1.7))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.inference_mode()
+def test_while_weights_stay_the_factors_are_cast_once_and_nothing_else_changes(tiny_model, dtype):
+    _, ours = adapted(tiny_model, dtype)
+
+    def logits():
+        return ours(input_ids=IDS, use_cache=False).logits
+
+    first = logits()
+    with weights_stay(ours):
+        assert torch.equal(logits(), first)
+        factors = [dict(one.kept) for one in ours.modules() if getattr(one, "kept", None)]
+        assert factors
+        assert torch.equal(logits(), first)
+        kept = [one.kept for one in ours.modules() if getattr(one, "kept", None)]
+        for before, now in zip(factors, kept, strict=True):
+            assert before[dtype][0] is now[dtype][0]
+    for name, parameter in ours.named_parameters():
+        if "lora_B" in name:
+            parameter.mul_(2.0)
+    assert not torch.equal(logits(), first)  # nothing is kept
+    with ours.disable_adapter():
+        off = logits()
+        with weights_stay(ours):
+            assert torch.equal(logits(), off)
 
 
 def test_off_means_off(tiny_model):

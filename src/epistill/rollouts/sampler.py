@@ -19,6 +19,7 @@ from epistill.objective import entropy, tempered
 from epistill.records import Rollout
 from epistill.rollouts.engine import PromptRequest
 from epistill.rollouts.kv_cache import cache_argument, decoding_mask, select_rows
+from epistill.rollouts.low_rank import weights_stay
 from epistill.rollouts.model import LanguageModel
 from epistill.rollouts.ruled_draws import RuledDraws
 from epistill.rollouts.shared_prompts import prefill
@@ -71,7 +72,7 @@ def sample(
             )
             for i in chosen
         ]
-        with model.computing():
+        with model.computing(), weights_stay(model.network):
             decoded = _decode(
                 model, [requests[i].ids for i in chosen], samples, sampling, generators, entropies
             )
