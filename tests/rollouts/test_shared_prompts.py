@@ -158,3 +158,10 @@ def test_a_sharded_network_reads_prompts_once_and_the_calls_that_a_process_has_l
     assert 1 in first + second  # a call that only keeps a process in step
     whole = sum(len(prompt) + len(said) for prompt, said in zip(*rows(), strict=True))
     assert sum(first + second) < (0.95 if name == "windows" else 0.8) * whole
+
+
+def test_a_sharded_network_reads_short_rows_whole_since_each_call_gathers_it(scored_by_two):
+    once, weighed = (scored_by_two[0][name] for name in ("plain", "weighed"))
+    assert len(weighed["read"]) < len(once["read"])
+    for one, other in zip(once["log_probs"], weighed["log_probs"], strict=True):
+        assert one == pytest.approx(other, abs=1e-4)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from epistill.cli.plan_command import _print_plan
 from epistill.describe import extra_forwards
 from epistill.errors import EpistillError
 from epistill.methods import METHODS
@@ -201,6 +204,17 @@ def test_the_command_prints_the_same_numbers():
     found = json.loads(run_epistill(*command, "--json").stdout)
     assert f"{found['total_gpu_hours']:,.0f} GPU hours" in plain.stdout
     assert "stated, not measured" in plain.stdout
+
+
+def test_what_a_start_takes_of_the_hosts_memory_is_said():
+    """All of a sharded network, in each process, where servers write the responses."""
+    for changes, gib in (({}, None), (SERVED, 30.5)):
+        console = Console(file=io.StringIO(), width=200)
+        _print_plan(plan_study(changed(**changes), gpus=8), console)
+        text = console.file.getvalue()
+        assert ("host's memory" in text) == (gib is not None)
+        if gib is not None:
+            assert f"{gib} GiB for each of its processes ({8 * gib:.0f} in all)" in text
 
 
 def test_without_a_name_it_lists_every_recipe_and_where_the_files_are():

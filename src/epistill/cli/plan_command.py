@@ -142,6 +142,11 @@ def _print_plan(found: Mapping[str, Any], console: Console) -> None:
     )
     for source in (machine["source"], found["lengths"]["source"]):
         console.print(source)
+    if host := max(row["memory"]["host"] for row in found["arms"].values()):
+        console.print(
+            f"Of the host's memory, which no column counts: {host / GIB:.1f} GiB for each of its "
+            f"processes ({machine['gpus'] * host / GIB:,.0f} in all) until the weights are sharded"
+        )
 
 
 def _memory_table(found: Mapping[str, Any]) -> Table:

@@ -27,6 +27,9 @@ from epistill.world import World, current_world
 
 # Of all tokens of a pass, what must be saved: below it the second forward pass costs more.
 LEAST_SAVED = 0.1
+# Every call gathers the blocks of a sharded network, which takes as long as so many tokens: on two
+# cores measured (docs/benchmarks.md), on GPUs reckoned from 400 TFLOP/s and 250 GB/s in bfloat16.
+GATHER_TOKENS = {"cpu": 150, "cuda": 1600}
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,27 +115,29 @@ class SharedPrompts:
         world = current_world()
         sharded = any(isinstance(one, FSDPModule) for one in model.network.modules())
         ranks = range(world.size) if sharded else (world.rank,)
-        plans = {rank: self._plan(model, World(rank, world.size)) for rank in ranks}
-        calls = [[sum(part.calls for part in parts) for parts in plan] for plan in plans.values()]
+        gather = GATHER_TOKENS.get(model.device.type, 0) if sharded else 0
+        plans = {rank: self._plan(model, World(rank, world.size), gather) for rank in ranks}
+        calls = [[_calls(parts) for parts in plan] for plan in plans.values()]
         own = plans[world.rank]
         for parts, same in zip(own, zip(*calls, strict=True), strict=True):
-            yield parts, max(same) - sum(part.calls for part in parts)
+            yield parts, max(same) - _calls(parts)
 
-    def _plan(self, model: LanguageModel, world: World) -> list[list[_Part]]:
-        """How a process reads each micro-batch that it is dealt."""
+    def _plan(self, model: LanguageModel, world: World, gather: int) -> list[list[_Part]]:
+        """How a process reads each micro-batch that it is dealt; `gather` of GATHER_TOKENS."""
         dealt = [batch for batch, _ in world.deal(self._batches)]
-        whole = [[_Part(range(len(batch)), batch, 1)] for batch in dealt]
+        whole = [[self._whole(range(len(batch)), batch)] for batch in dealt]
         if len({self._begins[row] for batch in dealt for row in batch}) == sum(map(len, dealt)):
             return whole
         once = self._plan_once(model, dealt)
-        tokens, fewer = (sum(map(self._reads, chain(*plan))) for plan in (whole, once))
-        return once if tokens - fewer >= LEAST_SAVED * tokens else whole
+        cost, less = (
+            sum(max(tokens, gather) for part in chain(*plan) for tokens in part.reads)
+            for plan in (whole, once)
+        )
+        return once if cost - less >= LEAST_SAVED * cost else whole
 
-    def _reads(self, part: _Part) -> int:
-        """Tokens, without padding."""
-        begun = part.rows if part.new is None else part.new
-        read = [*(self._prompts[one] for one in begun), *(self._completions[i] for i in part.rows)]
-        return sum(map(len, read))
+    def _whole(self, places: Sequence[int], rows: Sequence[int]) -> _Part:
+        tokens = sum(len(self._prompts[row]) + len(self._completions[row]) for row in rows)
+        return _Part(places, rows, (tokens,))
 
     def _plan_once(self, model: LanguageModel, dealt: Sequence[Sequence[int]]) -> list[list[_Part]]:
         """A prompt is read by the first row that has it, and again where there was no room."""
@@ -148,14 +153,17 @@ class SharedPrompts:
             width, longest = (max(length[row] for row in rows) for length in (prompt, said))
             to_come.subtract(begun)
             if not holds_everything(make_cache(model.network.config, width, longest)):
-                return _Part(places, rows, 1)
+                return self._whole(places, rows)
             new = [one for one in dict.fromkeys(begun) if one not in kept]
             before, kept, room = (*kept, *new), [], self._most
             for one in before:  # what rows are to come for, and what there is room for
                 if to_come[one] > 0 and prompt[one] <= room:
                     kept.append(one)
                     room -= prompt[one]
-            return _Part(places, rows, bool(new) + (longest > 1), new, kept)
+            read = [sum(prompt[one] for one in new)] if new else []
+            if longest > 1:
+                read.append(sum(said[row] for row in rows))
+            return _Part(places, rows, tuple(read), new, kept)
 
         plan: list[list[_Part]] = []
         for batch in dealt:
@@ -203,16 +211,20 @@ class _Part:
     Attributes:
         places: Where the rows stand in the micro-batch.
         rows: Their numbers among those of the pass.
-        calls: Of the network.
+        reads: Tokens of each call of the network, without padding.
         new: Prompts that are read first; None where rows are read whole.
         kept: Prompts that are kept afterwards.
     """
 
     places: Sequence[int]
     rows: Sequence[int]
-    calls: int
+    reads: tuple[int, ...]
     new: Sequence[int] | None = None
     kept: Sequence[int] = ()
+
+
+def _calls(parts: Sequence[_Part]) -> int:
+    return sum(len(part.reads) for part in parts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import torch
 
 from epistill.config import RunConfig
 from epistill.interrupts import ended_before_finalization
+from epistill.rollouts import shared_prompts
 from epistill.rollouts.scoring import score_completions
 from epistill.training.sharding import placement
 from epistill.world import joined
@@ -68,8 +69,11 @@ def main(folder, world):
         }
     )
     found = {}
-    for name in NETWORKS:
-        model, read = network(name), []
+    # Rows so short are read whole: a call takes longer to gather than to compute.
+    gather = dict(shared_prompts.GATHER_TOKENS)
+    for name, of_network in {**{name: name for name in NETWORKS}, "weighed": "plain"}.items():
+        shared_prompts.GATHER_TOKENS = gather if name == "weighed" else {}
+        model, read = network(of_network), []
         placement(config, world)(model)
         model.decoder().register_forward_pre_hook(
             lambda module, args, kwargs, read=read: read.append(kwargs["input_ids"].numel()),

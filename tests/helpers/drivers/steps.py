@@ -19,6 +19,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from epistill.config import Lora, RunConfig
 from epistill.interrupts import ended_before_finalization
 from epistill.methods import method
+from epistill.rollouts import shared_prompts
 from epistill.rollouts.model import with_lora
 from epistill.training.optimiser_steps import gradients_of_step
 from epistill.training.sharding import gathered, sum_gradients
@@ -126,6 +127,7 @@ def write_step(out, name, case, world):
 
 
 if __name__ == "__main__":
+    shared_prompts.GATHER_TOKENS = {}  # rows so short would be read whole
     torch.set_num_threads(1)
     with ended_before_finalization(), joined() as world:
         for name, case in json.loads(Path(sys.argv[2]).read_text()).items():
