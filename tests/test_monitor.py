@@ -243,6 +243,19 @@ def test_held_out_behaviour_must_stay_below_its_best_for_a_while():
     assert fired(settings, mixed) == [(5, "held_out:six arms:score")]
 
 
+def test_of_answers_given_unverified_more_is_worse():
+    settings = only(HeldOut(set="six arms", measure="committed_share", by=0.1, patience=2))
+    shares = [0.5, 0.3, None, 0.45, 0.35, 0.45, 0.5, 0.3]  # None: no response of which it is known
+    recorded = [{"step": i, "six arms/committed_share": share} for i, share in enumerate(shares)]
+    assert fired(settings, recorded) == [(6, "held_out:six arms:committed_share")]
+    watcher = Watcher(settings)
+    (alarm,) = [alarm for row in recorded for alarm in watcher.observe(row)]
+    assert (alarm.baseline, alarm.value, alarm.threshold) == (0.3, 0.5, pytest.approx(0.4))
+    assert "above its best (0.3)" in alarm.message
+    falls = [{"step": i, "six arms/committed_share": 0.9 - 0.1 * i} for i in range(8)]
+    assert fired(settings, falls) == []
+
+
 def test_a_rule_on_a_set_that_nobody_evaluates_is_refused():
     settings = {
         "model": "lab",

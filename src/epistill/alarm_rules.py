@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from numbers import Real
 from statistics import fmean, variance
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args
 
 from pydantic import Field
 
@@ -28,6 +28,17 @@ LOOPING = "looping_share"
 COMMITTED = "committed_share"
 PULL_ON_MARKERS = "teacher_pull_on_markers_nats_per_token"
 PULL_ELSEWHERE = "teacher_pull_elsewhere_nats_per_token"
+
+
+HeldOutMeasure = Literal[
+    "score",
+    "length_tokens",
+    "density_per_1k_tokens",
+    "verified_share",
+    "committed_share",
+    "candidates",
+]
+HELD_OUT: tuple[HeldOutMeasure, ...] = get_args(HeldOutMeasure)  # of evaluations on the way
 
 
 class Finding(NamedTuple):
@@ -99,7 +110,13 @@ class Fall(Settings):
     """A measure lost more than `share` of its baseline. An action of None takes the monitor's."""
 
     type: Literal["fall"] = "fall"
-    measure: Literal["density_per_1k_tokens", "entropy_nats_per_token", "length_tokens"]
+    measure: Literal[
+        "density_per_1k_tokens",
+        "entropy_nats_per_token",
+        "length_tokens",
+        "verified_share",
+        "candidates",
+    ]
     share: float = Field(gt=0.0, lt=1.0)
     action: Action | None = None
 
@@ -210,7 +227,9 @@ class Commits(RiseOfShare):
 
 
 class HeldOut(Settings):
-    """Early stop: `patience` evaluations in a row lie below the best one before by more than `by`.
+    """Early stop: `patience` evaluations in a row are worse than the best before by more than `by`.
+
+    Of `committed_share` more is worse, of every other measure less.
 
     Attributes:
         set: Name of one of the run's `evaluations`, made every `eval_every` steps.
@@ -220,23 +239,25 @@ class HeldOut(Settings):
 
     type: Literal["held_out"] = "held_out"
     set: str
-    measure: Literal["score", "length_tokens", "density_per_1k_tokens"] = "score"
+    measure: HeldOutMeasure = "score"
     by: float = Field(default=0.05, gt=0.0)
     patience: int = Field(default=2, ge=1)
     action: Action | None = None
 
     def look(self, run: History) -> Finding | None:
         """As `Fall.look`; of a row that is an evaluation."""
-        values = run.all(f"{self.set}/{self.measure}")
+        sign, side = (-1, "above") if self.measure == COMMITTED else (1, "below")
+        values = [sign * value for value in run.all(f"{self.set}/{self.measure}")]
         before, last = values[: -self.patience], values[-self.patience :]
         if not before or max(last) >= (limit := max(before) - self.by):
             return None
+        best, now = sign * max(before), sign * last[-1]
         return Finding(
-            max(before),
-            last[-1],
-            limit,
-            f"{self.measure} on {self.set!r} has been more than {self.by:g} below its best "
-            f"({max(before):.3g}) for {self.patience} evaluations: {last[-1]:.3g}",
+            best,
+            now,
+            sign * limit,
+            f"{self.measure} on {self.set!r} has been more than {self.by:g} {side} its best "
+            f"({best:.3g}) for {self.patience} evaluations: {now:.3g}",
         )
 
 

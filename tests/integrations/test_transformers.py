@@ -16,9 +16,12 @@ from epistill.errors import EpistillError
 from epistill.integrations.transformers import EpistemicMonitor
 from epistill.metrics.epistemic import total_markers
 from epistill.metrics.loops import is_looping
+from epistill.metrics.verification import checked_response, verification_means
 from epistill.monitor import Monitor
 from epistill.rollouts.load_model import load_model
 from epistill.rollouts.sampler import sample
+from epistill.tasks.answers import extract_answer
+from epistill.thinking import split_thinking
 from tests.helpers.damage import EVERY_FILE, LINES, STEP, one_line
 from tests.helpers.known_answers import sampler_of
 from tests.helpers.trl_steps import dataset, solved, trl_settings
@@ -78,6 +81,15 @@ def test_a_grpo_run_of_trl(tmp_path):
         assert row["density_per_1k_tokens"] == pytest.approx(1000 * markers / tokens)
         assert row["length_tokens"] == tokens / 16
         assert row["looping_share"] == sum(map(is_looping, texts)) / 16
+        checked = [
+            checked_response(text, part, extract_answer(part.answer))
+            for text in texts
+            for part in [split_thinking(text, opened_in_prompt=True)]  # as the lab's template does
+        ]
+        assert {
+            name: row[name] for name in ("verified_share", "committed_share", "candidates")
+        } == (verification_means(checked))
+        assert row["committed_share"] is not None
         assert row["reward"] == pytest.approx(sum(rewards) / 16)
         groups = [any(rewards[i : i + 4]) for i in range(0, 16, 4)]
         assert row["pass_at_k"] == sum(groups) / 4

@@ -14,6 +14,7 @@ from epistill.metrics.verification import (
     checked_response,
     reasoning_span,
     verification,
+    verification_means,
 )
 from epistill.seeds import named_random
 from epistill.tasks.answers import extract_answer
@@ -111,6 +112,19 @@ def test_long_reasoning_is_looked_at_from_its_end():
     text = "18 = 18 " + "x " * 300_000 + "so 18, check 18"
     found = verification(text, "18")
     assert found == Verification(text.rindex("18,"), True, 1, text.index("check"))
+
+
+def test_means_are_over_what_is_known():
+    said = [
+        Checked(True, False, 2),
+        Checked(False, True, 1),
+        Checked(False, False),
+        Checked(None, None),
+    ]
+    expected = {"verified_share": 1 / 3, "committed_share": 1 / 3, "candidates": 1.5}
+    assert verification_means(said) == pytest.approx(expected)
+    unknown = dict.fromkeys(expected)
+    assert verification_means([Checked(None, None)]) == verification_means([]) == unknown
 
 
 def test_against_labelled_sentences(shared_data):

@@ -174,6 +174,10 @@ def test_a_rule_on_held_out_behaviour_stops_the_run_early_and_again_when_it_is_r
     stopped = store.result["stopped_by"]
     assert (stopped["rule"], stopped["step"]) == ("held_out:held out:score", 5)
     assert (store.result["steps"], len(store.metrics())) == (6, 6)
+    assert {"held out/score", "held out/verified_share", "held out/committed_share"} <= set(
+        store.curve()[0]
+    )
+    assert {"verified_share", "committed_share", "candidates"} <= set(store.metrics()[0])
 
     def break_off(done):
         at.update(done=done)

@@ -34,6 +34,7 @@ from epistill.integrations.rewards import completion_text
 from epistill.integrity import read_sealed, sealed
 from epistill.metrics.epistemic import density, total_markers
 from epistill.metrics.loops import is_looping
+from epistill.metrics.verification import Checked, checked_response, verification_means
 from epistill.monitor import Alarm, Monitor, Watcher
 from epistill.records import Message
 from epistill.rollouts.engine import PromptRequest
@@ -42,6 +43,8 @@ from epistill.rollouts.prompts import render_prompt
 from epistill.rollouts.sampler import sample
 from epistill.seeds import derive_seed
 from epistill.store import RunStore, write_json
+from epistill.tasks.answers import extract_answer
+from epistill.thinking import split_thinking
 
 Reward = Callable[..., Sequence[float | None]]
 Chat = Sequence[Mapping[str, str]]
@@ -54,11 +57,19 @@ class _Response:
     tokens: int
     markers: int
     looping: bool
+    checked: Checked
     score: float | None
+
+    @classmethod
+    def of(cls, text: str, tokens: int, score: float | None, opened: bool) -> _Response:
+        """Of a completion; its final answer is read as a grader reads it."""
+        part = split_thinking(text, opened_in_prompt=opened)
+        checked = checked_response(text, part, extract_answer(part.answer))
+        return cls(tokens, total_markers(text), is_looping(text), checked, score)
 
 
 class EpistemicMonitor(TrainerCallback):
-    """Watches marker density, entropy, loops, avg@k and pass@k while another library trains.
+    """Watches markers, entropy, loops, checked answers, avg@k and pass@k of another trainer.
 
     With TRL, give the trainer `reward_hook(reward)` in place of the verifier's reward function.
     Entropy is then the one that TRL logs (of the last log before the step). A trainer that samples
@@ -134,12 +145,13 @@ class EpistemicMonitor(TrainerCallback):
 
     def _observe(self, call: Mapping[str, Any], rewards: Sequence[float | None]) -> None:
         """One call of the reward function: whole groups, on all processes together."""
+        all_ids = call["completion_ids"]
+        texts = list(map(self._text, all_ids, call["completions"]))
+        # TRL does not say what its template opened; one that closes what it did not open does.
+        opened = any(split_thinking(text).form == "opened" for text in texts)
         found = [
-            _Response(len(ids), total_markers(text), is_looping(text), _number(score))
-            for ids, completion, score in zip(
-                call["completion_ids"], call["completions"], rewards, strict=True
-            )
-            for text in [self._text(ids, completion)]
+            _Response.of(text, len(ids), _number(score), opened)
+            for text, ids, score in zip(texts, all_ids, rewards, strict=True)
         ]
         self._calls.append(found)
         log: Callable[[str, float], None] | None = call.get("log_metric")
@@ -175,6 +187,7 @@ class EpistemicMonitor(TrainerCallback):
             DENSITY: density(sum(one.markers for one in everything), tokens),
             "length_tokens": tokens / len(everything),
             LOOPING: sum(one.looping for one in everything) / len(everything),
+            **verification_means([one.checked for one in everything]),
             AVG_AT_K: sum(scores) / len(scores) if scores else None,
             PASS_AT_K: sum(solved) / len(solved) if solved and group_size > 1 else None,
             ENTROPY: entropy,
@@ -185,10 +198,8 @@ class EpistemicMonitor(TrainerCallback):
         network = getattr(model, "module", model)
         language_model = LanguageModel(network, self._tokenizer, "monitored")
         thinking = self._sampling.thinking
-        requests = [
-            PromptRequest(str(i), render_prompt(self._tokenizer, chat, thinking=thinking).ids, i)
-            for i, chat in enumerate(self._prompts)
-        ]
+        prompts = [render_prompt(self._tokenizer, c, thinking=thinking) for c in self._prompts]
+        requests = [PromptRequest(str(i), prompt.ids, i) for i, prompt in enumerate(prompts)]
         training = network.training
         network.eval()
         try:
@@ -202,9 +213,10 @@ class EpistemicMonitor(TrainerCallback):
             )
         finally:
             network.train(training)
+        opened = [prompts[int(one.problem_id)].opens_thinking for one in rollouts]
         drawn = [
-            _Response(len(o.completion_ids), total_markers(o.text), is_looping(o.text), None)
-            for o in rollouts
+            _Response.of(one.text, len(one.completion_ids), None, begun)
+            for one, begun in zip(rollouts, opened, strict=True)
         ]
         nats = sum(sum(one.entropies or ()) for one in rollouts)
         return self._row(step, [drawn], 1, nats / sum(one.tokens for one in drawn))

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
+from statistics import fmean
 
 from epistill.metrics.lexicon import load_lexicon
 from epistill.metrics.words import WORD, fold, on_word_boundaries
@@ -132,6 +133,21 @@ def checked_response(text: str, part: SplitResponse, answer: str | None) -> Chec
         return Checked(None, None)
     first = None if found.stated is None else found.stated / (span[1] - span[0])
     return Checked(found.verified, not found.verified, found.candidates, first)
+
+
+def verification_means(responses: Sequence[Checked]) -> dict[str, float | None]:
+    """`verified_share`, `committed_share` and `candidates` of responses.
+
+    Returns:
+        Each over the responses whose text can tell; None where none can.
+    """
+    columns = {
+        "verified_share": [one.verified for one in responses],
+        "committed_share": [one.committed for one in responses],
+        "candidates": [one.candidates for one in responses],
+    }
+    known = {name: [v for v in column if v is not None] for name, column in columns.items()}
+    return {name: fmean(values) if values else None for name, values in known.items()}
 
 
 def _plain(answer: str) -> str:

@@ -17,6 +17,7 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from torch.distributed.tensor import DTensor
 
+from epistill.alarm_rules import HELD_OUT
 from epistill.config import EvalSet, RunConfig
 from epistill.environment import describe_environment
 from epistill.errors import EpistillError
@@ -108,9 +109,10 @@ def run(
             point: dict[str, object] = {"step": done}
             for chosen in config.evaluations:
                 rows = evaluated(chosen.curve, done, 0)
-                for measure in ("score", "length_tokens", "density_per_1k_tokens"):
-                    values = per_problem(problem_outcomes(rows), measure).values()
-                    point[f"{chosen.name}/{measure}"] = sum(values) / len(values)
+                outcomes = problem_outcomes(rows)
+                for measure in HELD_OUT:
+                    if values := per_problem(outcomes, measure).values():
+                        point[f"{chosen.name}/{measure}"] = sum(values) / len(values)
             kept = [row for row in store.curve() if row["step"] < done]
             store.write_evaluation("curve", [*kept, point])
             return point

@@ -15,7 +15,7 @@ import torch
 from epistill.config import RunConfig
 from epistill.metrics.epistemic import official_substring_count, total_markers
 from epistill.metrics.loops import is_looping
-from epistill.metrics.verification import checked_response
+from epistill.metrics.verification import checked_response, verification_means
 from epistill.records import GradedRollout, GradeStatus
 from epistill.rollouts.model import LanguageModel
 from epistill.rollouts.vllm_engine import VllmEngine
@@ -112,10 +112,9 @@ def _batch_metrics(batch: Batch, group_size: int, on_policy: bool) -> dict[str, 
     in_thinking = sum(total_markers(part.thinking) for part in split)
     in_answer = sum(total_markers(part.answer) for part in split)
     checked = [
-        checked_response(i.rollout.text, part, i.grade.extracted).committed
+        checked_response(i.rollout.text, part, i.grade.extracted)
         for i, part in zip(items, split, strict=True)
     ]
-    known = [committed for committed in checked if committed is not None]
     official = sum(sum(official_substring_count(text).values()) for text in texts)
     return {
         "on_policy": on_policy,
@@ -125,7 +124,7 @@ def _batch_metrics(batch: Batch, group_size: int, on_policy: bool) -> dict[str, 
         "length_tokens": tokens / len(items),
         "truncated_share": mean([item.rollout.stop_reason == "length" for item in items]),
         "looping_share": mean([is_looping(text) for text in texts]),
-        "committed_share": mean(known) if known else None,
+        **verification_means(checked),
         "markers_per_response": (in_thinking + in_answer) / len(items),
         "markers_in_thinking_per_response": in_thinking / len(items),
         "markers_in_answer_per_response": in_answer / len(items),
