@@ -133,6 +133,8 @@ class TraceSource(Settings):
         context: What the model sees while it writes them.
         count: How many correct traces to keep (the paper: 800); of "data" at most as many.
         shortest: Keep only the shortest correct one of each problem (a control for length).
+        as_long_as: Keep, of many, those that are as long as correct traces written under this
+            context (another): as many, each within a tenth of one of these, in tokens.
         file: Traces that `epistill edit` (or `eval --out`) wrote; None samples them.
         edits: Rules that change them, in order ("swap lexicon:paper-en=so", "cut-rechecks"), as of
             `epistill edit`.
@@ -142,8 +144,18 @@ class TraceSource(Settings):
     context: Context = Context(source="none")
     count: int = Field(default=800, ge=1)
     shortest: bool = False
+    as_long_as: Context | None = None
     file: str | None = None
     edits: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _chosen_of_its_own(self) -> TraceSource:
+        if self.shortest + (self.as_long_as is not None) + (self.file is not None) > 1:
+            raise ValueError(
+                "traces have more than one of shortest, as_long_as and file; expected one: the "
+                "first two choose among traces that the run samples itself"
+            )
+        return self
 
 
 class MethodFile(Settings):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from epistill.errors import EpistillError
 from epistill.metrics import total_markers
-from epistill.metrics.text_edits import TextEdits
+from epistill.metrics.text_edits import TextEdits, as_long_as
 
 STAR = (
     "perhaps 13 23 22 dust wait maybe 10 15 33 dust try 24 30 21 dust actually try 28 26 20 gold "
@@ -103,3 +103,20 @@ def test_what_is_no_rule_is_refused_in_one_line(rule, said):
     with pytest.raises(EpistillError, match=said) as error:
         TextEdits([rule])
     assert "\n" not in str(error.value)
+
+
+@given(
+    have=st.lists(st.integers(1, 60), max_size=40),
+    wanted=st.lists(st.integers(1, 60), max_size=20),
+    seed=st.integers(0, 3),
+)
+def test_texts_as_long_as_others(have, wanted, seed):
+    """Each is taken once, and pairs off with another that is as long within a tenth."""
+    taken = as_long_as(have, wanted, random.Random(seed))
+    assert sorted(set(taken)) == taken
+    left = list(wanted)
+    for length in sorted(have[i] for i in taken):
+        partner = next(one for one in sorted(left) if abs(one - length) <= 0.1 * one)
+        left.remove(partner)
+    if have == wanted:
+        assert len(taken) == len(have)

@@ -18,6 +18,8 @@ from epistill.tasks.coverage import make_curriculum
 from epistill.tasks.grading import Grader
 from epistill.training.stored_traces import collect_traces
 
+GUIDED = {"source": "sibling"}
+
 
 def config(path, **settings):
     return RunConfig.model_validate(
@@ -64,23 +66,48 @@ def test_a_record_without_a_solution_is_named(tmp_path):
         run(config(tmp_path / "data.jsonl"), tmp_path / "run")
 
 
-def test_the_shortest_right_response_of_each_problem():
+def collected(**traces):
+    """Traces of the lab's model, 4 responses to each problem."""
     settings = config("-").model_copy(
         update={
             "task": RunConfig.model_validate(
                 {"model": "lab", "task": {"type": "star_search"}, "method": method("grpo")}
             ).task,
             "samples_per_problem": 4,
+            "method": method("sft-unguided", traces=traces),
         }
     )
-    student = load_model("lab")
     curriculum = make_curriculum(settings.task, None, 0)
+    with Grader() as grader:
+        return collect_traces(load_model("lab"), settings, curriculum, grader)
+
+
+def test_as_long_as_those_under_a_context():
+    guided, own, matched = (
+        collected(count=20, **more) for more in ({"context": GUIDED}, {}, {"as_long_as": GUIDED})
+    )
+    lengths, unmatched, found = (
+        sorted(len(item.rollout.completion_ids) for item in traces)
+        for traces in (guided, own, matched)
+    )
+    assert len(found) == 20
+    assert all(abs(a - b) <= 0.1 * b for a, b in zip(found, lengths, strict=True))
+    assert sum(unmatched) > 1.2 * sum(lengths)  # else there was nothing to match
+    assert {item.rollout.prompt_ids for item in matched} <= {  # the bare questions, its own draws
+        item.rollout.prompt_ids for item in collected(count=2000)
+    }
+
+
+@pytest.mark.parametrize("more", [{"shortest": True}, {"file": "mine.jsonl"}])
+def test_traces_are_chosen_in_one_way(more):
+    with pytest.raises(EpistillError, match="more than one of shortest, as_long_as and file"):
+        method("sft-unguided", traces={"as_long_as": GUIDED, **more})
+
+
+def test_the_shortest_right_response_of_each_problem():
     lengths = {}
     for shortest in (False, True):
-        traces = {"shortest": shortest, "count": 40}
-        asked = settings.model_copy(update={"method": method("sft-unguided", traces=traces)})
-        with Grader() as grader:
-            found = collect_traces(student, asked, curriculum, grader)
+        found = collected(shortest=shortest, count=40)
         lengths[shortest] = {}
         for item in found:
             lengths[shortest].setdefault(item.problem.id, []).append(

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import random
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 
 from epistill.errors import EpistillError, did_you_mean
@@ -23,6 +24,7 @@ from epistill.metrics.words import fold, on_word_boundaries
 from epistill.thinking import CLOSES, split_thinking
 from epistill.word_rules import word_rule
 
+NEAR = 0.1  # two lengths match that differ by at most this share
 KINDS = ("delete", "swap", "inject", "cut", "cut-rechecks")
 # From reasoning, answer and a source of randomness: the edited reasoning and how many edits.
 _Edit = Callable[[str, str | None, random.Random], tuple[str, int]]
@@ -167,3 +169,30 @@ def _cut_rechecks(reasoning: str, answer: str | None, rng: random.Random) -> tup
         return reasoning, 0
     kept = reasoning[: seen.recheck]
     return kept.rstrip() + reasoning[len(reasoning.rstrip()) :], 1
+
+
+def as_long_as(lengths: Sequence[int], wanted: Sequence[int], rng: random.Random) -> list[int]:
+    """Which of some texts are, together, as long as others.
+
+    For each of these, in an order that is drawn, the nearest that is not taken yet, within NEAR.
+
+    Args:
+        lengths: Of the texts to choose from.
+        wanted: Lengths in the same unit.
+
+    Returns:
+        Their numbers, in order; fewer than `wanted` where some match none.
+    """
+    free = sorted((length, i) for i, length in enumerate(lengths))
+    taken: list[int] = []
+    order = list(wanted)
+    rng.shuffle(order)
+    for length in order:
+        place = bisect_left(free, (length, 0))
+        near = min(
+            free[max(0, place - 1) : place + 1], key=lambda f: abs(f[0] - length), default=None
+        )
+        if near is not None and abs(near[0] - length) <= NEAR * length:
+            free.remove(near)
+            taken.append(near[1])
+    return sorted(taken)

@@ -8,13 +8,12 @@ are left out: they would be those of the unedited text.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from epistill.errors import EpistillError
-from epistill.metrics.text_edits import TextEdits
+from epistill.metrics.text_edits import TextEdits, as_long_as
 from epistill.metrics.words import count_words
 from epistill.readers.record_files import find_files
 from epistill.readers.text_records import Unusable
@@ -36,8 +35,6 @@ from epistill.traces.references import (
 )
 from epistill.traces.tabulate import split
 
-NEAR = 0.1  # two lengths match that differ by at most this share
-
 
 def edit_files(
     paths: Sequence[Path],
@@ -57,8 +54,8 @@ def edit_files(
         rules: Of `TextEdits`; none brings the traces into the plain form.
         share: Of the places of `inject`.
         match_lengths: Traces whose lengths the written ones shall have: of the edited responses,
-            for each of those the nearest in words that is not taken yet, within NEAR; others are
-            left out.
+            for each of those the nearest in words that is not taken yet, within a tenth; others
+            are left out.
         options: Which fields are what.
         seed: Names the draws.
 
@@ -162,20 +159,11 @@ def _lengths(path: Path, options: GradeOptions) -> list[int]:
 
 def _matched(rows: Sequence[dict[str, Any]], wanted: list[int], seed: int) -> list[int]:
     """Rows whose lengths are those that are wanted, each row once, in their order."""
-    free = sorted((count_words(row["response"]), i) for i, row in enumerate(rows))
-    named_random("match_lengths", seed).shuffle(wanted)
-    taken: list[int] = []
-    for length in wanted:
-        place = bisect_left(free, (length, 0))
-        near = min(
-            free[max(0, place - 1) : place + 1], key=lambda f: abs(f[0] - length), default=None
-        )
-        if near is not None and abs(near[0] - length) <= NEAR * length:
-            free.remove(near)
-            taken.append(near[1])
+    lengths = [count_words(row["response"]) for row in rows]
+    taken = as_long_as(lengths, wanted, named_random("match_lengths", seed))
     if not taken:
         raise EpistillError(
             "no response is as long as one of those to match (within a tenth, in words); compare "
             "their lengths with `epistill measure`"
         )
-    return sorted(taken)
+    return taken

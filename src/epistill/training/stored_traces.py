@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
+from epistill.axes import Context
 from epistill.config import RunConfig
 from epistill.errors import Damaged, EpistillError
 from epistill.json_files import write_jsonl
+from epistill.metrics.text_edits import as_long_as
 from epistill.records import (
     Grade,
     GradedRollout,
@@ -24,7 +27,7 @@ from epistill.rollouts.collect import sample_and_grade
 from epistill.rollouts.in_process_engine import InProcessEngine
 from epistill.rollouts.model import LanguageModel
 from epistill.rollouts.prompts import render_prompt
-from epistill.seeds import derive_seed
+from epistill.seeds import derive_seed, named_random
 from epistill.store import TRACES, RunStore
 from epistill.tasks.coverage import Curriculum, in_passes
 from epistill.tasks.grading import Grader
@@ -80,8 +83,50 @@ def collect_traces(
     """
     wanted = config.method.traces
     assert wanted is not None
+    rounds = partial(_right_responses, student, config, curriculum, grader)
+    own: Iterable[list[GradedRollout]] = rounds(wanted.context)
+    if wanted.shortest:
+        own = map(_shortest, own)
+    if wanted.as_long_as is None:
+        return _enough(own, wanted.count)
+    lengths = _tokens(_enough(rounds(wanted.as_long_as), wanted.count))
+    rng = partial(named_random, "as_long_as", config.seed)
+    return _enough(
+        own, wanted.count, lambda kept: [kept[i] for i in as_long_as(_tokens(kept), lengths, rng())]
+    )
+
+
+def _enough(
+    rounds: Iterable[list[GradedRollout]],
+    count: int,
+    chosen_of: Callable[[list[GradedRollout]], list[GradedRollout]] = lambda kept: kept,
+) -> list[GradedRollout]:
+    """The first so many that are chosen of what the rounds so far have brought."""
+    kept, chosen = list[GradedRollout](), list[GradedRollout]()
+    for right in rounds:
+        kept += right
+        if len(kept) >= count and len(chosen := chosen_of(kept)) >= count:
+            return chosen[:count]
+    raise EpistillError(
+        f"only {len(chosen_of(kept))} correct traces to keep after "
+        f"{MAX_TRACE_ROUNDS * TRACE_ROUND} problems; expected {count}; lower method.traces.count "
+        "or choose easier problems"
+    )
+
+
+def _tokens(traces: Sequence[GradedRollout]) -> list[int]:
+    return [len(item.rollout.completion_ids) for item in traces]
+
+
+def _right_responses(
+    student: LanguageModel,
+    config: RunConfig,
+    curriculum: Curriculum,
+    grader: Grader,
+    context: Context,
+) -> Iterator[list[GradedRollout]]:
+    """The correct responses of one round of problems after another."""
     engine, drawn = InProcessEngine(student), config.samples_per_problem
-    kept: list[GradedRollout] = []
     for round_number in range(MAX_TRACE_ROUNDS):
         problems = curriculum.at(round_number, TRACE_ROUND)
         chats = [(problem, problem.messages) for problem in problems]
@@ -89,11 +134,11 @@ def collect_traces(
         graded = sample_and_grade(
             engine, chats, grader, samples=drawn, sampling=config.sampling, seed=seed
         )
-        if wanted.context.source != "none":
+        if context.source != "none":
             bare = {item.problem.id: item.rollout.prompt_ids for item in graded}
             guided = guided_rollouts(
                 engine,
-                wanted.context,
+                context,
                 graded,
                 grader,
                 samples=drawn,
@@ -104,14 +149,7 @@ def collect_traces(
                 replace(item, rollout=replace(item.rollout, prompt_ids=bare[item.problem.id]))
                 for item in guided
             ]
-        right = [item for item in graded if item.grade.score == 1.0]
-        kept += _shortest(right) if wanted.shortest else right
-        if len(kept) >= wanted.count:
-            return kept[: wanted.count]
-    raise EpistillError(
-        f"only {len(kept)} correct traces after {MAX_TRACE_ROUNDS * TRACE_ROUND} problems; "
-        f"expected {wanted.count}; lower method.traces.count or choose easier problems"
-    )
+        yield [item for item in graded if item.grade.score == 1.0]
 
 
 def _shortest(graded: Sequence[GradedRollout]) -> list[GradedRollout]:
