@@ -189,10 +189,8 @@ def as_long_as(lengths: Sequence[int], wanted: Sequence[int], rng: random.Random
     rng.shuffle(order)
     for length in order:
         place = bisect_left(free, (length, 0))
-        near = min(
-            free[max(0, place - 1) : place + 1], key=lambda f: abs(f[0] - length), default=None
-        )
-        if near is not None and abs(near[0] - length) <= NEAR * length:
-            free.remove(near)
-            taken.append(near[1])
+        beside = range(max(0, place - 1), min(place + 1, len(free)))
+        near = min(beside, key=lambda at: abs(free[at][0] - length), default=None)
+        if near is not None and abs(free[near][0] - length) <= NEAR * length:
+            taken.append(free.pop(near)[1])
     return sorted(taken)

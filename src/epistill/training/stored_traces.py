@@ -40,6 +40,7 @@ from epistill.world import World
 
 TRACE_ROUND = 64  # problems sampled at a time while traces are collected
 MAX_TRACE_ROUNDS = 50
+MAX_MATCHED_ROUNDS = 200  # of traces of rare lengths
 
 
 def stored_traces(
@@ -83,7 +84,8 @@ def collect_traces(
     """
     wanted = config.method.traces
     assert wanted is not None
-    rounds = partial(_right_responses, student, config, curriculum, grader)
+    most = MAX_TRACE_ROUNDS if wanted.as_long_as is None else MAX_MATCHED_ROUNDS
+    rounds = partial(_right_responses, student, config, curriculum, grader, most)
     own: Iterable[list[GradedRollout]] = rounds(wanted.context)
     if wanted.shortest:
         own = map(_shortest, own)
@@ -103,14 +105,15 @@ def _enough(
 ) -> list[GradedRollout]:
     """The first so many that are chosen of what the rounds so far have brought."""
     kept, chosen = list[GradedRollout](), list[GradedRollout]()
+    drawn = 0
     for right in rounds:
         kept += right
+        drawn += TRACE_ROUND
         if len(kept) >= count and len(chosen := chosen_of(kept)) >= count:
             return chosen[:count]
     raise EpistillError(
-        f"only {len(chosen_of(kept))} correct traces to keep after "
-        f"{MAX_TRACE_ROUNDS * TRACE_ROUND} problems; expected {count}; lower method.traces.count "
-        "or choose easier problems"
+        f"only {len(chosen_of(kept))} correct traces to keep after {drawn} problems; expected "
+        f"{count}; lower method.traces.count or choose easier problems"
     )
 
 
@@ -123,11 +126,12 @@ def _right_responses(
     config: RunConfig,
     curriculum: Curriculum,
     grader: Grader,
+    most_rounds: int,
     context: Context,
 ) -> Iterator[list[GradedRollout]]:
     """The correct responses of one round of problems after another."""
     engine, drawn = InProcessEngine(student), config.samples_per_problem
-    for round_number in range(MAX_TRACE_ROUNDS):
+    for round_number in range(most_rounds):
         problems = curriculum.at(round_number, TRACE_ROUND)
         chats = [(problem, problem.messages) for problem in problems]
         seed = derive_seed("traces", config.seed, round_number)
