@@ -353,6 +353,7 @@ TESTS_OF_MORE = {
     "test_lab": "the shipped model",
     "report/test_looks": "every kind of page in a browser",
     "test_real_model": "a pretrained model, end to end",
+    "test_runtime_types": "how the tests check the package's annotations",
     "test_trust": "what is never loaded or run",
     "gpu/test_cuda": "what needs a GPU",
     "objective/test_golden": "the whole objective against stored numbers",
