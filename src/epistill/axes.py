@@ -134,7 +134,8 @@ class TraceSource(Settings):
         count: How many correct traces to keep (the paper: 800); of "data" at most as many.
         shortest: Keep only the shortest correct one of each problem (a control for length).
         as_long_as: Keep, of many, those that are as long as correct traces written under this
-            context (another): as many, each within a tenth of one of these, in tokens.
+            context (another): as many, each within a tenth of one of these, in tokens; at most
+            one in twenty may be missing, where no trace is as long.
         file: Traces that `epistill edit` (or `eval --out`) wrote; None samples them.
         edits: Rules that change them, in order ("swap lexicon:paper-en=so", "cut-rechecks"), as of
             `epistill edit`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -40,7 +41,7 @@ from epistill.world import World
 
 TRACE_ROUND = 64  # problems sampled at a time while traces are collected
 MAX_TRACE_ROUNDS = 50
-MAX_MATCHED_ROUNDS = 200  # of traces of rare lengths
+LEAST_MATCHED = 0.95  # of the lengths to match; there may be no trace of the others
 
 
 def stored_traces(
@@ -84,8 +85,7 @@ def collect_traces(
     """
     wanted = config.method.traces
     assert wanted is not None
-    most = MAX_TRACE_ROUNDS if wanted.as_long_as is None else MAX_MATCHED_ROUNDS
-    rounds = partial(_right_responses, student, config, curriculum, grader, most)
+    rounds = partial(_right_responses, student, config, curriculum, grader)
     own: Iterable[list[GradedRollout]] = rounds(wanted.context)
     if wanted.shortest:
         own = map(_shortest, own)
@@ -94,7 +94,10 @@ def collect_traces(
     lengths = _tokens(_enough(rounds(wanted.as_long_as), wanted.count))
     rng = partial(named_random, "as_long_as", config.seed)
     return _enough(
-        own, wanted.count, lambda kept: [kept[i] for i in as_long_as(_tokens(kept), lengths, rng())]
+        own,
+        wanted.count,
+        lambda kept: [kept[i] for i in as_long_as(_tokens(kept), lengths, rng())],
+        least=math.ceil(LEAST_MATCHED * wanted.count),
     )
 
 
@@ -102,18 +105,19 @@ def _enough(
     rounds: Iterable[list[GradedRollout]],
     count: int,
     chosen_of: Callable[[list[GradedRollout]], list[GradedRollout]] = lambda kept: kept,
+    least: int | None = None,
 ) -> list[GradedRollout]:
-    """The first so many that are chosen of what the rounds so far have brought."""
+    """The first so many that are chosen of what the rounds so far have brought, `least` of all."""
     kept, chosen = list[GradedRollout](), list[GradedRollout]()
-    drawn = 0
     for right in rounds:
         kept += right
-        drawn += TRACE_ROUND
         if len(kept) >= count and len(chosen := chosen_of(kept)) >= count:
             return chosen[:count]
+    if len(chosen := chosen_of(kept)) >= (least or count):
+        return chosen
     raise EpistillError(
-        f"only {len(chosen_of(kept))} correct traces to keep after {drawn} problems; expected "
-        f"{count}; lower method.traces.count or choose easier problems"
+        f"only {len(chosen)} correct traces to keep after {MAX_TRACE_ROUNDS * TRACE_ROUND} "
+        f"problems; expected {count}; lower method.traces.count or choose easier problems"
     )
 
 
@@ -126,12 +130,11 @@ def _right_responses(
     config: RunConfig,
     curriculum: Curriculum,
     grader: Grader,
-    most_rounds: int,
     context: Context,
 ) -> Iterator[list[GradedRollout]]:
     """The correct responses of one round of problems after another."""
     engine, drawn = InProcessEngine(student), config.samples_per_problem
-    for round_number in range(most_rounds):
+    for round_number in range(MAX_TRACE_ROUNDS):
         problems = curriculum.at(round_number, TRACE_ROUND)
         chats = [(problem, problem.messages) for problem in problems]
         seed = derive_seed("traces", config.seed, round_number)
