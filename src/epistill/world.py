@@ -11,6 +11,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -26,6 +27,7 @@ Item = TypeVar("Item")
 # How long a process waits for one that is there and does not answer; one that died is seen at once.
 HANG_MINUTES = "EPISTILL_HANG_MINUTES"
 MOST_HANG_MINUTES = 10_000  # a week
+MOST_SILENT_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +87,13 @@ class World:
         total = sum(len(share) for share in shares)
         return [shares[i % self.size][i // self.size] for i in range(total)]
 
-    def on_first(self, action: Callable[[], Any]) -> Any:
+    def on_first(self, action: Callable[[], Any], *, slow: bool = False) -> Any:
         """Do something on rank 0 alone; everyone gets its JSON result, or stops if it failed.
+
+        Args:
+            action: What is done.
+            slow: It may take longer than a process may be silent, so it is done in a thread
+                (`wait_for_first`).
 
         Raises:
             EpistillError: On rank 0, what the action raised.
@@ -94,6 +101,11 @@ class World:
         """
         if self.size == 1:
             return action()
+        if slow:
+            with ThreadPoolExecutor(1) as beside:
+                working = beside.submit(action) if self.first else None
+                self.wait_for_first(working)
+                return self.on_first(lambda: working and working.result())
         told: tuple[Any, str | None] = (None, None)
         failed: EpistillError | None = None
         if self.first:
@@ -107,6 +119,18 @@ class World:
         if problem is not None:
             raise StoppedElsewhere(problem)
         return told[0] if self.first else value
+
+    def wait_for_first(self, working: Future[Any] | None) -> None:
+        """Wait for something that rank 0 has others do, however long it takes.
+
+        It says all the while that it is there, so that no process takes it for one that hangs.
+
+        Args:
+            working: On rank 0, what is waited for; what comes of it nobody looks at.
+        """
+        seconds = min(MOST_SILENT_SECONDS, 15 * _hang_minutes())  # a quarter of them
+        while not self.gather(working is None or bool(wait([working], timeout=seconds).done))[0]:
+            pass
 
     def sum_numbers(self, values: dict[str, float]) -> dict[str, float]:
         """Sums by name, added in the order of ranks; a name that only some have counts too."""

@@ -7,9 +7,11 @@ import json
 import pytest
 import torch
 
+from epistill.rollouts import shared_prompts
 from epistill.rollouts.align import align
 from epistill.rollouts.scoring import score_completions
 from epistill.rollouts.shared_prompts import SharedPrompts
+from epistill.world import World
 from tests.helpers.drivers.scores import NETWORKS, network, rows
 from tests.helpers.families import tiny_model
 from tests.helpers.models import make_tiny_model
@@ -116,6 +118,22 @@ def test_of_packed_rows_prompts_are_read_once_and_the_rest_is_padded_little(monk
     calls.clear()
     shared(prompts[3:5], completions[3:5], most_tokens=200).hidden(model)
     assert calls == [20 + 1 + 30 + 12]
+
+
+@pytest.mark.parametrize("second", ["one prompt", "its own"])
+def test_processes_that_call_together_decide_together(monkeypatch, second):
+    """The first has four rows of one prompt; what it saves alone, it then waits for the second."""
+    monkeypatch.setattr(shared_prompts, "FSDPModule", torch.nn.Module)  # as if it were sharded
+    monkeypatch.setattr(shared_prompts, "GATHER_TOKENS", {})
+    others = [ids(20)] * 4 if second == "one prompt" else [ids(20) for _ in range(4)]
+    prompts, completions = [ids(20)] * 4 + others, [ids(5)] * 8
+    batches, model = [[0, 1, 2, 3], [4, 5, 6, 7]], make_tiny_model()
+    for rank in range(2):
+        monkeypatch.setattr(shared_prompts, "current_world", lambda rank=rank: World(rank, 2))
+        planned = SharedPrompts(prompts, completions, batches, most_tokens=100)._planned(model)
+        ((parts, missing),) = planned
+        assert [part.new is not None for part in parts] == [second == "one prompt"]
+        assert missing == 0
 
 
 def test_scores_in_bfloat16_are_near():

@@ -208,13 +208,46 @@ def test_the_command_prints_the_same_numbers():
 
 def test_what_a_start_takes_of_the_hosts_memory_is_said():
     """All of a sharded network, in each process, where servers write the responses."""
-    for changes, gib in (({}, None), (SERVED, 30.5)):
-        console = Console(file=io.StringIO(), width=200)
-        _print_plan(plan_study(changed(**changes), gpus=8), console)
+    for changes in ({}, SERVED):
+        console = Console(file=io.StringIO(), width=1000)
+        found = plan_study(changed(**changes), gpus=8)
+        _print_plan(found, console)
         text = console.file.getvalue()
-        assert ("host's memory" in text) == (gib is not None)
-        if gib is not None:
-            assert f"{gib} GiB for each of its processes ({8 * gib:.0f} in all)" in text
+        gib = max(row["memory"]["host"] for row in found["arms"].values()) / GIB
+        assert (gib > 0) == bool(changes)
+        line = (
+            f"{gib:.1f} GiB of the host's memory for each GPU's process ({8 * gib:,.0f} for all 8)"
+        )
+        assert (line in text) == (gib > 0)
+        assert ("as many GPUs again" in text) == (gib > 0)
+
+
+def test_hours_of_what_servers_write_are_those_with_as_many_gpus_again():
+    spec = load_study("recipes/math-qwen3-8b-think")
+
+    def hours(**rollouts):
+        run = {**spec.run, "rollouts": {**SERVED["rollouts"], **rollouts}}
+        served = plan_study(spec.model_copy(update={"run": run}), gpus=8)
+        return served["arms"]["sdpo"]["wall_hours"]
+
+    in_turn, ahead = hours(), hours(ahead=True)
+    assert in_turn["total"] == pytest.approx(
+        in_turn["sampling"] + in_turn["training"] + in_turn["evaluation"]
+    )
+    # All updates but the last have the next batch beside them.
+    steps = spec.config_of(spec.arms[-1], 0).steps
+    longer, shorter = sorted((ahead["sampling"], ahead["training"]), reverse=True)
+    assert ahead["total"] == pytest.approx(longer + shorter / steps + ahead["evaluation"])
+
+
+def test_an_untrained_arm_is_sharded_as_the_trained_ones_are():
+    """`training.train_state` shards whatever the number of steps; nothing else is held for it."""
+    found = plan_study(changed(), gpus=8)["arms"]
+    base = next(row["memory"] for name, row in found.items() if name == "base")
+    trained = next(row["memory"] for name, row in found.items() if name == "grpo")
+    assert base["weights"] == trained["weights"]
+    assert base["student"] == trained["student"]
+    assert base["gradients"] == base["optimizer"] == 0
 
 
 def test_without_a_name_it_lists_every_recipe_and_where_the_files_are():

@@ -16,6 +16,7 @@ from epistill.errors import EpistillError
 from epistill.studies.load_study import load_study
 from epistill.studies.runner import run_study
 from epistill.studies.spec import StudySpec
+from epistill.world import HANG_MINUTES
 from tests.helpers.killed import kill_when
 from tests.helpers.python import LIMIT_S, run_epistill
 from tests.helpers.two_processes import run_by_two
@@ -135,9 +136,12 @@ def test_a_node_dies_in_the_middle_and_nothing_changes(two_nodes, serial, tmp_pa
     assert again == timings[lost[0]]
 
 
-def test_an_arm_lies_over_both_nodes_and_one_of_its_processes_is_killed(two_nodes, tmp_path):
+def test_an_arm_lies_over_both_nodes_and_one_of_its_processes_is_killed(
+    two_nodes, tmp_path, monkeypatch
+):
     """Each arm takes both processors, one of each node; the lost one goes on from its checkpoint."""
     cluster, _ = two_nodes
+    monkeypatch.setenv(HANG_MINUTES, "29")  # after the cluster was started: it is told to workers
     cluster.add_node(num_cpus=1, object_store_memory=80 * 1024**2)  # one was killed above
     arm = {**SPEC["arms"][1]}
     spec = StudySpec.model_validate(
@@ -145,7 +149,7 @@ def test_an_arm_lies_over_both_nodes_and_one_of_its_processes_is_killed(two_node
     )
     run_by_two(spec, tmp_path / "quiet")
     folder, said = tmp_path / "study" / "runs" / "sdpo" / "seed-0", io.StringIO()
-    killer = kill_when(7, folder, "_carry_out", "\0RANK=1\0")
+    killer = kill_when(7, folder, "_carry_out", "\0RANK=1\0", f"\0{HANG_MINUTES}=29\0")
     console = Console(file=said, width=300)
     run_study(spec, tmp_path / "study", ray=cluster.address, console=console)
     killer.join()

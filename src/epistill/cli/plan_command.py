@@ -142,10 +142,16 @@ def _print_plan(found: Mapping[str, Any], console: Console) -> None:
     )
     for source in (machine["source"], found["lengths"]["source"]):
         console.print(source)
+    if any(row["sequences_at_once"] is None for row in found["arms"].values()):
+        console.print(
+            "Where servers write the responses, the hours are those with as many GPUs again for "
+            "them; GPU hours count work, whoever does it"
+        )
     if host := max(row["memory"]["host"] for row in found["arms"].values()):
         console.print(
-            f"Of the host's memory, which no column counts: {host / GIB:.1f} GiB for each of its "
-            f"processes ({machine['gpus'] * host / GIB:,.0f} in all) until the weights are sharded"
+            f"Where the weights are sharded and servers write, {host / GIB:.1f} GiB of the host's "
+            f"memory for each GPU's process ({machine['gpus'] * host / GIB:,.0f} for all "
+            f"{machine['gpus']}) until they are; no column counts it"
         )
 
 

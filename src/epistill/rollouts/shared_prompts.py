@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -116,24 +116,22 @@ class SharedPrompts:
         sharded = any(isinstance(one, FSDPModule) for one in model.network.modules())
         ranks = range(world.size) if sharded else (world.rank,)
         gather = GATHER_TOKENS.get(model.device.type, 0) if sharded else 0
-        plans = {rank: self._plan(model, World(rank, world.size), gather) for rank in ranks}
-        calls = [[_calls(parts) for parts in plan] for plan in plans.values()]
-        own = plans[world.rank]
-        for parts, same in zip(own, zip(*calls, strict=True), strict=True):
-            yield parts, max(same) - _calls(parts)
+        dealt = [
+            [batch for batch, _ in World(rank, world.size).deal(self._batches)] for rank in ranks
+        ]
+        plans = [[[self._whole(range(len(one)), one)] for one in batches] for batches in dealt]
+        if any(map(self._share, dealt)):
+            once = [self._plan_once(model, batches) for batches in dealt]
+            cost = _cost(plans, gather)
+            if cost - _cost(once, gather) >= LEAST_SAVED * cost:
+                plans = once
+        for parts, *same in zip(plans[ranks.index(world.rank)], *plans, strict=True):
+            yield parts, max(map(_calls, same)) - _calls(parts)
 
-    def _plan(self, model: LanguageModel, world: World, gather: int) -> list[list[_Part]]:
-        """How a process reads each micro-batch that it is dealt; `gather` of GATHER_TOKENS."""
-        dealt = [batch for batch, _ in world.deal(self._batches)]
-        whole = [[self._whole(range(len(batch)), batch)] for batch in dealt]
-        if len({self._begins[row] for batch in dealt for row in batch}) == sum(map(len, dealt)):
-            return whole
-        once = self._plan_once(model, dealt)
-        cost, less = (
-            sum(max(tokens, gather) for part in chain(*plan) for tokens in part.reads)
-            for plan in (whole, once)
-        )
-        return once if cost - less >= LEAST_SAVED * cost else whole
+    def _share(self, batches: Sequence[Sequence[int]]) -> bool:
+        """Whether some of these rows have one prompt."""
+        rows = [row for batch in batches for row in batch]
+        return len({self._begins[row] for row in rows}) < len(rows)
 
     def _whole(self, places: Sequence[int], rows: Sequence[int]) -> _Part:
         tokens = sum(len(self._prompts[row]) + len(self._completions[row]) for row in rows)
@@ -225,6 +223,17 @@ class _Part:
 
 def _calls(parts: Sequence[_Part]) -> int:
     return sum(len(part.reads) for part in parts)
+
+
+def _cost(plans: Sequence[Sequence[Sequence[_Part]]], gather: int) -> int:
+    """Tokens, of each call of processes that call together those of the slowest."""
+    return sum(
+        max(*tokens, gather)
+        for parts in zip(*plans, strict=True)
+        for tokens in zip_longest(
+            *([read for part in own for read in part.reads] for own in parts), fillvalue=1
+        )
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -270,8 +270,8 @@ class VllmEngine:
                 "server can read"
             )
         ids = probe_ids(len(self.tokenizer))
-        if self._ahead is not None and self._ahead.replies is not None:
-            wait([self._ahead.replies])
+        if self._ahead is not None:
+            current_world().wait_for_first(self._ahead.replies)
         write_weights(student, self._folder)
         expected = probe_log_probs(student, ids)
         push = partial(
@@ -340,7 +340,7 @@ def _by_first(ask: Callable[[], Any]) -> Any:
         except ServersLost as error:
             return {"value": None, "lost": str(error)}
 
-    answer = current_world().on_first(told)
+    answer = current_world().on_first(told, slow=True)
     if answer["lost"] is not None:
         raise ServersLost(answer["lost"])
     return answer["value"]

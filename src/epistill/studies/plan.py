@@ -34,6 +34,7 @@ from epistill.studies.wall_clock import (
     evaluation_sizes,
     one_step_ahead,
     served_forwards,
+    served_hours,
     wall_hours,
 )
 
@@ -60,7 +61,8 @@ def plan_study(
         gpus: That an arm's state is sharded over; None takes the recipe's.
 
     Returns:
-        `arms` (each with memory in bytes, tokens, GPU hours, wall-clock hours and their bounds),
+        `arms` (each with memory in bytes, tokens, GPU hours, wall-clock hours and their bounds;
+        where servers write, these are as many GPUs again),
         `total_gpu_hours` over all arms, probes and seeds, `total_wall_hours` of all arms one after
         another, and everything that was assumed.
 
@@ -138,7 +140,9 @@ def plan_study(
             "sequences_at_once": max(0, free // cache) if cache else None,
             "tokens": tokens,
             "gpu_hours": {**hours, "total": sum(hours.values())},
-            "wall_hours": (apart if served else together)(gpus=hardware.gpus),
+            "wall_hours": served_hours(apart, config, hardware.gpus)
+            if served
+            else together(gpus=hardware.gpus),
             "ahead": one_step_ahead(apart, together, config, hardware.gpus)
             if config.steps and config.method.traces is None
             else None,
@@ -254,7 +258,7 @@ def _memory(
     computed = DTYPE_BYTES["bfloat16"] if config.precision == "bf16" else number
     parameters, head = shape.parameters, shape.embedding_parameters
     trained = parameters if config.lora is None else adapter_parameters(shape, config.lora)
-    sharded = config.steps > 0 and hardware.gpus > 1 and config.parallel == "shard"
+    sharded = hardware.gpus > 1 and config.parallel == "shard"
     served = nowhere_whole(config, hardware.gpus)
     shards = hardware.gpus if sharded else 1
     limit = shape.max_position_embeddings

@@ -25,7 +25,7 @@ from epistill.errors import EpistillError, FolderInUse, LostProcess, first_line
 from epistill.store import RunStore
 from epistill.studies.executors import cores, is_alone, run_job, use_threads
 from epistill.studies.spec import Resources
-from epistill.world import joined
+from epistill.world import HANG_MINUTES, joined
 
 AUTO = "auto"
 # A node that was cut off may still run its worker for a while; that one holds the run's lock.
@@ -129,6 +129,8 @@ class RayCluster(AbstractContextManager["RayCluster"]):
             "WORLD_SIZE": str(asked.processes),
             "TORCHELASTIC_USE_AGENT_STORE": "True",
         }
+        if (minutes := os.environ.get(HANG_MINUTES)) is not None:
+            where[HANG_MINUTES] = minutes  # what a started cluster does not know
         bundle = {"CPU": asked.cpus, "GPU": asked.gpus}
         group = self._ray.util.placement_group([bundle] * asked.processes)
         self._groups.append(group)

@@ -117,6 +117,23 @@ def _moved_bytes(config: RunConfig, shape: Architecture, rounds: int, own_scores
     return shape.parameters * (rounds * (passes * computed + reduced) + sampler)
 
 
+def served_hours(
+    apart: Callable[..., dict[str, Any]], config: RunConfig, gpus: int
+) -> dict[str, Any]:
+    """`wall_hours` of a run that trains on so many GPUs and has as many again for its servers.
+
+    Args:
+        apart: As of `one_step_ahead`.
+        config: The run; sampling ahead, its update and the next batch take the longer of both.
+        gpus: That train.
+    """
+    found = apart(gpus=gpus)
+    if isinstance(config.rollouts, VllmRollouts) and config.rollouts.ahead and config.steps:
+        shorter = min(found["sampling"], found["training"])
+        found["total"] -= shorter * (1 - 1 / config.steps)
+    return found
+
+
 def one_step_ahead(
     apart: Callable[..., dict[str, Any]],
     together: Callable[..., dict[str, Any]],
