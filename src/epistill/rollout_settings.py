@@ -31,7 +31,8 @@ class VllmRollouts(Settings):
         importance_cap: Upper bound of the importance weight of a token, p_trainer / p_engine.
         in_flight: Requests (one per group) that each server gets at a time.
         attempts: Per request and server, with growing pauses.
-        timeout_seconds: How long a reply may take.
+        timeout_seconds: How long a reply may take; one of many tokens as long as they take at 5
+            tokens per second.
     """
 
     engine: Literal["vllm"] = "vllm"

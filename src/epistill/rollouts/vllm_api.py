@@ -45,6 +45,7 @@ NEUTRAL = {
 PROBED = 5  # likely tokens looked at to tell one log-prob mode from the other
 # The server writes -9999 where a log-prob is minus infinity.
 LEAST_LOG_PROB = -9999.0
+SLOWEST_TOKENS_PER_SECOND = 5.0  # that a server with many requests writes of one response
 # A reply has one entry (a token with its log-prob, rank and spelling) per token that was asked for.
 BYTES_PER_ENTRY, BYTES_BESIDE = 1024, 2**20
 
@@ -205,7 +206,8 @@ def sample_request(
                 )
         return [_read_sample(choice, prompt, limit, ends) for choice in choices]
 
-    return ServerRequest(body, read, _most_bytes(samples * (limit + len(prompt))))
+    most_bytes = _most_bytes(samples * (limit + len(prompt)))
+    return ServerRequest(body, read, most_bytes, limit / SLOWEST_TOKENS_PER_SECOND)
 
 
 def _read_sample(

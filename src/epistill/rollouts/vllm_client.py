@@ -229,7 +229,13 @@ class Client:
     def _read_from(self, server: Server, request: ServerRequest) -> Any:
         """What is kept of one attempt's reply; None of an optional one's that will not do."""
         try:
-            content = self.call(server, request.path, request.body, most_bytes=request.most_bytes)
+            content = self.call(
+                server,
+                request.path,
+                request.body,
+                seconds=max(self.timeout, request.seconds),
+                most_bytes=request.most_bytes,
+            )
             kept = request.read(content)
         except (Refused, UnusableReply) as failure:
             if not request.optional or (isinstance(failure, UnusableReply) and failure.silent):

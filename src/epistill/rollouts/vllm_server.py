@@ -81,6 +81,7 @@ class ServerRequest:
         body: Of the POST.
         read: Checks the reply and returns what is kept of it (JSON); raises `UnusableReply`.
         most_bytes: Longest reply that can be an answer.
+        seconds: That a reply may take where that is more than the client's limit.
         path: Where it is posted.
         optional: There is another way: where a server answers, but not with what is needed, None is
             kept and nobody is asked again.
@@ -90,6 +91,7 @@ class ServerRequest:
     body: Mapping[str, Any]
     read: Callable[[bytes], Any]
     most_bytes: int = MAX_REPLY_BYTES
+    seconds: float = 0.0
     path: str = COMPLETIONS
     optional: bool = False
     near: int | None = None
