@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from epistill.errors import EpistillError
 from epistill.metrics import total_markers
 from epistill.metrics.text_edits import TextEdits, as_long_as
+from epistill.tasks.answers import extract_answer, framed_answer
 
 STAR = (
     "perhaps 13 23 22 dust wait maybe 10 15 33 dust try 24 30 21 dust actually try 28 26 20 gold "
@@ -21,7 +22,7 @@ PROSE = (
 
 
 def edited(text, *rules, answer="28", share=1.0, seed=0, opened=True):
-    edits = TextEdits(rules, share=share)
+    edits = TextEdits(rules, framed_answer, share=share)
     return edits.apply(text, answer, random.Random(seed), opened_in_prompt=opened)
 
 
@@ -59,11 +60,68 @@ def test_prose_stays_prose():
     assert (text.count("Oh, "), counts) == (3, [3])
 
 
-def test_without_thinking_the_answer_ends_the_reasoning():
+def test_without_thinking_the_sentence_of_the_answer_ends_the_reasoning():
     text, _ = edited("Maybe 3*4, so 12. Maybe: 12", "delete maybe", answer="12", opened=False)
-    assert text == "3*4, so 12. : 12"
+    assert text == "3*4, so 12. Maybe: 12"
     text, _ = edited("Maybe so. Maybe", "delete maybe", answer=None, opened=False)
     assert text == "So. "
+
+
+RULES = (
+    "cut-rechecks",
+    "inject wait@before:</think>",
+    "inject hmm@line",
+    "inject maybe@start",
+    "delete answer",
+    "delete final",
+    "swap the=so",
+    r"cut \d+",
+    r"cut [.\\<#{}>*]",
+)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("work", ["", "First, 3*6 = 18. Wait, let me verify: 18/6=3. So yes."])
+@pytest.mark.parametrize(
+    "frame",
+    [
+        "Final answer: \\boxed{18}",
+        "\\boxed{\n18}",
+        "#### 18",
+        "<answer>18</answer>",
+        "<answer>\n18\n</answer>",
+        "The answer is 18.",
+        "The answer is:\n\n$$18$$",
+        "**Answer:**\n18",
+        "The answer is 18. Let me check: 3*6 = 18, so it is right.",
+        "The answer is (B). That is what was asked.",
+        "x = \\boxed{5}\nor \\boxed{8}",
+        "答案：18。",
+    ],
+)
+def test_no_rule_touches_the_frame_of_an_answer_without_thinking(frame, work, rule):
+    text = f"{work}\n\n{frame}".lstrip()
+    answer = extract_answer(text)
+    changed, (count,) = edited(text, rule, answer=answer, opened=False)
+    assert extract_answer(changed) == answer
+    assert changed.endswith(frame)
+    assert (changed != text) == (count > 0)
+    assert count or not work or not rule.startswith("inject")
+
+
+def test_rechecks_end_where_the_sentence_of_the_answer_begins():
+    text = "First, 3*6 = 18. Wait, let me verify: 18/6=3. So yes.\n\nFinal answer: \\boxed{18}"
+    changed, _ = edited(text, "cut-rechecks", answer="18", opened=False)
+    assert changed == "First, 3*6 = 18.\n\nFinal answer: \\boxed{18}"
+
+
+def test_a_response_whose_answer_has_no_place_is_left_as_it_is():
+    for text, answer in (
+        ("Maybe so. I choose option B.", "B"),  # in no frame, and a letter stands anywhere
+        ("Maybe so.\n```python\nprint(1)\nprint(2)\n```", "print(1)\nprint(3)"),
+        ("<think>maybe</think>hm<reasoning>maybe</reasoning> 18", "18"),  # thought in two places
+    ):
+        assert edited(text, "delete maybe", answer=answer, opened=False) == (text, [0])
 
 
 def test_a_share_of_the_places_is_drawn_by_the_source_of_randomness():
@@ -101,7 +159,7 @@ def test_deleting_leaves_no_marker_and_swapping_no_old_one(text):
 )
 def test_what_is_no_rule_is_refused_in_one_line(rule, said):
     with pytest.raises(EpistillError, match=said) as error:
-        TextEdits([rule])
+        TextEdits([rule], framed_answer)
     assert "\n" not in str(error.value)
 
 

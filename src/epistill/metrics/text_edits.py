@@ -8,6 +8,8 @@
 
 Enters: a response, its final answer, rules. Leaves: the text, and how often each rule did
 something. Tags of thinking and the answer part stay as they are; rules follow each other in order.
+Without thinking the answer part is the last sentences or lines that by themselves read as the same
+answer: its whole frame, whatever frames there are.
 """
 
 from __future__ import annotations
@@ -19,9 +21,9 @@ from collections.abc import Callable, Sequence
 
 from epistill.errors import EpistillError, did_you_mean
 from epistill.metrics.lexicon import words_named
-from epistill.metrics.verification import reasoning_span, verification
+from epistill.metrics.verification import SENTENCE, reasoning_span, verification
 from epistill.metrics.words import fold, on_word_boundaries
-from epistill.thinking import CLOSES, split_thinking
+from epistill.thinking import CLOSES, SplitResponse, split_thinking
 from epistill.word_rules import word_rule
 
 NEAR = 0.1  # two lengths match that differ by at most this share
@@ -35,14 +37,17 @@ class TextEdits:
 
     Args:
         rules: As in the module's docstring.
+        reads: The answer that a text gives in a frame, as `tasks.answers.framed_answer`.
         share: Of the places of `inject`, drawn at random.
 
     Raises:
         EpistillError: One is no rule.
     """
 
-    def __init__(self, rules: Sequence[str], *, share: float = 1.0) -> None:
-        self.rules = tuple(rules)
+    def __init__(
+        self, rules: Sequence[str], reads: Callable[[str], str | None], *, share: float = 1.0
+    ) -> None:
+        self.rules, self._reads = tuple(rules), reads
         self._edits = [_edit(rule, share) for rule in rules]
 
     def apply(
@@ -52,8 +57,9 @@ class TextEdits:
 
         Args:
             text: The response.
-            answer: Its final answer, which tells where re-checks begin and, in a response without
-                thinking, where the reasoning ends; without one such a response is edited whole.
+            answer: Its final answer, which tells where re-checks begin and, where it stands in no
+                frame, where the reasoning of a response without thinking ends; without an answer
+                such a response is edited whole.
             rng: Draws the places.
             opened_in_prompt: As of `split_thinking`.
 
@@ -61,12 +67,29 @@ class TextEdits:
             The edited response and, for each rule, the number of its edits.
         """
         part = split_thinking(text, opened_in_prompt=opened_in_prompt)
-        start, stop = reasoning_span(text, part, answer) or (0, len(text))
-        reasoning, counts = text[start:stop], []
+        span = self._span(text, part, answer)
+        if span is None:
+            return text, [0] * len(self.rules)
+        start, stop = span
+        reasoning, counts = text[start:stop], list[int]()
         for edit in self._edits:
             reasoning, count = edit(reasoning, answer, rng)
             counts.append(count)
         return text[:start] + reasoning + text[stop:], counts
+
+    def _span(self, text: str, part: SplitResponse, answer: str | None) -> tuple[int, int] | None:
+        """What may be edited; None where nothing tells it from the answer, or precedes that."""
+        found = reasoning_span(text, part, answer)
+        said = None if part.form != "absent" else self._reads(text)
+        if said is None and found is None:
+            return (0, len(text)) if answer is None else None
+        if part.form != "absent":
+            return found
+        last = len(text) if found is None else found[1]
+        ends = [one.end() for one in SENTENCE.finditer(text) if one.end() <= last]
+        if said is not None:
+            ends = ends[: bisect_left(ends, True, key=lambda at: self._reads(text[at:]) != said)]
+        return (0, len(text[: ends[-1]].rstrip())) if ends else None
 
 
 def _edit(rule: str, share: float) -> _Edit:

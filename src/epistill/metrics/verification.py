@@ -34,7 +34,7 @@ _STATED = re.compile(
     r"\W{0,6}(-?\d[\d,]*(?:\.\d+)?(?:/\d+)?)",
     re.IGNORECASE,
 )
-_SENTENCE = re.compile(r"[.!?]\s+|\n+")
+SENTENCE = re.compile(r"[.!?]\s+|[。！？]\s*|\n+")  # its end
 
 
 def verification(reasoning: str, answer: str) -> Verification | None:
@@ -73,7 +73,7 @@ def verification(reasoning: str, answer: str) -> Verification | None:
     verified = bool(again) or any(_beside(reasoning, check, later) for check in checks)
     begins = min([*(start for start, _ in checks), *again], default=None)
     if begins is not None:  # with its sentence
-        ends = [found.end() for found in _SENTENCE.finditer(reasoning, stated, begins)]
+        ends = [found.end() for found in SENTENCE.finditer(reasoning, stated, begins)]
         begins = ends[-1] if ends else begins
     return Verification(first, verified, len(named), begins)
 

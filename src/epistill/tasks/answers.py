@@ -108,9 +108,12 @@ def extract_answer(text: str) -> str | None:
         ('3', '18')
         >>> extract_answer("I do not know what to say about this question, or about any other.")
     """
-    text = readable(text)
-    found = next((c for framed in frames_in(text) if (c := clean(framed.text))), None)
-    return found if found is not None else short_line(text)
+    return framed_answer(text) or short_line(readable(text))
+
+
+def framed_answer(text: str) -> str | None:
+    """`extract_answer` of frames alone."""
+    return next((c for framed in frames(text) if (c := clean(framed.text))), None)
 
 
 def short_line(text: str) -> str | None:

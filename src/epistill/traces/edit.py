@@ -19,6 +19,7 @@ from epistill.readers.record_files import find_files
 from epistill.readers.text_records import Unusable
 from epistill.seeds import named_random
 from epistill.store import write_jsonl
+from epistill.tasks.answers import framed_answer
 from epistill.traces import fields
 from epistill.traces.fields import Trace
 from epistill.traces.file_counts import Reading
@@ -66,7 +67,7 @@ def edit_files(
     Raises:
         EpistillError: No rule, nothing to read, or no length that matches.
     """
-    options, edits = options or GradeOptions(), TextEdits(rules, share=share)
+    options, edits = options or GradeOptions(), TextEdits(rules, framed_answer, share=share)
     rows, readings, before = list[dict[str, Any]](), dict[str, Any](), list[int]()
     for path in find_files(paths):
         if path.resolve() == out.resolve():

@@ -23,6 +23,7 @@ from epistill.rollouts.model import LanguageModel
 from epistill.rollouts.prompts import render_prompt
 from epistill.rollouts.scoring import score_completions
 from epistill.seeds import named_random
+from epistill.tasks.answers import framed_answer
 from epistill.tasks.grading import Grader
 from epistill.thinking import OPEN, split_thinking
 
@@ -101,7 +102,7 @@ def edited_traces(
     traces: Sequence[GradedRollout], rules: Sequence[str], student: LanguageModel, config: RunConfig
 ) -> list[GradedRollout]:
     """The same traces with their reasoning edited by `metrics.text_edits`."""
-    edits = TextEdits(rules)
+    edits = TextEdits(rules, framed_answer)
     changed = []
     for i, item in enumerate(traces):
         text, _ = edits.apply(
