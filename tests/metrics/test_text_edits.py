@@ -118,7 +118,7 @@ def test_rechecks_end_where_the_sentence_of_the_answer_begins():
 def test_a_response_whose_answer_has_no_place_is_left_as_it_is():
     for text, answer in (
         ("Maybe so. I choose option B.", "B"),  # in no frame, and a letter stands anywhere
-        ("Maybe so.\n```python\nprint(1)\nprint(2)\n```", "print(1)\nprint(3)"),
+        ("Maybe so.\n```python\nprint(1)\nprint(2)\n```", "print(1)\nprint(2)\n"),
         ("<think>maybe</think>hm<reasoning>maybe</reasoning> 18", "18"),  # thought in two places
     ):
         assert edited(text, "delete maybe", answer=answer, opened=False) == (text, [0])

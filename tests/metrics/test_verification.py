@@ -17,7 +17,7 @@ from epistill.metrics.verification import (
     verification_means,
 )
 from epistill.seeds import named_random
-from epistill.tasks.answers import extract_answer
+from epistill.tasks.answers import extract_answer, extract_code
 from epistill.tasks.star_search import make_star
 from epistill.tasks.star_traces import DEFAULT_DIALS, trace_for
 from epistill.thinking import split_thinking
@@ -73,8 +73,19 @@ def test_an_answer_that_comes_out_again_is_verified(reasoning, answer, stated, v
     assert (found.stated is not None, found.verified) == (stated, verified)
 
 
-def test_one_letter_stands_in_any_prose():
-    assert verification("a triangle A, so B", "B") is None
+@pytest.mark.parametrize("answer", ["B", "(B)", "B.", "**B**", "\\text{(B)}", "（B）", "[B]:"])
+def test_one_letter_stands_in_any_prose(answer):
+    assert verification("a triangle A, so B", answer) is None
+    text = f"So it is B. The answer is {answer}"
+    assert checked_response(text, split_thinking(text), answer) == Checked(None, None)
+
+
+@pytest.mark.parametrize("thought", ["", "<think>so print(1), check print(1)</think>"])
+@pytest.mark.parametrize("program", ["print(1)", "a = 1\nprint(a)"])
+def test_of_a_program_text_cannot_tell(program, thought):
+    text = f"{thought}Here:\n```python\n{program}\n```\nIt prints 1."
+    answer = extract_code(text)
+    assert checked_response(text, split_thinking(text), answer) == Checked(None, None)
 
 
 def test_far_from_the_check_it_is_not_beside_it():

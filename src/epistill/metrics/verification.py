@@ -28,6 +28,7 @@ MOST_REASONING = 400_000  # characters; of longer reasoning only its end is look
 CHECKING = ("checking-en", "checking-zh")
 _FRACTION = re.compile(r"\\[dt]?frac\s*\{([^{}]+)\}\s*\{([^{}]+)\}")
 _DRESS = re.compile(r"\\[,;!() ]|\\(?:text|mathrm|left|right)\b|[${}\s]")
+_AROUND = "()[]（）【】<>*_`\"'“”.:,。"  # what stands around a letter
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 _STATED = re.compile(
     r"(?:\banswer\b[^.\n]{0,40}?(?:\bis\b|\bbe\b|=|:)|\\boxed\s*\{|答案[^。\n]{0,12}?(?:是|为|：|:))"
@@ -45,7 +46,8 @@ def verification(reasoning: str, answer: str) -> Verification | None:
         answer: As a grader reads it from the response.
 
     Returns:
-        None where text cannot tell: an answer of one letter stands in any prose.
+        None where text cannot tell: an answer of one letter stands in any prose, one of several
+        lines (a program) is not written twice.
 
     Example:
         >>> verification("so 3 * 6 = 18. Check: 18 / 6 = 3.", "18")
@@ -157,8 +159,10 @@ def _plain(answer: str) -> str:
 
 def _occurrence(answer: str) -> re.Pattern[str] | None:
     """The answer wherever it is written: numbers with or without commas, fractions either way."""
+    program = "\n" in answer  # as it is read from its block, one of one line ends with it
     answer = _plain(answer)
-    if not answer or (len(answer) == 1 and answer.isalpha()):
+    bare = answer.strip(_AROUND)
+    if program or not answer or (len(bare) == 1 and bare.isalpha()):
         return None
     if _NUMBER.fullmatch(answer):
         whole, _, part = answer.replace(",", "").partition(".")
