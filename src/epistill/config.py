@@ -6,7 +6,7 @@ The axes of a method are in `axes.py`, the published points on them in `methods.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
@@ -123,6 +123,7 @@ class EvalSet(Settings):
         max_new_tokens, force, block: Of this set's responses; None and none as the run's.
     """
 
+    OWN_SAMPLING: ClassVar[tuple[str, ...]] = ("max_new_tokens", "force", "block")
     name: str
     task: TaskConfig
     kind: Literal["in_domain", "ood", "hard", "budget"] = "in_domain"
@@ -141,8 +142,8 @@ class EvalSet(Settings):
 
     def drawn(self, sampling: SamplingConfig) -> SamplingConfig:
         """How its responses are drawn, where the run says the rest."""
-        names = ("max_new_tokens", "force", "block")
-        return sampling.model_copy(update={n: v for n in names if (v := getattr(self, n))})
+        own = {n: value for n in self.OWN_SAMPLING if (value := getattr(self, n))}
+        return sampling.model_copy(update=own)
 
 
 class Lora(Settings):

@@ -147,6 +147,18 @@ def test_other_sampling_settings_are_refused_and_named(tmp_path):
     assert found["differs"] == ["temperature is 1 in A and 0.6 in B"]
 
 
+@pytest.mark.parametrize("rule", ["force", "block"])
+def test_words_that_one_side_was_made_to_write_are_another_setting(tmp_path, rule):
+    plain = {"temperature": 1.0, "force": [], "block": []}
+    a = write(tmp_path / "a.jsonl", traces(sampling=plain))
+    b = write(tmp_path / "b.jsonl", traces(sampling={**plain, rule: ["maybe@start"]}))
+    with pytest.raises(EpistillError, match=rf'{rule} is \[\] in A and \["maybe@start"\] in B'):
+        compared(a, b)
+    a, b = run_directory(tmp_path / "a"), run_directory(tmp_path / "b", **{rule: ["maybe@start"]})
+    with pytest.raises(EpistillError, match=f"{rule} of 'held out' is null in A and .*maybe@start"):
+        compared(a, b)
+
+
 def test_settings_that_only_one_side_states_are_said(tmp_path):
     a = write(tmp_path / "a.jsonl", traces(temperature=1))
     b = write(tmp_path / "b.jsonl", traces())
@@ -318,9 +330,9 @@ def test_folders_of_equal_names_are_sets_and_can_be_pooled(tmp_path):
     assert pooled["sets"][0]["responses"]["a"] == 200
 
 
-def run_directory(folder, temperature=1.0):
+def run_directory(folder, temperature=1.0, **own):
     task = {"type": "star_search", "arms": 3, "depth": 1, "split": "test"}
-    chosen = {"name": "held out", "task": task, "problems": 6, "samples": 2}
+    chosen = {"name": "held out", "task": task, "problems": 6, "samples": 2, **own}
     store = RunStore(folder)
     store.begin({"sampling": {"temperature": temperature}, "evaluations": [chosen]}, {})
     from epistill.config import EvalSet

@@ -17,6 +17,7 @@ import numpy as np
 import orjson
 
 from epistill.comparison.sources import Source
+from epistill.config import EvalSet
 from epistill.errors import EpistillError, did_you_mean
 from epistill.metrics.lexicon import load_lexicon
 from epistill.metrics.verification import Checked, checked_response
@@ -33,7 +34,7 @@ NO_PROBLEM = "no problem named"
 # What decides how a response was drawn. `n` and `seed` do not: they decide which were drawn.
 SETTINGS = ("temperature", "top_p", "top_k", "min_p", "max_tokens", "max_new_tokens",
             "max_completion_tokens", "repetition_penalty", "presence_penalty", "frequency_penalty",
-            "enable_thinking")  # fmt: skip
+            "enable_thinking", "force", "block")  # fmt: skip
 CONTAINERS = ("sampling", "sampling_params", "sampling_config", "generation_config", "gen_kwargs")
 _SAME = {"max_new_tokens": "max_tokens", "max_completion_tokens": "max_tokens",
          "enable_thinking": "thinking"}  # fmt: skip
@@ -187,6 +188,10 @@ def read_side(source: Source, settled: Mapping[Path, Options], options: Options)
     side.draw(options.keep)
     for setting, value in (source.settings or {}).items():
         side.settings[_SAME.get(setting, setting)].add(_shown_value(value))
+    for chosen in source.run.config.get("evaluations", ()) if source.run else ():
+        for setting in EvalSet.OWN_SAMPLING:
+            name = f"{_SAME.get(setting, setting)} of {chosen['name']!r}"
+            side.settings[name].add(_shown_value(chosen.get(setting) or None))
     return side
 
 
@@ -257,7 +262,8 @@ def _note_settings(trace: Trace, found: dict[str, set[str]]) -> None:
         elif key in CONTAINERS and isinstance(value, Mapping):
             for key_inside, inner in value.items():
                 name = str(key_inside)
-                if name not in _NOT_SETTINGS and not isinstance(inner, Mapping | list):
+                one_value = name in SETTINGS or not isinstance(inner, Mapping | list)
+                if name not in _NOT_SETTINGS and one_value:
                     found[_SAME.get(name, name)].add(_shown_value(inner))
 
 
