@@ -233,6 +233,23 @@ def test_unknown_measures_are_refused():
         Monitor.model_validate({"rules": [{"type": "fall", "measure": "densty", "share": 0.5}]})
 
 
+@pytest.mark.parametrize("evaluations", [0, 1, 3])
+def test_a_rule_rests_as_long_whatever_is_evaluated_between(evaluations):
+    """Each rule rests for rows of its own kind: steps, or evaluations of its set."""
+    watched = HeldOut(set="six arms", by=0.1, patience=1)
+    settings = Monitor(rules=(Commits(), watched), baseline_steps=2, window_steps=4)
+    recorded = []
+    for step in range(14):
+        recorded.append({"step": step, "committed_share": 0.1 if step < 2 else 0.9})
+        recorded += [{"step": step, "six arms/score": 0.0 if step else 1.0}] * evaluations
+    raised = fired(settings, recorded)
+    assert [step for step, rule in raised if rule == "commits"] == [5, 9, 13]
+    alone = fired(only(watched, window_steps=4), [row for row in recorded if len(row) == 2])
+    assert [one for one in raised if one[1] != "commits"] == alone
+    steps = [step for step, rule in raised if rule != "commits"]
+    assert steps == {0: [], 1: [1, 5, 9, 13], 3: [1, 2, 3, 5, 6, 7, 9, 10, 11, 13]}[evaluations]
+
+
 def test_held_out_behaviour_must_stay_below_its_best_for_a_while():
     settings = only(HeldOut(set="six arms", by=0.1, patience=2))
     scores = [0.5, 0.7, 0.55, 0.65, 0.55, 0.5, 0.7]

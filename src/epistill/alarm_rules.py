@@ -8,7 +8,7 @@ was fitted to a run.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from numbers import Real
@@ -73,17 +73,20 @@ class History:
 
     Attributes:
         baseline_steps, window_steps, standard_errors: Of the `Monitor`.
+        rows: How many rows so far name a measure, be it as None.
     """
 
     baseline_steps: int
     window_steps: int
     standard_errors: float
+    rows: Counter[str] = field(default_factory=Counter[str])
     _row: Mapping[str, Any] = field(default_factory=dict[str, Any])
     _known: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Take in a row; what is absent or None in it is not known of it."""
         self._row = row
+        self.rows.update(row.keys())
         for name, value in row.items():
             if isinstance(value, Real):
                 self._known[name].append(float(value))
@@ -107,7 +110,10 @@ class History:
 
 
 class Fall(Settings):
-    """A measure lost more than `share` of its baseline. An action of None takes the monitor's."""
+    """A measure lost more than `share` of its baseline. An action of None takes the monitor's.
+
+    Every rule has `reads`: the measure whose rows it looks at.
+    """
 
     type: Literal["fall"] = "fall"
     measure: Literal[
@@ -119,6 +125,11 @@ class Fall(Settings):
     ]
     share: float = Field(gt=0.0, lt=1.0)
     action: Action | None = None
+
+    @property
+    def reads(self) -> str:
+        """As above."""
+        return self.measure
 
     def look(self, run: History) -> Finding | None:
         """What it found in the run so far; None for nothing."""
@@ -137,6 +148,7 @@ class Fall(Settings):
 class Narrowing(Settings):
     """pass@k of the training groups fell by more than `points` while avg@k rose."""
 
+    reads: ClassVar[str] = PASS_AT_K
     type: Literal["narrowing"] = "narrowing"
     points: float = Field(default=0.05, gt=0.0, lt=1.0)
     action: Action | None = None
@@ -160,6 +172,7 @@ class Narrowing(Settings):
 class Pull(Settings):
     """The teacher gives markers less, relative to other tokens, by more than `nats` on average."""
 
+    reads: ClassVar[str] = PULL_ON_MARKERS
     type: Literal["pull"] = "pull"
     nats: float = Field(default=math.log(2), gt=0.0)
     action: Action | None = None
@@ -186,7 +199,7 @@ class Pull(Settings):
 class RiseOfShare(Settings):
     """A share rose by more than `points`; a kind names it, and says it with now, before, steps."""
 
-    of: ClassVar[str]
+    reads: ClassVar[str]
     said: ClassVar[str]
     type: Any
     points: float = Field(gt=0.0, lt=1.0)
@@ -194,7 +207,7 @@ class RiseOfShare(Settings):
 
     def look(self, run: History) -> Finding | None:
         """As `Fall.look`."""
-        change = run.change(self.of)
+        change = run.change(self.reads)
         if change is None or not change.rose(beyond=self.points):
             return None
         before, now = change.before, change.now
@@ -205,7 +218,7 @@ class RiseOfShare(Settings):
 class Loops(RiseOfShare):
     """The share of responses that end in a loop rose by more than `points`."""
 
-    of: ClassVar[str] = LOOPING
+    reads: ClassVar[str] = LOOPING
     said: ClassVar[str] = (
         "{now:.0%} of the responses end in a loop ({before:.0%} in the first {steps} steps): "
         "markers in them are collapse, not doubt"
@@ -217,7 +230,7 @@ class Loops(RiseOfShare):
 class Commits(RiseOfShare):
     """The share of answers given without a check rose by more than `points`."""
 
-    of: ClassVar[str] = COMMITTED
+    reads: ClassVar[str] = COMMITTED
     said: ClassVar[str] = (
         "{now:.0%} of the answers are given without a check ({before:.0%} in the first {steps} "
         "steps)"
@@ -244,10 +257,15 @@ class HeldOut(Settings):
     patience: int = Field(default=2, ge=1)
     action: Action | None = None
 
+    @property
+    def reads(self) -> str:
+        """As of `Fall`."""
+        return f"{self.set}/{self.measure}"
+
     def look(self, run: History) -> Finding | None:
         """As `Fall.look`; of a row that is an evaluation."""
         sign, side = (-1, "above") if self.measure == COMMITTED else (1, "below")
-        values = [sign * value for value in run.all(f"{self.set}/{self.measure}")]
+        values = [sign * value for value in run.all(self.reads)]
         before, last = values[: -self.patience], values[-self.patience :]
         if not before or max(last) >= (limit := max(before) - self.by):
             return None

@@ -28,7 +28,7 @@ class Monitor(Settings):
         rules: Each is looked at after every step.
         baseline_steps: The first so many steps are what a run is compared with.
         window_steps: The last so many steps are compared; they never overlap the baseline. After
-            an alarm its rule rests for as many steps.
+            an alarm its rule rests for as many rows that name its measure.
         standard_errors: A change of means must also exceed so many standard errors of it (from the
             spread of the steps inside baseline and window).
         lower_factor: See action.
@@ -90,8 +90,7 @@ class Watcher:
         if settings is not None:
             numbers = settings.baseline_steps, settings.window_steps, settings.standard_errors
             self._history = History(*numbers)
-        self._seen = 0
-        self._last_alarm: dict[str, int] = {}  # rule to the row at which it last fired
+        self._last_alarm: dict[str, int] = {}  # rule to its rows until it last fired
         self.alarms: list[Alarm] = []
 
     def observe(self, row: Mapping[str, Any]) -> list[Alarm]:
@@ -104,15 +103,15 @@ class Watcher:
         if settings is None or not row.get("on_policy", True):
             return []
         step = int(row["step"])
-        self._seen += 1
         self._history.add(row)
         raised: list[Alarm] = []
         for rule in settings.rules:
             parts = rule.type, getattr(rule, "set", None), getattr(rule, "measure", None)
             name = ":".join(filter(None, parts))
-            rests = self._seen - self._last_alarm.get(name, -settings.window_steps)
+            seen = self._history.rows[rule.reads]
+            rests = seen - self._last_alarm.get(name, -settings.window_steps)
             if rests >= settings.window_steps and (found := rule.look(self._history)) is not None:
-                self._last_alarm[name] = self._seen
+                self._last_alarm[name] = seen
                 message = f"step {step}: {found.message}"
                 action = rule.action or settings.action
                 raised.append(Alarm(step, name, action, *found[:3], message))

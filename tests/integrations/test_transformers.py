@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from epistill.alarm_rules import Fall
+from epistill.alarm_rules import Fall, HeldOut
 from epistill.config import SamplingConfig
 from epistill.errors import EpistillError
 from epistill.integrations.transformers import EpistemicMonitor
@@ -59,6 +59,12 @@ def shorter(hooked):
 def rows_of(folder):
     path = folder / "monitor" / "metrics.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_rule_that_could_never_fire_is_refused():
+    with pytest.raises(EpistillError, match="held_out watches evaluations of 'six arms'") as said:
+        EpistemicMonitor(Monitor(rules=(HeldOut(set="six arms"),)))
+    assert "\n" not in str(said.value)
 
 
 def test_a_grpo_run_of_trl(tmp_path):

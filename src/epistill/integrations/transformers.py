@@ -27,7 +27,7 @@ from accelerate.utils import gather_object
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from epistill.alarm_rules import AVG_AT_K, DENSITY, ENTROPY, LOOPING, PASS_AT_K
+from epistill.alarm_rules import AVG_AT_K, DENSITY, ENTROPY, LOOPING, PASS_AT_K, HeldOut
 from epistill.config import SamplingConfig
 from epistill.errors import EpistillError
 from epistill.integrations.rewards import completion_text
@@ -85,6 +85,9 @@ class EpistemicMonitor(TrainerCallback):
         samples: Responses per prompt.
         sampling: How they are drawn; the draws are the same every time.
         success_above: A reward above it counts as solved, for pass@k.
+
+    Raises:
+        EpistillError: A rule on a set of evaluations: the callback sees none.
     """
 
     def __init__(
@@ -98,6 +101,11 @@ class EpistemicMonitor(TrainerCallback):
         success_above: float = 0.5,
     ) -> None:
         self._settings = settings or Monitor()
+        if blind := [rule.set for rule in self._settings.rules if isinstance(rule, HeldOut)]:
+            raise EpistillError(
+                f"the rule held_out watches evaluations of {blind[0]!r}, and this callback sees "
+                "none; expected rules on the steps, or epistill's own training"
+            )
         self._prompts = [tuple(Message(m["role"], m["content"]) for m in chat) for chat in prompts]
         self._every, self._samples = every, samples
         self._sampling = sampling or SamplingConfig()
