@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from epistill.settings import Choice
 from epistill.training_rows import Needs, ScoredRow, Tensor
@@ -30,6 +30,11 @@ class TokenWeight(Choice):
     mean_one: ClassVar[bool] = False
     from_step: int = Field(default=0, ge=0)
     until_step: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _counts_somewhere(self) -> TokenWeight:
+        _not_empty(self.from_step, self.until_step, ("from_step", "until_step"))
+        return self
 
     def weights(self, row: ScoredRow, kept: Tensor) -> Tensor:
         """[T], before the step, without gradient.
@@ -70,6 +75,11 @@ class TokenRange(TokenWeight):
     type: Literal["token_range"] = "token_range"
     skip_first: int = Field(default=0, ge=0)
     up_to: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _keeps_a_token(self) -> TokenRange:
+        _not_empty(self.skip_first, self.up_to, ("skip_first", "up_to"))
+        return self
 
     def weights(self, row: ScoredRow, kept: Tensor) -> Tensor:
         inside = kept.float().zero_()
@@ -174,3 +184,12 @@ class CertaintyGap(TokenWeight):
     def weights(self, row: ScoredRow, kept: Tensor) -> Tensor:
         gap = row.student_entropies - row.teacher_entropies
         return (-self.beta * gap.clamp(min=0.0)).exp()
+
+
+def _not_empty(start: int, stop: int | None, names: tuple[str, str]) -> None:
+    if stop is not None and stop <= start:
+        first, last = names
+        raise ValueError(
+            f"{first} is {start} and {last} is {stop}, so nothing lies between; expected {last} "
+            f"above {first}, or without {last}"
+        )

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from epistill.axes import Context, Method
+from epistill.errors import EpistillError
 from epistill.methods import METHODS, method
 from epistill.shapes import ReversedRatioShape
 from epistill.teacher.weights import LiveTeacher
@@ -197,6 +198,18 @@ def test_a_weight_counts_in_its_steps_only():
     both = ["only_rows", "token_range"]
     assert kinds == [both[:1], both[:1], both, both[1:]]
     assert chosen.at_step(0).needs == chosen.needs
+
+
+@pytest.mark.parametrize("stop", [2, 5])
+@pytest.mark.parametrize(
+    ("kind", "first", "last"),
+    [("only_rows", "from_step", "until_step"), ("token_range", "skip_first", "up_to")],
+)
+def test_a_weight_that_could_never_count_is_refused(kind, first, last, stop):
+    with pytest.raises(EpistillError, match=f"{first} is 5 and {last} is {stop}, so no") as said:
+        method("sdpo", token_weights=[{"type": kind, first: 5, last: stop}])
+    assert "\n" not in str(said.value)
+    assert method("sdpo", token_weights=[{"type": kind, first: 5, last: 6}])
 
 
 def test_a_step_leaves_out_a_weight_whose_time_has_not_come():
