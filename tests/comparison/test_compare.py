@@ -109,9 +109,9 @@ def test_the_family_is_corrected_and_controls_are_not_in_it(pair):
     rows = found["sets"][0]["measures"]
     tested = [row for row in rows if not row["control"]]
     assert [row["measure"] for row in rows if row["control"]] == ["control-en per 1,000 words"]
-    assert found["settings"]["family_sizes"]["measures"] == len(tested) == 7
+    assert found["settings"]["family_sizes"]["measures"] == len(tested) == 8
     smallest = min(tested, key=lambda row: row["p_value"])
-    assert smallest["p_holm"] == pytest.approx(min(1.0, 7 * smallest["p_value"]))
+    assert smallest["p_holm"] == pytest.approx(min(1.0, 8 * smallest["p_value"]))
     assert all(row["p_holm"] is None for row in rows if row["control"])
     assert row_of(found, "avg@k")["smallest_detectable"] > 0
 
@@ -324,7 +324,7 @@ def test_folders_of_equal_names_are_sets_and_can_be_pooled(tmp_path):
             write(tmp_path / side / f"{name}.jsonl", traces(seed=seed))
     found = compared(tmp_path / "a", tmp_path / "b").summary
     assert [one["set"] for one in found["sets"]] == ["aime", "math"]
-    assert found["settings"]["family_sizes"]["measures"] == 14
+    assert found["settings"]["family_sizes"]["measures"] == 16
     pooled = compared(tmp_path / "a", tmp_path / "b", replace(OPTIONS, pool=True)).summary
     assert [one["set"] for one in pooled["sets"]] == ["all"]
     assert pooled["sets"][0]["responses"]["a"] == 200
@@ -439,6 +439,8 @@ def test_unverified_answers_and_candidates_are_compared(tmp_path):
     )  # fmt: skip
     row = row_of(compared(a, b).summary, "answers given unverified")
     assert (row["a"]["value"], row["b"]["value"]) == (0, pytest.approx(4 / 6))
+    row = row_of(compared(a, b).summary, "answers verified")
+    assert (row["a"]["value"], row["b"]["value"]) == (1, pytest.approx(2 / 6))
     assert row_of(compared(a, b).summary, "candidates")["a"]["value"] == 1
     first = row_of(compared(a, b).summary, "first commitment, share of the reasoning")
     assert first["a"]["value"] == pytest.approx(3 / len("so 7. Let me check: 7"))

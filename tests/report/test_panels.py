@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import json
 import re
 
+import epistill
+from epistill.report.format import format_estimate, measure_digits, measure_title
 from epistill.report.panels import PALETTE, curve
 from epistill.report.study_page import PLOTLY, with_code, write_report
 from epistill.report.trace_figures import decile_plots
@@ -46,6 +49,29 @@ def test_a_page_weighs_at_most_2_mb_marks_its_headings_and_shows_no_backtick(tmp
         assert plots
         assert all("aria-label=" in plot for plot in plots)
         assert not re.search(r"</h2>\s*<h2", body)
+
+
+def test_the_pages_show_verified_committed_and_candidates(tmp_path):
+    report = committed("lab")
+    html = write_report(report, tmp_path / "study").read_text()
+    arms = re.search(r'<table class="wide" id="arms">.*?</table>', html, flags=re.DOTALL)[0]
+    names = ("verified_share", "committed_share", "candidates")
+    assert all(f">OOD {measure_title(name)}</th>" in arms for name in names)
+    for arm, row in zip(report["arms"], arms.split("<tr>")[2:], strict=True):
+        found = arm["evaluations"].get("ood") or {}
+        shown = [format_estimate(found.get(name), measure_digits(name)) for name in names]
+        cells = [re.sub(r"<[^>]+>", "", cell).strip() for cell in row.split("<td>")[-3:]]
+        assert cells == shown
+    assert sum(cell != "–" for cell in shown) == len(names)  # of the last arm all is known
+    traces = tmp_path / "a.jsonl"
+    checked = {"response": "<think>so 7. Let me check: 7</think>\\boxed{7}", "pred": "7"}
+    traces.write_text("".join(json.dumps({"problem_id": i, **checked}) + "\n" for i in range(3)))
+    epistill.measure(traces, report=tmp_path / "m.html")
+    page = (tmp_path / "m.html").read_text()
+    assert all(f">{measure_title(name)}</th>" in page for name in names)
+    assert re.findall(r"<td>([\d.]+)", page.split("<h2>Markers of doubt")[0])[-3:] == [
+        "1.000", "0.000", "1.0"
+    ]  # fmt: skip
 
 
 def test_code_is_escaped():

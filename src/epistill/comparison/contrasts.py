@@ -103,6 +103,7 @@ def contrasts_of(
 def _checks(paired: PairedProblems) -> Iterator[Contrast]:
     """What `Checked` says, over the responses of which text can tell."""
     for measure, name in (
+        ("answers verified", "verified"),
         ("answers given unverified", "committed"),
         ("candidates", "candidates"),
         ("first commitment, share of the reasoning", "first_commitment"),
