@@ -159,6 +159,14 @@ def test_words_that_one_side_was_made_to_write_are_another_setting(tmp_path, rul
         compared(a, b)
 
 
+def test_how_many_rows_were_decoded_together_is_no_setting(tmp_path):
+    a, b = (
+        write(tmp_path / f"{rows}.jsonl", traces(sampling={"temperature": 1.0, "batch_rows": rows}))
+        for rows in (8, 64)
+    )
+    assert compared(a, b).summary["differs"] == []
+
+
 def test_settings_that_only_one_side_states_are_said(tmp_path):
     a = write(tmp_path / "a.jsonl", traces(temperature=1))
     b = write(tmp_path / "b.jsonl", traces())
@@ -330,11 +338,12 @@ def test_folders_of_equal_names_are_sets_and_can_be_pooled(tmp_path):
     assert pooled["sets"][0]["responses"]["a"] == 200
 
 
-def run_directory(folder, temperature=1.0, **own):
+def run_directory(folder, temperature=1.0, batch_rows=256, **own):
     task = {"type": "star_search", "arms": 3, "depth": 1, "split": "test"}
     chosen = {"name": "held out", "task": task, "problems": 6, "samples": 2, **own}
     store = RunStore(folder)
-    store.begin({"sampling": {"temperature": temperature}, "evaluations": [chosen]}, {})
+    sampling = {"temperature": temperature, "batch_rows": batch_rows}
+    store.begin({"sampling": sampling, "evaluations": [chosen]}, {})
     from epistill.config import EvalSet
     from epistill.tasks.coverage import load_eval_problems
 
@@ -353,7 +362,7 @@ def run_directory(folder, temperature=1.0, **own):
 
 
 def test_run_directories_with_texts_that_were_not_kept(tmp_path):
-    a, b = run_directory(tmp_path / "a"), run_directory(tmp_path / "b")
+    a, b = run_directory(tmp_path / "a"), run_directory(tmp_path / "b", batch_rows=8)
     found = compared(a, b).summary
     (one,) = found["sets"]
     assert (one["set"], one["problems"], one["responses"]["a"], one["unit"]) == (

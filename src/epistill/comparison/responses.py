@@ -38,7 +38,7 @@ SETTINGS = ("temperature", "top_p", "top_k", "min_p", "max_tokens", "max_new_tok
 CONTAINERS = ("sampling", "sampling_params", "sampling_config", "generation_config", "gen_kwargs")
 _SAME = {"max_new_tokens": "max_tokens", "max_completion_tokens": "max_tokens",
          "enable_thinking": "thinking"}  # fmt: skip
-_NOT_SETTINGS = {"n", "seed", "stop", "num_return_sequences"}
+_NOT_SETTINGS = {"n", "seed", "stop", "num_return_sequences", "batch_rows"}
 
 
 @dataclass(slots=True)
@@ -187,7 +187,8 @@ def read_side(source: Source, settled: Mapping[Path, Options], options: Options)
             )
     side.draw(options.keep)
     for setting, value in (source.settings or {}).items():
-        side.settings[_SAME.get(setting, setting)].add(_shown_value(value))
+        if setting != "batch_rows":  # they change how fast responses are drawn
+            side.settings[_SAME.get(setting, setting)].add(_shown_value(value))
     for chosen in source.run.config.get("evaluations", ()) if source.run else ():
         for setting in EvalSet.OWN_SAMPLING:
             name = f"{_SAME.get(setting, setting)} of {chosen['name']!r}"
