@@ -273,3 +273,15 @@ def spoil(reply, fault):
             choice["logprobs"]["token_logprobs"][0] = None
         else:
             next(iter(choice["prompt_logprobs"][-1].values()))["logprob"] = None
+
+
+def nobody_answers(monkeypatch):
+    """Every exchange with a server ends without a reply; the seconds that each had, as they come."""
+    limits = []
+
+    async def exchange(http, url, body, seconds, most_bytes):
+        limits.append(seconds)
+        raise TimeoutError
+
+    monkeypatch.setattr(vllm_client, "exchange", exchange)
+    return limits

@@ -28,7 +28,7 @@ from epistill.rollouts.prompts import render_prompt
 from epistill.rollouts.top_k_scores import top_k_scores
 from epistill.rollouts.vllm_client import Client
 from epistill.tasks.coverage import load_eval_problems
-from tests.helpers.fake_vllm import FakeVllm
+from tests.helpers.fake_vllm import FakeVllm, nobody_answers
 from tests.helpers.python import run_epistill
 from tests.helpers.served import serving, stop, widen_heads
 
@@ -197,13 +197,7 @@ def test_the_chat_template_reaches_a_served_model(tmp_path):
 
 
 def test_a_server_that_does_not_say_what_it_serves_is_left_soon(lab_model, tmp_path, monkeypatch):
-    limits = []
-
-    async def exchange(http, url, body, seconds, most_bytes):
-        limits.append(seconds)
-        raise TimeoutError
-
-    monkeypatch.setattr(vllm_client, "exchange", exchange)
+    limits = nobody_answers(monkeypatch)
     hasty = partial(Client, sleep=lambda seconds: None)
     monkeypatch.setattr("epistill.rollouts.load_engine.Client", hasty)
     with pytest.raises(EpistillError, match="no reply within 30 s"):

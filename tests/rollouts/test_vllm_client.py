@@ -10,12 +10,11 @@ import pytest
 
 from epistill.config import SamplingConfig
 from epistill.errors import EpistillError
-from epistill.rollouts import vllm_client
 from epistill.rollouts.engine import PromptRequest
 from epistill.rollouts.vllm_api import ServedModels, WeightInfo, read_reply, sample_request
 from epistill.rollouts.vllm_engine import VllmEngine
 from epistill.rollouts.vllm_server import Refused, ServersLost, UnusableReply, server_words
-from tests.helpers.fake_vllm import FakeVllm, impatient_with
+from tests.helpers.fake_vllm import FakeVllm, impatient_with, nobody_answers
 from tests.helpers.models import make_tiny_model
 
 MODEL = make_tiny_model()
@@ -284,13 +283,7 @@ def test_a_version_that_no_push_gave_is_shown_on_one_line(tmp_path):
 
 @pytest.mark.parametrize(("tokens", "seconds"), [(3, 20.0), (20_480, 4096.0)])
 def test_a_reply_of_many_tokens_has_the_time_that_they_take(tokens, seconds, monkeypatch):
-    limits = []
-
-    async def exchange(http, url, body, limit, most_bytes):
-        limits.append(limit)
-        raise TimeoutError
-
-    monkeypatch.setattr(vllm_client, "exchange", exchange)
+    limits = nobody_answers(monkeypatch)
     how = {"samples": 8, "sampling": SamplingConfig(max_new_tokens=tokens), "seed": 0}
     asked = sample_request("m", (1, 2, 3), ends={END}, vocabulary=60, **how)
     with (

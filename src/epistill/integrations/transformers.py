@@ -44,7 +44,7 @@ from epistill.rollouts.sampler import sample
 from epistill.seeds import derive_seed
 from epistill.store import RunStore, write_json
 from epistill.tasks.answers import extract_answer
-from epistill.thinking import split_thinking
+from epistill.thinking import SplitResponse, split_thinking
 
 Reward = Callable[..., Sequence[float | None]]
 Chat = Sequence[Mapping[str, str]]
@@ -61,9 +61,8 @@ class _Response:
     score: float | None
 
     @classmethod
-    def of(cls, text: str, tokens: int, score: float | None, opened: bool) -> _Response:
-        """Of a completion; its final answer is read as a grader reads it."""
-        part = split_thinking(text, opened_in_prompt=opened)
+    def of(cls, text: str, part: SplitResponse, tokens: int, score: float | None) -> _Response:
+        """Of a completion, split; its final answer is read as a grader reads it."""
         checked = checked_response(text, part, extract_answer(part.answer))
         return cls(tokens, total_markers(text), is_looping(text), checked, score)
 
@@ -156,10 +155,12 @@ class EpistemicMonitor(TrainerCallback):
         all_ids = call["completion_ids"]
         texts = list(map(self._text, all_ids, call["completions"]))
         # TRL does not say what its template opened; one that closes what it did not open does.
-        opened = any(split_thinking(text).form == "opened" for text in texts)
+        parts = [split_thinking(text) for text in texts]
+        if any(part.form == "opened" for part in parts):
+            parts = [split_thinking(text, opened_in_prompt=True) for text in texts]
         found = [
-            _Response.of(text, len(ids), _number(score), opened)
-            for text, ids, score in zip(texts, all_ids, rewards, strict=True)
+            _Response.of(text, part, len(ids), _number(score))
+            for text, part, ids, score in zip(texts, parts, all_ids, rewards, strict=True)
         ]
         self._calls.append(found)
         log: Callable[[str, float], None] | None = call.get("log_metric")
@@ -221,10 +222,16 @@ class EpistemicMonitor(TrainerCallback):
             )
         finally:
             network.train(training)
-        opened = [prompts[int(one.problem_id)].opens_thinking for one in rollouts]
         drawn = [
-            _Response.of(one.text, len(one.completion_ids), None, begun)
-            for one, begun in zip(rollouts, opened, strict=True)
+            _Response.of(
+                one.text,
+                split_thinking(
+                    one.text, opened_in_prompt=prompts[int(one.problem_id)].opens_thinking
+                ),
+                len(one.completion_ids),
+                None,
+            )
+            for one in rollouts
         ]
         nats = sum(sum(one.entropies or ()) for one in rollouts)
         return self._row(step, [drawn], 1, nats / sum(one.tokens for one in drawn))

@@ -129,9 +129,14 @@ def served_hours(
     """
     found = apart(gpus=gpus)
     if isinstance(config.rollouts, VllmRollouts) and config.rollouts.ahead and config.steps:
-        shorter = min(found["sampling"], found["training"])
-        found["total"] -= shorter * (1 - 1 / config.steps)
+        beside = _overlapped(found["sampling"], found["training"], config.steps)
+        found["total"] = beside + found["evaluation"]
     return found
+
+
+def _overlapped(sampling: float, training: float, steps: int) -> float:
+    """Of both, each batch beside the update before; the first has none, nor the last update."""
+    return max(sampling, training) + min(sampling, training) / steps
 
 
 def one_step_ahead(
@@ -165,8 +170,7 @@ def one_step_ahead(
         if k < gpus
     ]
     in_process = together(gpus=gpus)
-    # The first batch has no update beside it, the last update no batch.
-    ahead, servers = min((max(parts) + min(parts) / config.steps, k) for k, *parts in splits)
+    ahead, servers = min((_overlapped(asked, own, config.steps), k) for k, asked, own in splits)
     return {
         "servers": servers,
         "hours_ahead": ahead,

@@ -108,12 +108,17 @@ def extract_answer(text: str) -> str | None:
         ('3', '18')
         >>> extract_answer("I do not know what to say about this question, or about any other.")
     """
-    return framed_answer(text) or short_line(readable(text))
+    text = readable(text)
+    return _framed(text) or short_line(text)
 
 
 def framed_answer(text: str) -> str | None:
     """`extract_answer` of frames alone."""
-    return next((c for framed in frames(text) if (c := clean(framed.text))), None)
+    return _framed(readable(text))
+
+
+def _framed(text: str) -> str | None:
+    return next((c for framed in frames_in(text) if (c := clean(framed.text))), None)
 
 
 def short_line(text: str) -> str | None:

@@ -108,7 +108,7 @@ def _enough(
     least: int | None = None,
 ) -> list[GradedRollout]:
     """The first so many that are chosen of what the rounds so far have brought, `least` of all."""
-    kept, chosen = list[GradedRollout](), list[GradedRollout]()
+    kept = list[GradedRollout]()
     for right in rounds:
         kept += right
         if len(kept) >= count and len(chosen := chosen_of(kept)) >= count:
