@@ -121,6 +121,16 @@ def test_bfloat16_weight_gradients_accumulate_in_float32():
     assert error < 4e-3  # one rounding to bfloat16, not one per chunk
 
 
-def test_chunk_rows_keeps_memory_constant():
-    assert chunk_rows(151_936) * 151_936 <= 2**25
-    assert chunk_rows(10**9) == 1
+@pytest.mark.parametrize(("device", "trained"), [("cpu", False), ("cpu", True), ("meta", False)])
+@pytest.mark.parametrize("vocabulary", [64, 49_152, 151_936, 262_144, 10**6])
+def test_chunk_rows_keeps_memory_constant(device, trained, vocabulary):
+    weight = torch.empty(1, 1, device=device).expand(vocabulary, 1).requires_grad_(trained)
+    rows = chunk_rows(weight)
+    assert rows * vocabulary <= 2**25
+    # What the C library keeps for the next chunk, but where products would have few rows.
+    assert device != "cpu" or trained or rows <= 128 or 4 * rows * vocabulary < 2**25
+    assert rows >= min(128, 2**25 // vocabulary)
+
+
+def test_at_least_one_row():
+    assert chunk_rows(torch.empty(1, 1).expand(10**9, 1)) == 1

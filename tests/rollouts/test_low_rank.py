@@ -10,7 +10,7 @@ from peft.tuners.lora import Linear
 from torch import nn
 
 from epistill.config import Lora
-from epistill.rollouts.low_rank import low_rank_sum, use_low_rank_sums, weights_stay
+from epistill.rollouts.low_rank import adapted_linear, use_low_rank_sums, weights_stay
 from epistill.rollouts.model import with_lora
 
 IDS = torch.tensor([[5, 9, 17, 4, 30], [7, 7, 12, 50, 3]])
@@ -62,13 +62,19 @@ def test_in_bfloat16_masters_are_float32_and_gradients_as_good_as_pefts(tiny_mod
     assert sum(gaps) < 1.5 * sum(rounding)
 
 
-def test_gradients_by_finite_differences():
+@pytest.mark.parametrize("biased", [True, False])
+def test_gradients_by_finite_differences(biased):
     generator = torch.Generator().manual_seed(0)
-    base, x, down, up = (
-        torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
-        for shape in ((2, 3, 5), (2, 3, 4), (2, 4), (5, 2))
+    x, weight, bias, down, up = (
+        torch.randn(shape, generator=generator, dtype=torch.float64)
+        for shape in ((2, 3, 4), (5, 4), (5,), (2, 4), (5, 2))
     )
-    assert torch.autograd.gradcheck(low_rank_sum, (base, x, down, up, 1.7))
+    bias = bias if biased else None
+    expected = x @ (weight + 1.7 * up @ down).t() + (bias if biased else 0.0)
+    torch.testing.assert_close(adapted_linear(x, weight, bias, down, up, 1.7), expected)
+    trained = [one.requires_grad_() for one in (x, down, up)]
+    found = lambda x, *factors: adapted_linear(x, weight, bias, *factors, 1.7)  # noqa: E731
+    assert torch.autograd.gradcheck(found, trained)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -18,13 +18,22 @@ from epistill.objective.products import add_weight_gradient, linear
 
 # Logits held at once: 2^25 float32 numbers are 128 MiB.
 LOGITS_PER_CHUNK = 2**25
+# On a CPU 28 MiB: glibc asks the system for arrays of 32 MiB and more anew each time, and their
+# pages are cleared each time. But products of few rows wait for the weight, and a head that is
+# trained adds up its whole gradient for every chunk.
+CPU_LOGITS_PER_CHUNK = 7 * 2**20
+CPU_LEAST_ROWS = 128
 
 ChunkLoss = Callable[[Tensor, slice], Tensor]
 
 
-def chunk_rows(vocabulary: int, logits_per_chunk: int = LOGITS_PER_CHUNK) -> int:
-    """Positions per chunk for a vocabulary of this size."""
-    return max(1, logits_per_chunk // vocabulary)
+def chunk_rows(weight: Tensor) -> int:
+    """Positions per chunk for an output layer of this weight, [V, H]."""
+    vocabulary = weight.shape[0]
+    most = max(1, LOGITS_PER_CHUNK // vocabulary)
+    if weight.device.type != "cpu" or weight.requires_grad:
+        return most
+    return min(most, max(CPU_LEAST_ROWS, CPU_LOGITS_PER_CHUNK // vocabulary))
 
 
 def head_loss(
@@ -48,7 +57,7 @@ def head_loss(
     Returns:
         The scalar, in float32 or better.
     """
-    rows = rows_per_chunk or chunk_rows(weight.shape[0])
+    rows = rows_per_chunk or chunk_rows(weight)
     return _HeadLoss.apply(hidden, weight, bias, loss_of_chunk, rows)  # pyright: ignore
 
 

@@ -86,9 +86,10 @@ class _LogProbsOf(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, ids: Tensor) -> Tensor:
         rows = logits.reshape(-1, logits.shape[-1])
         # In two parts: a probability near one loses its last digits in logits - (top + log_sum).
-        top = rows.amax(-1, keepdim=True)
+        top = rows.new_empty(len(rows), 1)
         log_sum = torch.empty_like(top)
         for block in row_blocks(rows):
+            top[block] = rows[block].amax(-1, keepdim=True)
             log_sum[block] = torch.sub(rows[block], top[block]).exp_().sum(-1, keepdim=True).log_()
         ctx.save_for_backward(logits, ids, top + log_sum)
         top, log_sum = (part.reshape(*logits.shape[:-1], 1) for part in (top, log_sum))

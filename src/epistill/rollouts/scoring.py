@@ -50,7 +50,7 @@ def score_completions(
         states = shared.hidden(model)
         tokens = torch.tensor([t for one in chosen for t in one], device=model.device)
         parts: list[Tensor] = []
-        chunk = chunk_rows(head.weight.shape[0])
+        chunk = chunk_rows(head.weight)
         for some, ids in zip(states.split(chunk), tokens.split(chunk), strict=True):
             logits = tempered(head.logits(some).float(), temperature)
             normalised = logits.log_softmax(-1)

@@ -27,6 +27,7 @@ from epistill.rollouts.model import Head, LanguageModel
 from epistill.rollouts.shared_prompts import SharedPrompts
 from epistill.teacher.weights import Teacher
 from epistill.training.pre_step_scores import gather_scores
+from epistill.training.short_attention import short_attention_in_float32
 from epistill.training.teacher_pull import pull, pull_before, pull_elsewhere
 from epistill.training.token_coefficients import TokenCoefficients, plan_coefficients
 from epistill.training_rows import PreStepScores, Progress, TrainingRow
@@ -161,9 +162,10 @@ class _Step:
             seen = {name: (hidden[part], theirs) for name, (hidden, theirs) in views.items()}
             return self._chunk(logits, batch.token_ids[part], here, seen)
 
-        loss = head_loss(batch.hidden(student), head.weight, head.bias, of_chunk)
-        self._add("loss", loss.detach())
-        loss.backward()
+        with short_attention_in_float32():
+            loss = head_loss(batch.hidden(student), head.weight, head.bias, of_chunk)
+            self._add("loss", loss.detach())
+            loss.backward()
 
     @torch.no_grad()
     def _views(self, teacher: Teacher, base: Teacher | None) -> dict[str, tuple[Tensor, Head]]:
