@@ -15,6 +15,7 @@ from torch import Tensor, UntypedStorage
 
 from epistill.config import MOST_MICROBATCH_TOKENS, RunConfig
 from epistill.rollouts.model import LanguageModel
+from epistill.training.short_attention import short_attention_in_float32
 from epistill.world import World
 
 LEAST_MICROBATCH_TOKENS = 512  # a longer row goes alone
@@ -84,7 +85,8 @@ def _kept_bytes(model: LanguageModel, tokens: int) -> int:
 
     places = torch.arange(tokens, device=model.device)
     ids = (places % model.vocabulary).unsqueeze(0)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda nothing: nothing):
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda nothing: nothing)
+    with hooks, short_attention_in_float32():
         model.hidden(ids, torch.zeros_like(places), places)
     return sum(storage.nbytes() for storage in kept.values())
 
