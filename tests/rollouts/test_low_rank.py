@@ -77,6 +77,16 @@ def test_gradients_by_finite_differences(biased):
     assert torch.autograd.gradcheck(found, trained)
 
 
+@pytest.mark.parametrize("shape", [(0, 4), (2, 0, 4)])
+def test_no_rows_are_no_error(shape):
+    """An expert that no token is sent to."""
+    x, factors = torch.randn(shape).requires_grad_(), (torch.randn(2, 4), torch.randn(5, 2))
+    found = adapted_linear(x, torch.randn(5, 4), None, *factors, 1.7)
+    found.sum().backward()
+    assert found.shape == (*shape[:-1], 5)
+    assert x.grad.shape == shape
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.inference_mode()
 def test_while_weights_stay_the_factors_are_cast_once_and_nothing_else_changes(tiny_model, dtype):

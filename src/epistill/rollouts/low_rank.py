@@ -36,6 +36,7 @@ class _PlainLoraLinear(Linear):
     def is_vanilla(self) -> bool:
         """One adapter that is on, and not part of the base's weights, which are frozen."""
         on = not self.disable_adapters and not self.merged and len(self.active_adapters) == 1
+        on = on and self.active_adapters[0] in self.lora_A  # another's layers may be others
         return on and not any(one.requires_grad for one in self.base_layer.parameters())
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -50,7 +51,7 @@ class _PlainLoraLinear(Linear):
         found = nn.functional.linear(rows, weight, base.bias)
         if found.dtype not in kept:
             kept[found.dtype] = _cast(*self._factors(), found.dtype)
-        return _add(found, rows, *kept[found.dtype])[0].view(*x.shape[:-1], -1)
+        return _add(found, rows, *kept[found.dtype])[0].view(*x.shape[:-1], len(weight))
 
     def _factors(self) -> tuple[Any, Any, float]:
         name = self.active_adapters[0]
@@ -126,7 +127,7 @@ class _AdaptedLinear(torch.autograd.Function):
         found, inner = _add(base, rows, a, b)
         ctx.save_for_backward(rows, inner, weight, a, b)
         ctx.scale, ctx.types = scale, (x.dtype, down.dtype, up.dtype)
-        return found.view(*x.shape[:-1], -1)
+        return found.view(*x.shape[:-1], len(weight))
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
@@ -138,6 +139,6 @@ class _AdaptedLinear(torch.autograd.Function):
         to_x = None
         if ctx.needs_input_grad[0]:
             to_x = (flat @ weight.to(flat.dtype)).addmm_(back, a.t())
-            to_x = to_x.view(*grad.shape[:-1], -1).to(of_x)
+            to_x = to_x.view(*grad.shape[:-1], weight.shape[1]).to(of_x)
         to_down, to_up = back.t() @ rows, (flat.t() @ inner) * ctx.scale
         return to_x, None, None, to_down.to(of_down), to_up.to(of_up), None
