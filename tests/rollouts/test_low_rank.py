@@ -73,8 +73,9 @@ def test_gradients_by_finite_differences(biased):
     expected = x @ (weight + 1.7 * up @ down).t() + (bias if biased else 0.0)
     torch.testing.assert_close(adapted_linear(x, weight, bias, down, up, 1.7), expected)
     trained = [one.requires_grad_() for one in (x, down, up)]
-    found = lambda x, *factors: adapted_linear(x, weight, bias, *factors, 1.7)  # noqa: E731
-    assert torch.autograd.gradcheck(found, trained)
+    assert torch.autograd.gradcheck(
+        lambda x, *factors: adapted_linear(x, weight, bias, *factors, 1.7), trained
+    )
 
 
 @pytest.mark.parametrize("shape", [(0, 4), (2, 0, 4)])
@@ -112,6 +113,15 @@ def test_while_weights_stay_the_factors_are_cast_once_and_nothing_else_changes(t
         off = logits()
         with weights_stay(ours):
             assert torch.equal(logits(), off)
+
+
+def test_layers_without_the_active_adapter_are_their_base(tiny_model):
+    theirs, _ = adapted(tiny_model, torch.float32)
+    theirs.add_adapter("other", LoraConfig(r=2, target_modules=["v_proj"]))
+    theirs.set_adapter("other")
+    ours = copy.deepcopy(theirs)
+    use_low_rank_sums(ours)
+    torch.testing.assert_close(ours(input_ids=IDS).logits, theirs(input_ids=IDS).logits)
 
 
 def test_off_means_off(tiny_model):

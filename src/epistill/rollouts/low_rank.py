@@ -121,8 +121,9 @@ class _AdaptedLinear(torch.autograd.Function):
         up: Tensor,
         scale: float,
     ) -> Tensor:
-        base = nn.functional.linear(x.flatten(0, -2), weight, bias)
-        rows = x.flatten(0, -2).to(base.dtype)
+        rows = x.flatten(0, -2)
+        base = nn.functional.linear(rows, weight, bias)
+        rows = rows.to(base.dtype)
         a, b = _cast(down, up, scale, base.dtype)
         found, inner = _add(base, rows, a, b)
         ctx.save_for_backward(rows, inner, weight, a, b)
